@@ -1,0 +1,53 @@
+# Everything runs in .venv, which the first target that needs it makes; `make` alone lists the targets.
+PYTHON ?= python3
+COMMITS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench dashboard figures lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, bench and figures.'
+
+setup: $(READY) ## make .venv with the package, editable, and everything the other targets use
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 10) and sys.exit("fastconv needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
+	@echo "Installing fastconv and its tools into $(VENV) (a minute or two the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup ## the dense layer of 10^9 weights against small kernels, in under a minute
+	$(BIN)/python -m bench --quick $(ARGS)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup ## the whole comparison that demo abridges
+	$(BIN)/python -m bench $(ARGS)
+
+figures: setup ## measure the whole comparison and redraw the figure in docs/figures
+	$(BIN)/python -m bench --figure docs/figures/headline --json docs/figures/headline.json $(ARGS)
+
+dashboard: setup ## measure the newest COMMITS=2 commits with asv and make the site of all results
+	$(BIN)/asv machine --yes
+	$(BIN)/asv run --skip-existing-successful "HEAD -n $(COMMITS)" || test $$? -eq 2 # 2: some benchmark failed, the site shows which
+	$(BIN)/asv publish
+	@echo "Open it with: $(BIN)/python -m http.server --directory .asv/html 8000, then http://127.0.0.1:8000"
+
+lint: setup ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## mend style and formatting where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv, builds and caches; measurements under .asv/results stay
+	rm -rf $(VENV) .asv/env .asv/html bench-results build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,11 @@
+"""The algorithms, one file each with forward pass and both gradients, in the order in which `auto` prefers them."""
+
+from __future__ import annotations
+
+from fastconv.algorithms.base import Algorithm
+from fastconv.algorithms.direct import Direct
+from fastconv.algorithms.im2col import Im2col
+from fastconv.algorithms.naive import Naive
+
+REGISTRY: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Direct(), Im2col(), Naive())}
+"""Name to algorithm; the plain reference comes last."""

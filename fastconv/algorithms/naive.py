@@ -1,0 +1,94 @@
+"""naive: the formula as loops, parallel over outputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastconv.algorithms.base import (
+    Algorithm,
+    Epilogue,
+    Estimate,
+    canonical_strides,
+    canonical_weight_strides,
+)
+from fastconv.cost import conv_bytes, conv_flops
+from fastconv.kernels import launch
+from fastconv.kernels import naive as kernels
+from fastconv.kernels.params import address, fill
+from fastconv.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+_VECTOR_SHARE = 0.12
+"""Share of the peak with output channels in vectors: every product passes through a load and a store of its sum."""
+_SCALAR_SECONDS = 1.3e-9
+"""One product of one thread where channels fill no vector: the latency of a sum that goes through memory."""
+
+
+class Naive(Algorithm):
+    """Plain loops in the order of the formula."""
+
+    name = "naive"
+
+    def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
+        flops = conv_flops(problem)
+        vectors = problem.layout == "NHWC" and problem.oc_per_group * problem.itemsize >= machine.vector_bytes
+        compute = (
+            flops / (machine.peak_flops * _VECTOR_SHARE) if vectors else flops / 2 * _SCALAR_SECONDS / machine.threads
+        )
+        seconds = max(compute, conv_bytes(problem, direction) / machine.bandwidth)
+        return Estimate(seconds, 0, "plain loops" + ("" if vectors else ", one product at a time"))
+
+    def _run(
+        self, kernel: Any, problem: ConvProblem, tasks: int, grain: int, x: np.ndarray, w: np.ndarray, y: np.ndarray,
+        u: np.ndarray, epilogue: Epilogue, threads: int,
+    ) -> None:  # fmt: skip
+        item = problem.itemsize
+        x_n, x_i, x_j, x_c = canonical_strides(problem.x_shape, item, problem.layout)
+        h_n, h_i, h_j, h_d = canonical_strides(problem.y_shape, item, problem.layout)
+        v_a, v_b, v_c, v_d = canonical_weight_strides(problem.w_shape, item, problem.layout)
+        (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
+        params = fill(
+            kernels.NAIVE,
+            x=address(x), x_n=x_n, x_i=x_i, x_j=x_j, x_c=x_c,
+            v=address(w), v_a=v_a, v_b=v_b, v_c=v_c, v_d=v_d,
+            h=address(y), h_n=h_n, h_i=h_i, h_j=h_j, h_d=h_d,
+            u=address(u), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
+            n=problem.n, ih=ih, iw=iw, oh=oh, ow=ow, kh=kh, kw=kw,
+            groups=problem.groups, ic_per_group=problem.ic_per_group, oc_per_group=problem.oc_per_group,
+            stride_i=problem.stride[0], stride_j=problem.stride[1],
+            pad_i=problem.padding[0][0], pad_j=problem.padding[1][0],
+            dilation_i=problem.dilation[0], dilation_j=problem.dilation[1],
+        )  # fmt: skip
+        launch.run(kernel(problem.dtype, problem.layout == "NHWC"), params, tasks, threads=threads, grain=grain)
+
+    def forward(
+        self,
+        problem: ConvProblem,
+        x: np.ndarray,
+        w: np.ndarray,
+        epilogue: Epilogue,
+        y: np.ndarray,
+        prepared: Any,
+    ) -> None:
+        start = epilogue.start(problem.oc, 1, problem.oc, problem.dtype)
+        oh, ow = problem.output_size
+        self._run(kernels.forward, problem, problem.n * oh * ow, ow, x, w, y, start, epilogue, launch.max_threads())
+
+    def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
+        ih, iw = problem.input_size
+        unused = np.empty(0)
+        self._run(
+            kernels.grad_input, problem, problem.n * ih * iw, iw, grad_x, w, grad_y, unused, Epilogue(),
+            launch.max_threads(),
+        )  # fmt: skip
+
+    def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
+        kh, kw = problem.kernel_size
+        threads = launch.max_threads()
+        sums = np.empty((threads, problem.oc), problem.dtype)
+        tasks = kh * kw * problem.ic_per_group
+        self._run(kernels.grad_weight, problem, tasks, 1, x, grad_w, grad_y, sums, Epilogue(), threads)

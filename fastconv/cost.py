@@ -1,0 +1,62 @@
+"""What a layer costs by counting: parameters, operations, bytes, and the time that the machine's limits allow."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fastconv.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+
+def conv_parameters(problem: ConvProblem, bias: bool = False) -> int:
+    """Trainable numbers of the convolution: one weight for each tap, input channel of the group and output channel."""
+    return math.prod(problem.w_shape) + (problem.oc if bias else 0)
+
+
+def conv_flops(problem: ConvProblem) -> int:
+    """Floating-point operations of the plain sum, a multiplication and an addition for each product.
+
+    Products with padding count, as they do in the field's usual figures. The three directions have the same count.
+    """
+    return 2 * problem.n * math.prod(problem.output_size) * math.prod(problem.w_shape)
+
+
+def conv_bytes(problem: ConvProblem, direction: str = "forward") -> int:
+    """Bytes that must move at least: every array of that direction once.
+
+    All three directions touch an input, weights and an output; which of them is written does not change the sum.
+    """
+    elements = math.prod(problem.x_shape) + math.prod(problem.w_shape) + math.prod(problem.y_shape)
+    return elements * problem.itemsize
+
+
+def im2col_bytes(problem: ConvProblem) -> int:
+    """Bytes of the whole patch matrix, which im2col would hold if it did not work block by block."""
+    taps = math.prod(problem.kernel_size)
+    return problem.n * math.prod(problem.output_size) * taps * problem.ic * problem.itemsize
+
+
+def dense_parameters(features: int, units: int, bias: bool = False) -> int:
+    """Trainable numbers of a fully connected layer."""
+    return features * units + (units if bias else 0)
+
+
+def dense_flops(n: int, features: int, units: int) -> int:
+    """Floating-point operations of a fully connected layer on n inputs."""
+    return 2 * n * features * units
+
+
+def dense_bytes(n: int, features: int, units: int, itemsize: int) -> int:
+    """Bytes that a fully connected layer moves at least: x, w and y once."""
+    return (n * features + features * units + n * units) * itemsize
+
+
+def roofline_seconds(flops: float, bytes_: float, machine: Machine) -> float:
+    """The machine's limit: the longer of computing at the peak and moving the bytes at full bandwidth.
+
+    Williams, Waterman and Patterson, "Roofline: an insightful visual performance model", 2009.
+    """
+    return max(flops / machine.peak_flops, bytes_ / machine.bandwidth)

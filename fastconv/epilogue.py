@@ -1,0 +1,58 @@
+"""What surrounds the sums of a convolution: activations, and the bias gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+from fastconv.arrays import ready
+from fastconv.kernels import dense as kernels
+from fastconv.kernels import launch
+from fastconv.kernels.activation import compile_activation
+from fastconv.kernels.params import address, fill
+
+_SUM_BLOCK = 1 << 12
+"""Pixels of one partial sum: fixed, so that the sum has the same bits for any number of threads."""
+
+
+def check_activation(activation: Any) -> None:
+    """Raise unless it is None, "relu" or a function compiled with numba.njit."""
+    if activation is None or isinstance(activation, Dispatcher):
+        return
+    if isinstance(activation, str):
+        if activation != "relu":
+            raise ValueError(f"activation must be None, 'relu' or a numba.njit function, got {activation!r}")
+        return
+    hint = ": decorate it with numba.njit" if callable(activation) else ""
+    raise TypeError(f"activation must be None, 'relu' or a numba.njit function, got {activation!r}{hint}")
+
+
+def activation_for(activation: Any, dtype: str) -> Any:
+    """The compiled loop over a user's activation, None where there is none."""
+    return compile_activation(activation, dtype) if isinstance(activation, Dispatcher) else None
+
+
+def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:
+    """Sum an image over everything but its channels, in float64."""
+    dtype = "float32" if values.dtype.name == "float16" else values.dtype.name
+    values = ready(values, dtype)
+    item = values.itemsize
+    if layout == "NHWC":
+        n, pixels, channels = values.shape[0], values.shape[1] * values.shape[2], values.shape[3]
+        steps = {"values_n": pixels * channels * item, "values_pixel": channels * item, "values_c": item}
+    else:
+        n, pixels, channels = values.shape[0], values.shape[2] * values.shape[3], values.shape[1]
+        steps = {"values_n": pixels * channels * item, "values_pixel": item, "values_c": pixels * item}
+    if values.size == 0:
+        return np.zeros(channels)
+    blocks = -(-n * pixels // _SUM_BLOCK)
+    sums = np.empty((blocks, channels))
+    params = fill(
+        kernels.CHANNEL_SUM, values=address(values), sums=address(sums), blocks=blocks, block=_SUM_BLOCK, n=n,
+        pixels=pixels, channels=channels, item=item, **steps,
+    )  # fmt: skip
+    kernel = kernels.channel_sum(dtype, layout == "NHWC")
+    launch.run(kernel, params, blocks, threads=launch.threads_for(values.size))
+    return sums.sum(axis=0)

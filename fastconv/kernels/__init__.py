@@ -1,0 +1,5 @@
+"""Compiled code only: no checks, no policy; the caller owns every array.
+
+`jit` compiles, `launch` runs, `target` knows the CPU, `simd` holds the vector intrinsics, `params` fills the records
+that describe the work; the other modules are kernels.
+"""

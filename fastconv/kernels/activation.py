@@ -1,0 +1,39 @@
+"""Activations that are applied while an output tile is still in the first cache level."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, types
+from numba.core.errors import NumbaError
+
+from fastconv.kernels.simd import pointer
+
+
+@functools.lru_cache(maxsize=256)
+def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
+    """Compile a loop over the user's jitted scalar function; its `address` is what the kernels call.
+
+    A kernel calls it by address, so a new activation costs the compilation of this loop alone. It returns 1 where
+    the function raised. It is not cached on disk: a dispatcher's identity changes with every process.
+    """
+    REAL = np.dtype(dtype).type
+
+    def apply(address, count):
+        values = carray(pointer(address), count, REAL)
+        try:
+            for i in range(count):
+                values[i] = function(values[i])
+        except Exception:
+            return 1
+        return 0
+
+    try:
+        return cfunc(types.intp(types.intp, types.intp))(apply)
+    except NumbaError as error:
+        raise TypeError(
+            f"activation must take a {dtype} number and return one, but numba cannot compile {function!r} so: {error}"
+        ) from error

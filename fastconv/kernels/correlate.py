@@ -1,0 +1,149 @@
+"""Weight gradient as register tiles: rows are input channels, vectors are output channels, the sum goes over pixels.
+
+Pixels are taken block by block. The block's output gradients are packed into a panel of NR channels, which all taps
+and input channels then share; each tap reads its input in place, over the output rows and columns where it meets
+the image. Every tile of the gradient belongs to one task, which adds the blocks in order, so the result has the same
+bits for any number of threads, and its rounding error grows with the number of blocks plus the pixels of one block
+rather than with all pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
+
+from fastconv.kernels import jit
+from fastconv.kernels.params import record
+from fastconv.kernels.simd import multiply_tile, pointer, record_at
+from fastconv.kernels.target import Tile
+
+CORRELATE = record("""
+    source source_n source_r source_c source_k source_group source_rows source_columns
+    gradient gradient_n gradient_r gradient_c gradient_d gradient_group
+    n rows columns row_step column_step
+    taps_r taps_c row_offsets column_offsets
+    reduction channels
+    target target_a target_b target_k target_d target_group
+    start row_block column_block row_blocks column_blocks panels parts channel_tiles
+    workspace workspace_bytes panel table targets buffer
+""")
+
+
+@jit.inline
+def first_inside(offset, step, low):
+    """The first index >= `low` with index * step + offset >= 0."""
+    return max(low, (-offset + step - 1) // step)
+
+
+@jit.inline
+def end_inside(offset, step, size, high):
+    """The end of the indices < `high` with index * step + offset < size."""
+    return min(high, (size - 1 - offset) // step + 1)
+
+
+@jit.inline
+def pack_gradient(p, REAL, ITEM, NR, gradient, panel, line, lines, column, columns, lanes):
+    """Copy a block of output gradients into a panel [pixel][NR], filled up with zeros."""
+    packed = carray(pointer(panel), (lines, columns, NR), REAL)
+    for r in range(lines):
+        image, i = (line + r) // p.rows, (line + r) % p.rows
+        base = gradient + image * p.gradient_n + i * p.gradient_r + column * p.gradient_c
+        if p.gradient_d == ITEM:
+            for j in range(columns):
+                values = carray(pointer(base + j * p.gradient_c), lanes, REAL)
+                for d in range(lanes):
+                    packed[r, j, d] = values[d]
+                for d in range(lanes, NR):
+                    packed[r, j, d] = REAL(0)
+        else:
+            for d in range(NR):
+                for j in range(columns):
+                    if d < lanes:
+                        value = carray(pointer(base + j * p.gradient_c + d * p.gradient_d), 1, REAL)
+                        packed[r, j, d] = value[0]
+                    else:
+                        packed[r, j, d] = REAL(0)
+
+
+@jit.inline
+def add_tile(p, REAL, NR, buffer, target, rows, lanes):
+    """Add a tile from the buffer to the weight gradient."""
+    tile = carray(pointer(buffer), (rows, NR), REAL)
+    for m in range(rows):
+        for d in range(lanes):
+            carray(pointer(target + m * p.target_k + d * p.target_d), 1, REAL)[0] += tile[m, d]
+
+
+@functools.cache
+def correlate(dtype: str, tile: Tile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (group, panel of output channels, part of the tiles)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+
+    def correlate_tiles(address, begin, end, thread):
+        p = record_at(address, CORRELATE)
+        own = p.workspace + thread * p.workspace_bytes
+        table = carray(pointer(own + p.table), (p.row_block, MR + 2), np.int64)
+        targets = carray(pointer(own + p.targets), MR, np.int64)
+        for m in range(MR):
+            targets[m] = own + p.buffer + m * NR * ITEM
+        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
+        column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+        combinations = p.taps_r * p.taps_c * p.channel_tiles
+        for task in range(begin, end):
+            part = task % p.parts
+            panel = task // p.parts % p.panels
+            group = task // p.parts // p.panels
+            lanes = min(NR, p.channels - panel * NR)
+            source = p.source + group * p.source_group
+            gradient = p.gradient + group * p.gradient_group + panel * NR * p.gradient_d
+            for block in range(p.row_blocks * p.column_blocks):
+                line = block // p.column_blocks * p.row_block
+                lines = min(p.row_block, p.n * p.rows - line)
+                column = block % p.column_blocks * p.column_block
+                columns = min(p.column_block, p.columns - column)
+                pack_gradient(p, REAL, ITEM, NR, gradient, own + p.panel, line, lines, column, columns, lanes)
+                for combination in range(combinations * part // p.parts, combinations * (part + 1) // p.parts):
+                    k = combination % p.channel_tiles * MR
+                    a = combination // p.channel_tiles // p.taps_c
+                    b = combination // p.channel_tiles % p.taps_c
+                    depth = min(MR, p.reduction - k)
+                    left = first_inside(column_offsets[b], p.column_step, column)
+                    length = end_inside(column_offsets[b], p.column_step, p.source_columns, column + columns) - left
+                    if length <= 0:
+                        continue
+                    runs = 0
+                    for r in range(lines):
+                        image, i = (line + r) // p.rows, (line + r) % p.rows
+                        row = i * p.row_step + row_offsets[a]
+                        if row < 0 or row >= p.source_rows:
+                            continue
+                        first = (
+                            source + image * p.source_n + row * p.source_r + k * p.source_k
+                            + (left * p.column_step + column_offsets[b]) * p.source_c
+                        )  # fmt: skip
+                        for m in range(MR):
+                            # Rows past the last channel repeat it; they are not added below.
+                            table[runs, m] = first + min(m, depth - 1) * p.source_k
+                        table[runs, MR] = p.column_step * p.source_c
+                        table[runs, MR + 1] = (r * columns + left - column) * NR * ITEM
+                        runs += 1
+                    if runs == 0:
+                        continue
+                    if lanes > VL:
+                        multiply_tile(REAL, VL, MR, NV, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                                      p.start, REAL(-np.inf), own + p.targets, 0)  # fmt: skip
+                    else:
+                        multiply_tile(REAL, VL, MR, 1, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                                      p.start, REAL(-np.inf), own + p.targets, 0)  # fmt: skip
+                    target = (
+                        p.target + group * p.target_group + a * p.target_a + b * p.target_b
+                        + k * p.target_k + panel * NR * p.target_d
+                    )  # fmt: skip
+                    add_tile(p, REAL, NR, own + p.buffer, target, depth, lanes)
+
+    return jit.kernel(correlate_tiles)

@@ -1,0 +1,104 @@
+"""Compilation of the kernels: the only place that knows Numba's options, its disk cache and the kernels' signature.
+
+A kernel is a function ``(params, begin, end, thread)`` of four integers: the address of a record that describes the
+work (`fastconv.kernels.params`), the half-open range of tasks to do, and the number of the thread that does them. It
+is compiled to a C function, so that one compiled launcher (`fastconv.kernels.launch`) runs every kernel: compiling
+each one under ``parallel=True`` took 3 to 5 times as long, and a serial twin would have doubled that again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.ccallback import CFunc
+
+KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
+
+# "contract" lets a*b+c become one FMA. Nothing here lets the compiler assume that NaN and inf never occur.
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+_counts = {"compiled": 0, "loaded": 0}
+
+
+def statistics() -> dict[str, int]:
+    """How many kernels this process compiled, and how many it loaded from the disk cache."""
+    return dict(_counts)
+
+
+@functools.cache
+def source_stamp() -> str:
+    """One hash over every source file of the package.
+
+    Numba looks only at the file of the cached function, so an edit in `simd.py` would leave stale machine code in
+    every kernel built on it.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _PackageCacheImpl(CompileResultCacheImpl):
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._locator.get_source_stamp = source_stamp
+
+
+class _PackageCache(FunctionCache):
+    """Numba's disk cache, with entries that are fresh only while the whole package is unchanged."""
+
+    _impl_class = _PackageCacheImpl
+
+
+def _package_cache(py_func: Callable[..., Any]) -> _PackageCache | None:
+    try:
+        return _PackageCache(py_func)
+    except RuntimeError:  # no writable cache directory: compile in every process
+        return None
+
+
+def _count(loaded: bool) -> None:
+    _counts["loaded" if loaded else "compiled"] += 1
+
+
+def kernel(py_func: Callable[..., None]) -> CFunc:
+    """Compile a kernel, or load it from the disk cache. Its `address` is what `launch.run` takes."""
+    compiled = CFunc(py_func, (KERNEL_SIGNATURE.args, KERNEL_SIGNATURE.return_type), {}, _OPTIONS)
+    cache = _package_cache(py_func)
+    if cache is not None:
+        compiled._cache = cache  # type: ignore[attr-defined]
+    compiled.compile()
+    _count(compiled.cache_hits > 0)
+    return compiled
+
+
+def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function that Python calls, at its first call, under the package's cache."""
+
+    def decorate(py_func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def dispatcher() -> Any:
+            compiled = njit(**_OPTIONS, **options)(py_func)
+            cache = _package_cache(py_func)
+            if cache is not None:
+                compiled._cache = cache
+            compiled.compile(signature)
+            _count(sum(compiled.stats.cache_hits.values()) > 0)
+            compiled.disable_compile()
+            return compiled
+
+        return dispatcher
+
+    return decorate
+
+
+inline = njit(**_OPTIONS)
+"""Decorator of a helper that kernels call; it is compiled into them."""

@@ -1,0 +1,39 @@
+"""The records that describe a kernel's work: named int64 fields, read in compiled code as ``p.name``."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LINE = 64
+"""Bytes of a cache line, and of the widest vector."""
+
+
+def record(fields: str) -> np.dtype:
+    """A record type of int64 fields, from their names."""
+    return np.dtype([(name, np.int64) for name in fields.split()])
+
+
+def fill(dtype: np.dtype, **values: int) -> np.ndarray:
+    """One record; every field must be given."""
+    missing = set(dtype.names or ()) ^ set(values)
+    if missing:
+        raise KeyError(f"fields {sorted(missing)} of the record")
+    params = np.empty(1, dtype)
+    for name, value in values.items():
+        params[name] = value
+    return params
+
+
+def address(array: np.ndarray | None) -> int:
+    """The address of an array's first element, 0 for no array."""
+    return 0 if array is None else array.ctypes.data
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Uninitialised array that begins on a cache line, so that no vector of a panel straddles two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + LINE, np.uint8)
+    first = -buffer.ctypes.data % LINE
+    return buffer[first : first + size].view(dtype).reshape(shape)

@@ -1,0 +1,239 @@
+"""What Numba cannot say by itself: raw addresses, records, and register tiles of vectors.
+
+Python's own ``for`` is the unroller here. An intrinsic emits one LLVM value for each vector register of a tile and
+loops at run time over everything else, so one compiled tile serves every shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+I64 = ir.IntType(64)
+I32 = ir.IntType(32)
+
+
+def _literal(value: Any) -> int:
+    if not isinstance(value, types.IntegerLiteral):
+        raise TypeError(f"a tile size must be a compile-time integer, got {value}")
+    return value.literal_value
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any) -> Any:
+    """Turn an address into the pointer that `numba.carray` takes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), codegen
+
+
+@intrinsic
+def record_at(typingctx: Any, address: Any, dtype: Any) -> Any:
+    """View the memory at an address as a record; its fields are read as attributes."""
+    record = dtype.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(record))
+
+    return record(types.intp, dtype), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tensor(typingctx: Any, REAL: Any, CONTIGUOUS: Any, address: Any, shape: Any, strides: Any) -> Any:
+    """View memory as an array with any strides in bytes; CONTIGUOUS promises C order, which then vectorises."""
+    array_type = types.Array(REAL.dtype, len(shape), "C" if _literal(CONTIGUOUS) else "A")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(array_type)(context, builder)
+        item = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+        populate_array(
+            array,
+            data=builder.inttoptr(args[2], array.data.type),
+            shape=cgutils.unpack_tuple(builder, args[3]),
+            strides=cgutils.unpack_tuple(builder, args[4]),
+            itemsize=context.get_constant(types.intp, item),
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return array_type(REAL, CONTIGUOUS, types.intp, shape, strides), codegen
+
+
+@intrinsic
+def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
+    """Atomically add to the int64 at an address and return what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.atomic_rmw("add", target, args[1], "monotonic")
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@intrinsic
+def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
+    """Call a compiled kernel by its address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kernel_type = ir.FunctionType(ir.VoidType(), [I64] * 4)
+        builder.call(builder.inttoptr(args[0], kernel_type.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), codegen
+
+
+@intrinsic
+def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
+    """Call a compiled activation on `count` values in place; 0 on success."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(I64, [I64, I64])
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+
+    return types.intp(types.intp, types.intp, types.intp), codegen
+
+
+def _scalar_ir(real: Any) -> ir.Type:
+    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[real]
+
+
+def _fma(builder: Any, scalar: ir.Type, lanes: int) -> tuple[ir.Type, Any]:
+    """The vector type and the fused multiply-add that every target can do.
+
+    ``llvm.fma`` on a CPU without FMA becomes a call of libm per lane; ``llvm.fmuladd`` becomes multiply and add.
+    """
+    vector = ir.VectorType(scalar, lanes)
+    suffix = "f32" if isinstance(scalar, ir.FloatType) else "f64"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}{suffix}"
+    )
+    return vector, function
+
+
+class _Emitter:
+    """Short names for the LLVM instructions that the tiles are made of; addresses are int64 bytes."""
+
+    def __init__(self, builder: Any, scalar: ir.Type, lanes: int) -> None:
+        self.builder = builder
+        self.scalar = scalar
+        self.vector, self._fma = _fma(builder, scalar, lanes)
+        self.item = 4 if isinstance(scalar, ir.FloatType) else 8
+        self._undef = ir.Constant(self.vector, ir.Undefined)
+        self._lane0 = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+
+    def const(self, value: int) -> ir.Constant:
+        return ir.Constant(I64, value)
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.builder.add(a, b)
+
+    def load_int(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))
+
+    def load(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
+
+    def store(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
+
+    def broadcast(self, scalar: Any) -> Any:
+        one = self.builder.insert_element(self._undef, scalar, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(one, self._undef, self._lane0)
+
+    def load_broadcast(self, address: Any) -> Any:
+        return self.broadcast(self.builder.load(self.builder.inttoptr(address, self.scalar.as_pointer())))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self._fma, [a, b, c])
+
+    def loop(self, count: Any, body: Any, carried: list[Any]) -> list[Any]:
+        """``for i in range(count)`` with loop-carried values; `body(i, values)` returns the next ones."""
+        builder = self.builder
+        before = builder.block
+        head = builder.append_basic_block()
+        work = builder.append_basic_block()
+        done = builder.append_basic_block()
+        builder.branch(head)
+        builder.position_at_end(head)
+        index = builder.phi(I64)
+        index.add_incoming(self.const(0), before)
+        values = []
+        for value in carried:
+            phi = builder.phi(value.type)
+            phi.add_incoming(value, before)
+            values.append(phi)
+        builder.cbranch(builder.icmp_signed("<", index, count), work, done)
+        builder.position_at_end(work)
+        following = body(index, values)
+        for phi, value in zip(values, following, strict=True):
+            phi.add_incoming(value, builder.block)
+        index.add_incoming(builder.add(index, self.const(1)), builder.block)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return values
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any,
+    runs: Any, sources: Any, length: Any, weights: Any, weight_step: Any,
+    start: Any, floor: Any, targets: Any, target_offset: Any,
+) -> Any:  # fmt: skip
+    """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum source[m] * weight, floor)``.
+
+    The sum goes over `runs` runs of `length` steps. Run r is MR + 2 integers of the table `sources`: the address of
+    the first source value of each row, the bytes from one step's source to the next, and the offset of the run's
+    first weight vector from `weights`; from step to step the weights move by `weight_step`. `start` is the address
+    of NV vectors that every row begins with (the bias), and `targets` the table of the MR addresses, each moved by
+    `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
+    """
+    lanes, rows, vectors = _literal(VL), _literal(MR), _literal(NV)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        runs, sources, length, weights, weight_step, start, floor, targets, target_offset = args[4:]
+        emit = _Emitter(builder, _scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        vector_bytes = lanes * emit.item
+        entry_bytes = 8 * (rows + 2)
+
+        first = [emit.load(add(start, const(j * vector_bytes))) for j in range(vectors)]
+
+        def run(r: Any, accumulators: list[Any]) -> list[Any]:
+            entry = add(sources, builder.mul(r, const(entry_bytes)))
+            source = [emit.load_int(add(entry, const(8 * m))) for m in range(rows)]
+            source_step = emit.load_int(add(entry, const(8 * rows)))
+            weight = add(weights, emit.load_int(add(entry, const(8 * (rows + 1)))))
+
+            def step(k: Any, accumulators: list[Any]) -> list[Any]:
+                along = builder.mul(k, source_step)
+                row = add(weight, builder.mul(k, weight_step))
+                w = [emit.load(add(row, const(j * vector_bytes))) for j in range(vectors)]
+                following = []
+                for m in range(rows):
+                    x = emit.load_broadcast(add(source[m], along))
+                    following += [emit.fma(x, w[j], accumulators[m * vectors + j]) for j in range(vectors)]
+                return following
+
+            return emit.loop(length, step, accumulators)
+
+        result = emit.loop(runs, run, first * rows)
+        lowest = emit.broadcast(floor)
+        for m in range(rows):
+            target = add(emit.load_int(add(targets, const(8 * m))), target_offset)
+            for j in range(vectors):
+                value = result[m * vectors + j]
+                # An ordered "<" is false for NaN, which therefore passes.
+                below = builder.fcmp_ordered("<", value, lowest)
+                emit.store(builder.select(below, lowest, value), add(target, const(j * vector_bytes)))
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 6
+    return types.void(REAL, VL, MR, NV, *integers, real, types.intp, types.intp), codegen

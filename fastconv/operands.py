@@ -1,0 +1,89 @@
+"""Array arguments: every error about an array is raised here, before any kernel runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import Result
+from fastconv.problem import ConvProblem, compute_dtype
+
+ArrayLike = Any
+
+
+def array_argument(name: str, value: Any) -> np.ndarray:
+    """An argument as an array of real floating-point numbers, or a TypeError that says what to do."""
+    array = np.asarray(value)
+    compute_dtype(name, array.dtype)
+    return array
+
+
+def same_dtype(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
+    """TypeError unless two operands have one dtype (byte order aside)."""
+    if array.dtype.name != other.dtype.name:
+        raise TypeError(
+            f"{name} and {other_name} must have one dtype, got {array.dtype.name} and {other.dtype.name}: "
+            f"convert one, for example {name}.astype({other_name}.dtype)"
+        )
+
+
+def expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...], why: str) -> None:
+    """ValueError unless an array has the shape that the other arguments ask for."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape} ({why}), got {array.shape}")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> None:
+    """Refuse an `out` that cannot take the result, or that shares memory with an input."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array or None, got {type(out).__name__}")
+    if out.dtype.name != dtype.name:
+        raise TypeError(f"out must have dtype {dtype.name} like the inputs, got {out.dtype}")
+    expect_shape("out", out, shape, "the shape of the result")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    for name, array in inputs.items():
+        if array is not None and np.may_share_memory(out, array):
+            raise ValueError(f"out must not overlap with {name}: the result would overwrite it while it is read")
+
+
+def weights_argument(w: ArrayLike) -> np.ndarray:
+    """W as an array with the four axes of weights."""
+    array = array_argument("w", w)
+    if array.ndim != 4:
+        raise ValueError(
+            f"w must have 4 axes, (kh, kw, ic/groups, oc) for layout 'NHWC' or (oc, ic/groups, kh, kw) for 'NCHW'; "
+            f"got shape {array.shape}"
+        )
+    return array
+
+
+def bias_argument(bias: ArrayLike | None, w: np.ndarray, problem: ConvProblem) -> np.ndarray | None:
+    """Bias as an array with a value for each output channel, or None."""
+    if bias is None:
+        return None
+    array = array_argument("bias", bias)
+    same_dtype("bias", array, "w", w)
+    expect_shape("bias", array, (problem.oc,), "one value for each output channel")
+    return array
+
+
+def allocate(
+    shape: tuple[int, ...], dtype: str, given: np.dtype, out: Any, inputs: dict[str, np.ndarray | None],
+    batchless: bool = False,
+) -> Result:  # fmt: skip
+    """Check `out` against the result's shape and the inputs' dtype `given`, or make a new result.
+
+    `batchless` drops the first axis from what the caller gives and gets; `dtype` is what is computed in.
+    """
+    own_shape = shape[1:] if batchless else shape
+    if out is not None:
+        check_out(out, own_shape, given, inputs)
+    return Result(shape, dtype, given, out, own_shape)
+
+
+def expect_grad_y(grad_y: np.ndarray, problem: ConvProblem, batchless: bool) -> None:
+    """ValueError unless grad_y has the shape of the convolution's output."""
+    shape = problem.y_shape[1:] if batchless else problem.y_shape
+    expect_shape("grad_y", grad_y, shape, "the shape of the convolution's output")

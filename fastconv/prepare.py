@@ -1,0 +1,160 @@
+"""A convolution layer whose weights are packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastconv.algorithms import REGISTRY
+from fastconv.arrays import ready
+from fastconv.conv2d import run_forward
+from fastconv.epilogue import check_activation
+from fastconv.kernels import launch
+from fastconv.operands import ArrayLike, allocate, array_argument, bias_argument, same_dtype, weights_argument
+from fastconv.plan import Plan, conv2d_algorithms, plan_problem
+from fastconv.problem import (
+    ConvProblem,
+    check_choice,
+    check_groups,
+    check_image_rank,
+    check_layout,
+    check_pair,
+    problem_from,
+)
+
+
+class PreparedConv2d:
+    """A convolution with fixed weights; call it with an input. Made by `prepare_conv2d`."""
+
+    def __init__(
+        self,
+        w: np.ndarray,
+        bias: np.ndarray | None,
+        geometry: dict[str, Any],
+        algorithm: str,
+        activation: Any,
+    ) -> None:
+        self._w = w
+        self._bias = bias
+        self._geometry = geometry
+        self._algorithm = algorithm
+        self._activation = activation
+        self._plans: dict[tuple[Any, ...], tuple[ConvProblem, Plan]] = {}
+        self._packed: dict[tuple[Any, ...], Any] = {}
+
+    def plan(self, input_shape: Sequence[int]) -> Plan:
+        """What a call with an input of that shape does."""
+        shape, _ = check_image_rank("input_shape", input_shape, self._geometry["layout"])
+        return self._planned(shape, "input_shape")[1]
+
+    def _planned(self, x_shape: tuple[int, ...], name: str) -> tuple[ConvProblem, Plan]:
+        key = (x_shape, launch.max_threads())
+        if key not in self._plans:
+            problem = problem_from(x_shape, self._w.shape, self._w.dtype, **self._geometry, x_name=name)
+            self._plans[key] = problem, plan_problem(problem, "forward", self._algorithm, key[1])
+        return self._plans[key]
+
+    def _prepared(self, problem: ConvProblem, plan: Plan) -> Any:
+        """The packed weights, made once for all shapes that want them alike."""
+        algorithm = REGISTRY[plan.algorithm]
+        key = (plan.algorithm, algorithm.prepared_key(problem))
+        if key not in self._packed:
+            self._packed[key] = algorithm.prepare(problem, ready(self._w, problem.dtype))
+        return self._packed[key]
+
+    def __call__(self, x: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
+        """Convolve x with the prepared weights.
+
+        Parameters
+        ----------
+        x : array
+            Input, as `fastconv.conv2d` takes it.
+        out : array, optional
+            Receives the result.
+
+        Returns
+        -------
+        array
+            The output, of the inputs' dtype.
+        """
+        x = array_argument("x", x)
+        same_dtype("x", x, "w", self._w)
+        x_shape, batchless = check_image_rank("x", x.shape, self._geometry["layout"])
+        problem, plan = self._planned(x_shape, "x")
+        y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x}, batchless)
+        if problem.n:
+            prepared = self._prepared(problem, plan)
+            w, bias = ready(self._w, problem.dtype), self._bias
+            run_forward(problem, plan.algorithm, x.reshape(x_shape), w, bias, self._activation, y.array, prepared)
+        return y.deliver()
+
+
+def prepare_conv2d(
+    w: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    layout: str = "NHWC",
+    algorithm: str = "auto",
+    activation: Any = None,
+) -> PreparedConv2d:
+    """Make a layer of a convolution: its weights are packed or transformed once, not at every call.
+
+    Parameters
+    ----------
+    w, bias : array
+        Weights and bias, as `conv2d` takes them. The layer keeps copies.
+    input_shape : tuple of int, optional
+        Shape of the inputs to come: their kernels are compiled and the weights packed now. Without it this happens
+        at the first call. Other shapes work too.
+    stride, padding, dilation, groups, layout, algorithm, activation
+        As for `conv2d`.
+
+    Returns
+    -------
+    PreparedConv2d
+        ``layer(x, out=None)`` is ``conv2d(x, w, bias, ..., out=out)``; ``layer.plan(input_shape)`` explains it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d`; what depends on the input's shape at the call, unless `input_shape` is given.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> layer = fastconv.prepare_conv2d(np.ones((3, 3, 1, 2), np.float32), padding="same", activation="relu")
+    >>> layer(np.ones((1, 5, 5, 1), np.float32)).shape
+    (1, 5, 5, 2)
+    """
+    w = weights_argument(w)
+    check_layout(layout)
+    check_activation(activation)
+    check_choice("algorithm", algorithm, conv2d_algorithms())
+    geometry = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "layout": layout,
+    }
+    # An input that every window fits shows already now what is wrong with the parameters.
+    spread = max(check_pair("dilation", dilation))
+    kernel, ic = (w.shape[:2], w.shape[2]) if layout == "NHWC" else (w.shape[2:], w.shape[1])
+    size, channels = [max(k, 1) * spread for k in kernel], ic * check_groups(groups)
+    fitting = (1, *size, channels) if layout == "NHWC" else (1, channels, *size)
+    problem = problem_from(fitting, w.shape, w.dtype, **geometry, x_name="the input")
+    bias = bias_argument(bias, w, problem)
+    layer = PreparedConv2d(w.copy(), None if bias is None else bias.copy(), geometry, algorithm, activation)
+    if input_shape is not None:
+        shape, _ = check_image_rank("input_shape", input_shape, layout)
+        problem, plan = layer._planned(shape, "input_shape")
+        if problem.n:
+            layer._prepared(problem, plan)
+    return layer
