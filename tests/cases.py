@@ -1,0 +1,252 @@
+"""The one table of problems that drives every algorithm, layout, dtype and direction.
+
+Sizes are chosen around the register tiles (14 pixels by 32 channels for float32 with AVX-512, 6 by 16 with
+AVX2, 6 by 8 with SSE; half the channels for float64): below, at, above and not dividing them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+import fastconv
+
+from . import reference
+
+LAYOUTS = ("NHWC", "NCHW")
+DTYPES = ("float32", "float64")
+DIRECTIONS = ("forward", "grad_input", "grad_weight")
+
+ALGORITHMS = fastconv.conv2d_algorithms()
+POLICIES = ("auto", "exact")
+NAMED = tuple(name for name in ALGORITHMS if name not in POLICIES)
+UNIVERSAL = ("auto", "exact", "naive", "im2col", "direct")
+"""Algorithms that the contract says take every problem; another one may decline with a ValueError."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named problem: channels, sizes as (height, width), and the arguments as a caller writes them."""
+
+    name: str
+    ic: int
+    oc: int
+    image: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: int | tuple = 1
+    padding: int | str | tuple = 0
+    dilation: int | tuple = 1
+    groups: int = 1
+    n: int = 1
+
+    @property
+    def geometry(self) -> reference.Geometry:
+        """The windows of this problem."""
+        return reference.Geometry.of(self.image, self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def arguments(self) -> dict:
+        """The keyword arguments that every public function takes."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def shapes(self, layout: str) -> tuple[tuple, tuple, tuple]:
+        """Shapes of x, w and y in the layout."""
+        icg = self.ic // self.groups
+        oh, ow = self.geometry.output_size
+        if layout == "NHWC":
+            return (self.n, *self.image, self.ic), (*self.kernel, icg, self.oc), (self.n, oh, ow, self.oc)
+        return (self.n, self.ic, *self.image), (self.oc, icg, *self.kernel), (self.n, self.oc, oh, ow)
+
+    def reduction_length(self, direction: str) -> int:
+        """Most products in one sum."""
+        kh, kw = self.kernel
+        oh, ow = self.geometry.output_size
+        return {
+            "forward": kh * kw * self.ic // self.groups,
+            "grad_input": kh * kw * self.oc // self.groups,
+            "grad_weight": self.n * oh * ow,
+        }[direction]
+
+
+def _tails() -> list[Case]:
+    counts = (1, 3, 5, 15, 16, 17, 31, 32, 33, 48, 65)
+    cases = [Case(f"tail-oc{oc}", 5, oc, (4, 8), (3, 2), padding=(1, 0)) for oc in counts]
+    cases += [Case(f"tail-ic{ic}", ic, 7, (4, 8), (2, 3), padding=(0, 1)) for ic in counts]
+    widths = (1, 2, 4, 5, 6, 7, 12, 13, 14, 15, 27, 28, 29)
+    cases += [Case(f"tail-ow{ow}", 3, 33, (3, ow + 2), (2, 3)) for ow in widths]
+    both = ((16, 8, 6), (17, 31, 13), (32, 32, 14), (33, 65, 15), (65, 33, 29), (8, 9, 7))
+    cases += [Case(f"tail-{ic}to{oc}-ow{ow}", ic, oc, (2, ow), (1, 1)) for ic, oc, ow in both]
+    return cases
+
+
+CASES: tuple[Case, ...] = (
+    *_tails(),
+    # one tap, one cell, one window
+    Case("scalar", 1, 1, (1, 1), (1, 1)),
+    Case("pointwise", 19, 35, (5, 6), (1, 1), n=2),
+    Case("pointwise-stride2", 6, 20, (7, 8), (1, 1), stride=2),
+    Case("pointwise-padded", 4, 5, (3, 3), (1, 1), padding=2),
+    Case("pointwise-groups", 12, 18, (4, 5), (1, 1), groups=3, n=2),
+    Case("one-window", 9, 18, (5, 4), (5, 4), n=3),
+    Case("one-window-padded", 3, 4, (2, 3), (4, 5), padding=1),
+    Case("one-row", 4, 6, (1, 40), (1, 5)),
+    Case("one-column", 4, 6, (40, 1), (5, 1)),
+    Case("one-pixel-image", 4, 6, (1, 1), (3, 3), padding=1),
+    # padding in every form
+    Case("same", 5, 8, (7, 9), (3, 3), padding="same"),
+    Case("same-even", 5, 8, (7, 9), (4, 2), padding="same"),
+    Case("same-lower-even", 5, 8, (7, 9), (4, 2), padding="same_lower"),
+    Case("same-stride", 3, 6, (8, 11), (5, 4), stride=(2, 3), padding="same"),
+    Case("same-lower-stride", 3, 6, (8, 11), (5, 4), stride=(2, 3), padding="same_lower"),
+    Case("same-dilated", 3, 6, (9, 8), (3, 2), padding="same", dilation=(2, 3)),
+    Case("same-stride-beyond-kernel", 2, 3, (10, 11), (2, 1), stride=(4, 5), padding="same"),
+    Case("valid", 4, 7, (6, 7), (3, 5), padding="valid"),
+    Case("full", 3, 5, (4, 6), (3, 4), padding="full"),
+    Case("full-dilated", 3, 5, (4, 6), (3, 2), padding="full", dilation=(2, 3)),
+    Case("padding-pair", 3, 5, (5, 6), (3, 3), padding=(2, 1)),
+    Case("padding-asymmetric", 3, 17, (5, 16), (3, 3), padding=((0, 2), (3, 1))),
+    Case("padding-beyond-kernel", 2, 9, (4, 5), (2, 3), padding=((5, 4), (3, 6))),
+    Case("kernel-beyond-image", 3, 4, (2, 3), (5, 7), padding=((3, 2), (2, 4))),
+    Case("kernel-beyond-image-dilated", 2, 3, (3, 2), (3, 3), padding=(4, 5), dilation=(4, 3)),
+    # stride
+    Case("stride2", 16, 24, (13, 15), (3, 3), stride=2, padding=1),
+    Case("stride2-even", 5, 6, (8, 12), (2, 2), stride=2, n=2),
+    Case("stride-unequal", 7, 9, (11, 16), (3, 4), stride=(3, 2), padding=((2, 0), (1, 2))),
+    Case("stride-leaves-rest", 3, 4, (12, 13), (3, 3), stride=4),
+    Case("stride-beyond-kernel", 4, 18, (13, 14), (2, 3), stride=(5, 4)),
+    Case("stride-beyond-image", 4, 6, (5, 6), (3, 2), stride=(9, 11), padding=1),
+    Case("stem-7x7", 3, 16, (20, 21), (7, 7), stride=2, padding=3),
+    Case("patchify", 3, 20, (8, 12), (4, 4), stride=4, n=2),
+    # dilation
+    Case("dilated", 6, 10, (9, 14), (3, 3), padding=2, dilation=2),
+    Case("dilated-unequal", 4, 12, (12, 11), (2, 4), dilation=(5, 2), padding=((0, 3), (2, 0))),
+    Case("dilated-stride", 3, 8, (13, 14), (3, 3), stride=(2, 3), padding=(3, 2), dilation=(3, 2)),
+    # groups
+    Case("groups", 12, 20, (6, 7), (3, 3), padding=1, groups=4),
+    Case("groups-of-17", 34, 34, (4, 15), (3, 2), groups=2, n=2),
+    Case("groups-narrow", 40, 8, (5, 6), (3, 3), groups=8),
+    Case("depthwise", 33, 33, (7, 16), (3, 3), padding=1, groups=33),
+    Case("depthwise-one-channel-in-two", 2, 2, (6, 15), (5, 5), padding=2, groups=2),
+    Case("depthwise-stride2", 16, 16, (9, 11), (3, 3), stride=2, padding=1, groups=16),
+    Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),
+    Case("depthwise-7x7", 24, 24, (9, 10), (7, 7), padding=3, groups=24),
+    Case("depth-multiplier-2", 9, 18, (6, 7), (3, 3), padding=1, groups=9),
+    Case("depth-multiplier-17", 3, 51, (6, 15), (2, 3), groups=3),
+    # everything at once
+    Case("all-together", 12, 18, (10, 13), (3, 2), (2, 3), ((1, 3), (2, 0)), (2, 3), groups=3, n=2),
+    Case("all-together-wide", 6, 66, (9, 33), (2, 3), (3, 2), ((4, 0), (1, 2)), (3, 2), groups=2),
+    Case("all-together-depthwise", 20, 40, (9, 8), (2, 3), (2, 1), ((0, 2), (3, 1)), (3, 2), groups=20, n=2),
+    # more work than one block of any algorithm
+    Case("batch", 3, 8, (6, 7), (3, 3), padding=1, n=5),
+    Case("channels-130to70", 130, 70, (7, 8), (3, 3), padding=1),
+    Case("channels-300to40", 300, 40, (3, 5), (2, 2)),
+    Case("channels-20to300", 20, 300, (4, 5), (2, 2)),
+    Case("image-40x60", 3, 16, (40, 60), (3, 3), padding=1, n=2),
+    Case("large-kernel", 2, 17, (22, 23), (11, 11), padding=5),
+    # enough work for several threads: 2 to 15 million operations
+    Case("threads-plain", 17, 33, (31, 33), (3, 3), padding=1),
+    Case("threads-pointwise", 65, 65, (17, 29), (1, 1)),
+    Case("threads-batch", 16, 17, (5, 6), (3, 3), padding="same", n=37),
+    Case("threads-channels", 300, 200, (3, 4), (3, 3), padding=1),
+    Case("threads-stem", 3, 33, (64, 65), (7, 7), stride=2, padding=3),
+    Case("threads-one-channel", 1, 1, (150, 160), (5, 5), padding=2, n=2),
+    Case("threads-stride", 33, 48, (29, 31), (3, 4), stride=(2, 1), padding=((1, 0), (2, 1))),
+    Case("threads-stride-beyond-kernel", 40, 40, (61, 62), (2, 3), stride=(5, 4), padding=1, n=2),
+    Case("threads-dilated-groups", 34, 66, (19, 23), (3, 3), padding=2, dilation=2, groups=2),
+    Case("threads-depthwise", 65, 65, (30, 31), (3, 3), padding=1, groups=65, n=3),
+    Case("threads-depth-multiplier", 20, 60, (33, 35), (3, 3), stride=2, padding=1, groups=20, n=8),
+    Case("threads-all-together", 24, 54, (34, 37), (3, 2), (2, 3), ((1, 3), (2, 0)), (2, 3), groups=3, n=4),
+)
+
+TARGET_CASES = tuple(
+    case
+    for case in CASES
+    if case.name.startswith(("tail-", "all-together")) or case.name in ("depthwise", "stride-beyond-kernel")
+)
+"""Rich in tails: for running again with other vector widths."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The arrays of a case in one layout and dtype, and what the oracle says about them.
+
+    `expected` is the float64 result of each direction; `magnitude` the same sums over absolute values.
+    """
+
+    x: np.ndarray
+    w: np.ndarray
+    grad_y: np.ndarray
+    expected: dict[str, np.ndarray]
+    magnitude: dict[str, np.ndarray]
+
+
+def _oracle(case: Case, x, w, grad_y) -> dict[str, np.ndarray]:
+    return {
+        "forward": reference.conv2d(x, w, **case.arguments),
+        "grad_input": reference.conv2d_grad_input(grad_y, w, x.shape, **case.arguments),
+        "grad_weight": reference.conv2d_grad_weight(grad_y, x, case.kernel, **case.arguments),
+    }
+
+
+@functools.cache
+def _nhwc(case: Case, kind: str, dtype: str) -> Data:
+    seed = np.frombuffer(case.name.encode(), np.uint8)
+    rng = np.random.default_rng(seed)
+    if kind == "integers":
+        arrays = [rng.integers(-4, 5, shape).astype(dtype) for shape in case.shapes("NHWC")]
+    else:
+        arrays = [rng.uniform(-1, 1, shape).astype(dtype) for shape in case.shapes("NHWC")]
+    magnitudes = _oracle(case, *map(np.abs, arrays))
+    return Data(*arrays, _oracle(case, *arrays), magnitudes)
+
+
+@functools.cache
+def data(case: Case, kind: str, layout: str, dtype: str) -> Data:
+    """The arrays of a case; `kind` is "integers" (every sum is exact, also in float32) or "floats"."""
+    base = _nhwc(case, kind, dtype)
+
+    def images(array):
+        return reference.images_from_nhwc(array, layout)
+
+    def weights(array):
+        return reference.weights_from_hwio(array, layout)
+
+    def results(found):
+        turn = {"forward": images, "grad_input": images, "grad_weight": weights}
+        return {direction: turn[direction](array) for direction, array in found.items()}
+
+    arrays = (images(base.x), weights(base.w), images(base.grad_y))
+    return Data(*arrays, results(base.expected), results(base.magnitude))
+
+
+def call(case: Case, given: Data, direction: str, **keywords) -> np.ndarray:
+    """Run one direction of a case through the public functions."""
+    keywords = {**case.arguments, **keywords}
+    if direction == "forward":
+        return fastconv.conv2d(given.x, given.w, **keywords)
+    if direction == "grad_input":
+        return fastconv.conv2d_grad_input(given.grad_y, given.w, given.x.shape, **keywords)
+    return fastconv.conv2d_grad_weight(given.grad_y, given.x, case.kernel, **keywords)
+
+
+def tolerance(dtype: str, length: int, magnitude: np.ndarray) -> np.ndarray:
+    """The rule for float data: ``2 * eps * sqrt(length) * sum|products|``.
+
+    Rounding `length` partial sums gives errors of at most eps/2 of a partial sum each, none of which exceeds
+    sum|products|; of independent sign, they add up like a random walk. The rigorous bound grows with `length`
+    itself and would hide slips in the last digits. The factor 2 stands for four standard deviations, and
+    leaves room for the reference, which rounds as well when the data are float64.
+    """
+    return 2 * np.finfo(dtype).eps * np.sqrt(length) * magnitude
+
+
+def by_name(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)
