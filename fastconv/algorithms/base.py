@@ -38,11 +38,16 @@ class Epilogue:
     def address(self) -> int:
         return 0 if self.function is None else self.function.address
 
-    def start(self, channels: int, groups: int, padded: int, dtype: str) -> np.ndarray:
-        """What the sums begin with: the bias or zeros, as one row of `padded` values for each group."""
+    def start(self, groups: int, padded: int, dtype: str) -> np.ndarray:
+        """What the sums begin with: the bias or zeros, as one row of `padded` values for each group.
+
+        The row ends with repetitions of the last channel's, because the tile rows there repeat that channel.
+        """
         row = np.zeros((groups, padded), dtype)
         if self.bias is not None:
-            row[:, : channels // groups] = self.bias.reshape(groups, channels // groups)
+            by_group = self.bias.reshape(groups, -1)
+            row[:, : by_group.shape[1]] = by_group
+            row[:, by_group.shape[1] :] = by_group[:, -1:]
         return row
 
 

@@ -74,7 +74,7 @@ class Naive(Algorithm):
         y: np.ndarray,
         prepared: Any,
     ) -> None:
-        start = epilogue.start(problem.oc, 1, problem.oc, problem.dtype)
+        start = epilogue.start(1, problem.oc, problem.dtype)
         oh, ow = problem.output_size
         self._run(kernels.forward, problem, problem.n * oh * ow, ow, x, w, y, start, epilogue, launch.max_threads())
 

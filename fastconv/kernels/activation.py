@@ -10,7 +10,15 @@ import numpy as np
 from numba import carray, cfunc, types
 from numba.core.errors import NumbaError
 
-from fastconv.kernels.simd import pointer
+from fastconv.kernels import jit
+from fastconv.kernels.simd import call_activation, pointer
+
+
+@jit.inline
+def activate(p, address, count):
+    """Apply the caller's activation in place to `count` values."""
+    if call_activation(p.activation, address, count) != 0:
+        carray(pointer(p.failed), 1, np.int64)[0] = 1
 
 
 @functools.lru_cache(maxsize=256)

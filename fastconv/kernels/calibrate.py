@@ -9,7 +9,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import multiply_tile, record_at, tensor
+from fastconv.kernels.simd import CHANNEL_START, multiply_tile, record_at, tensor
 from fastconv.kernels.target import Tile
 
 PEAK = record("table length weights start targets")
@@ -25,8 +25,10 @@ def peak(dtype: str, tile: Tile) -> CFunc:
     def multiply_at_peak(address, begin, end, thread):
         p = record_at(address, PEAK)
         for _ in range(begin, end):
-            multiply_tile(REAL, VL, MR, NV, 1, p.table, p.length, p.weights, 0,
-                          p.start, REAL(-np.inf), p.targets + thread * MR * 8, 0)  # fmt: skip
+            multiply_tile(
+                REAL, VL, MR, NV, CHANNEL_START, 1, p.table, p.length, p.weights, 0,
+                p.start, REAL(-np.inf), p.targets + thread * MR * 8, 0,
+            )  # fmt: skip
 
     return jit.kernel(multiply_at_peak)
 

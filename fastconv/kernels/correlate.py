@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import multiply_tile, pointer, record_at
+from fastconv.kernels.simd import CHANNEL_START, multiply_tile, pointer, record_at
 from fastconv.kernels.target import Tile
 
 CORRELATE = record("""
@@ -135,11 +135,15 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                     if runs == 0:
                         continue
                     if lanes > VL:
-                        multiply_tile(REAL, VL, MR, NV, runs, own + p.table, length, own + p.panel, NR * ITEM,
-                                      p.start, REAL(-np.inf), own + p.targets, 0)  # fmt: skip
+                        multiply_tile(
+                            REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                            p.start, REAL(-np.inf), own + p.targets, 0,
+                        )  # fmt: skip
                     else:
-                        multiply_tile(REAL, VL, MR, 1, runs, own + p.table, length, own + p.panel, NR * ITEM,
-                                      p.start, REAL(-np.inf), own + p.targets, 0)  # fmt: skip
+                        multiply_tile(
+                            REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                            p.start, REAL(-np.inf), own + p.targets, 0,
+                        )  # fmt: skip
                     target = (
                         p.target + group * p.target_group + a * p.target_a + b * p.target_b
                         + k * p.target_k + panel * NR * p.target_d

@@ -19,8 +19,9 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import call_activation, multiply_tile, pointer, record_at
+from fastconv.kernels.simd import CHANNEL_START, multiply_tile, pointer, record_at
 from fastconv.kernels.target import Tile
 
 GATHER = record("""
@@ -133,13 +134,6 @@ def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
 
 
 @jit.inline
-def activate(p, address, count):
-    """Apply the caller's activation in place to `count` values."""
-    if call_activation(p.activation, address, count) != 0:
-        carray(pointer(p.failed), 1, np.int64)[0] = 1
-
-
-@jit.inline
 def scatter_tile(p, REAL, NR, buffer, targets, offset, rows, lanes):
     """Copy a tile from the buffer to its target pixels, `lanes` channels of each."""
     tile = carray(pointer(buffer), (rows, NR), REAL)
@@ -187,11 +181,15 @@ def gather(dtype: str, tile: Tile) -> CFunc:
                     targets = rows.ctypes.data if in_place else tile_rows
                     move = shift if in_place else 0
                     if lanes > VL:
-                        multiply_tile(REAL, VL, MR, NV, counts[t], table, p.reduction, weights, p.weight_step,
-                                      start, lowest, targets, move)  # fmt: skip
+                        multiply_tile(
+                            REAL, VL, MR, NV, CHANNEL_START, counts[t], table, p.reduction, weights, p.weight_step,
+                            start, lowest, targets, move,
+                        )  # fmt: skip
                     else:
-                        multiply_tile(REAL, VL, MR, 1, counts[t], table, p.reduction, weights, p.weight_step,
-                                      start, lowest, targets, move)  # fmt: skip
+                        multiply_tile(
+                            REAL, VL, MR, 1, CHANNEL_START, counts[t], table, p.reduction, weights, p.weight_step,
+                            start, lowest, targets, move,
+                        )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
                     if p.activation != 0:
                         written = carray(pointer(targets), MR, np.int64)

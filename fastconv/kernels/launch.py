@@ -24,16 +24,14 @@ def _serial(entry, params, tasks):
     call_kernel(entry, params, 0, tasks, 0)
 
 
-@jit.native(types.void(*[types.intp] * 5), parallel=True)
-def _parallel(entry, params, tasks, grain, threads):
-    counter = np.zeros(1, np.int64)
-    address = counter.ctypes.data
+@jit.native(types.void(*[types.intp] * 6), parallel=True)
+def _parallel(entry, params, counter, tasks, grain, threads):
+    # The counter belongs to the caller: an array made here would be freed before the loop, which sees its address only.
     for thread in prange(threads):
-        begin = fetch_add(address, grain)
+        begin = fetch_add(counter, grain)
         while begin < tasks:
             call_kernel(entry, params, begin, min(begin + grain, tasks), thread)
-            begin = fetch_add(address, grain)
-    counter[0] = 0  # keeps the counter alive until every thread is done
+            begin = fetch_add(counter, grain)
 
 
 class _Pool:
@@ -59,19 +57,25 @@ class _Pool:
             pass
 
     def launch(self, entry: int, params: int, tasks: int, grain: int, threads: int) -> bool:
+        """Run the tasks on all threads and return True, or return False where that is not safe now."""
         if self._forked:
             return False
         if self._layer not in ("", "workqueue"):
-            _parallel()(entry, params, tasks, grain, threads)
+            self._launch(entry, params, tasks, grain, threads)
             return True
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            _parallel()(entry, params, tasks, grain, threads)
+            self._launch(entry, params, tasks, grain, threads)
             self._layer = numba.threading_layer()
         finally:
             self._lock.release()
         return True
+
+    @staticmethod
+    def _launch(entry: int, params: int, tasks: int, grain: int, threads: int) -> None:
+        counter = np.zeros(1, np.int64)
+        _parallel()(entry, params, counter.ctypes.data, tasks, grain, threads)
 
 
 _pool = _Pool()

@@ -180,60 +180,70 @@ class _Emitter:
         return values
 
 
+CHANNEL_START = 0
+"""multiply_tile: every row starts with the same vectors, one value for each lane."""
+ROW_START = 1
+"""multiply_tile: each row starts with a value of its own in all lanes."""
+
+
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any,
-    runs: Any, sources: Any, length: Any, weights: Any, weight_step: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any,
+    runs: Any, scalars: Any, length: Any, vectors: Any, vector_step: Any,
     start: Any, floor: Any, targets: Any, target_offset: Any,
 ) -> Any:  # fmt: skip
-    """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum source[m] * weight, floor)``.
+    """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum scalar[m] * vector, floor)``.
 
-    The sum goes over `runs` runs of `length` steps. Run r is MR + 2 integers of the table `sources`: the address of
-    the first source value of each row, the bytes from one step's source to the next, and the offset of the run's
-    first weight vector from `weights`; from step to step the weights move by `weight_step`. `start` is the address
-    of NV vectors that every row begins with (the bias), and `targets` the table of the MR addresses, each moved by
-    `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
+    The sum goes over `runs` runs of `length` steps. Run r is MR + 2 integers of the table `scalars`: the address of
+    the first scalar of each row, the bytes from one step's scalar to the next, and the offset of the run's first
+    vectors from `vectors`; from step to step the vectors move by `vector_step`. `start` is the address of what the
+    sums begin with, NV vectors or MR scalars as START says, and `targets` the table of the MR addresses, each moved
+    by `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
     """
-    lanes, rows, vectors = _literal(VL), _literal(MR), _literal(NV)
+    lanes, rows, width, start_kind = _literal(VL), _literal(MR), _literal(NV), _literal(START)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, sources, length, weights, weight_step, start, floor, targets, target_offset = args[4:]
+        runs, scalars, length, vectors, vector_step, start, floor, targets, target_offset = args[5:]
         emit = _Emitter(builder, _scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vector_bytes = lanes * emit.item
         entry_bytes = 8 * (rows + 2)
 
-        first = [emit.load(add(start, const(j * vector_bytes))) for j in range(vectors)]
+        if start_kind == CHANNEL_START:
+            first = [emit.load(add(start, const(j * vector_bytes))) for j in range(width)] * rows
+        else:
+            by_row = [emit.load_broadcast(add(start, const(m * emit.item))) for m in range(rows)]
+            first = [by_row[m] for m in range(rows) for _ in range(width)]
 
         def run(r: Any, accumulators: list[Any]) -> list[Any]:
-            entry = add(sources, builder.mul(r, const(entry_bytes)))
-            source = [emit.load_int(add(entry, const(8 * m))) for m in range(rows)]
-            source_step = emit.load_int(add(entry, const(8 * rows)))
-            weight = add(weights, emit.load_int(add(entry, const(8 * (rows + 1)))))
+            entry = add(scalars, builder.mul(r, const(entry_bytes)))
+            scalar = [emit.load_int(add(entry, const(8 * m))) for m in range(rows)]
+            scalar_step = emit.load_int(add(entry, const(8 * rows)))
+            vector = add(vectors, emit.load_int(add(entry, const(8 * (rows + 1)))))
 
             def step(k: Any, accumulators: list[Any]) -> list[Any]:
-                along = builder.mul(k, source_step)
-                row = add(weight, builder.mul(k, weight_step))
-                w = [emit.load(add(row, const(j * vector_bytes))) for j in range(vectors)]
+                along = builder.mul(k, scalar_step)
+                row = add(vector, builder.mul(k, vector_step))
+                v = [emit.load(add(row, const(j * vector_bytes))) for j in range(width)]
                 following = []
                 for m in range(rows):
-                    x = emit.load_broadcast(add(source[m], along))
-                    following += [emit.fma(x, w[j], accumulators[m * vectors + j]) for j in range(vectors)]
+                    x = emit.load_broadcast(add(scalar[m], along))
+                    following += [emit.fma(x, v[j], accumulators[m * width + j]) for j in range(width)]
                 return following
 
             return emit.loop(length, step, accumulators)
 
-        result = emit.loop(runs, run, first * rows)
+        result = emit.loop(runs, run, first)
         lowest = emit.broadcast(floor)
         for m in range(rows):
             target = add(emit.load_int(add(targets, const(8 * m))), target_offset)
-            for j in range(vectors):
-                value = result[m * vectors + j]
+            for j in range(width):
+                value = result[m * width + j]
                 # An ordered "<" is false for NaN, which therefore passes.
                 below = builder.fcmp_ordered("<", value, lowest)
                 emit.store(builder.select(below, lowest, value), add(target, const(j * vector_bytes)))
         return context.get_dummy_value()
 
     integers = [types.intp] * 6
-    return types.void(REAL, VL, MR, NV, *integers, real, types.intp, types.intp), codegen
+    return types.void(REAL, VL, MR, NV, START, *integers, real, types.intp, types.intp), codegen

@@ -61,3 +61,16 @@ def tile(dtype: str, rows: int) -> Tile:
     tallest = 14 if registers() == 32 else 6
     height = next(h for h in (1, 4, tallest) if rows <= h or h == tallest)
     return Tile(VL=lanes, MR=height, NV=2)
+
+
+def pixel_tile(dtype: str, channels: int) -> Tile:
+    """Choose the tile for pixels in the lanes and that many output channels as rows.
+
+    Fewer rows make room for more vectors, which hide the latency of the multiply-adds.
+    """
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    if channels == 1:
+        return Tile(VL=lanes, MR=1, NV=4)
+    if channels <= 4 or registers() == 16:
+        return Tile(VL=lanes, MR=4, NV=4 if registers() == 32 else 2)
+    return Tile(VL=lanes, MR=8, NV=2)

@@ -1,0 +1,64 @@
+"""The constants of the direct algorithm's cost model, from the measurements in docs/experiments.md.
+
+Compute is counted in slots: one slot is one multiply-add of one vector, of which a core does peak / (2 VL) a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastconv.kernels.target import Tile
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+PEAK_SHARE = 0.94
+"""Share of the peak that a tile of full width reaches."""
+NARROW_SHARE = 0.72
+"""The same for one vector: each multiply-add needs a load of its own."""
+LATENCY_ROWS = 4
+"""A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
+STRIP_ROWS = 3
+"""The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
+RUN_SLOTS = 24
+"""Slots lost at the beginning and end of a run."""
+TRACE_SECONDS = 0.6e-9
+"""Writing one address of a tile's runs."""
+PACK_SECONDS = 0.4e-9
+"""Packing one weight or output gradient."""
+ADD_SECONDS = 0.3e-9
+"""Adding one value of a finished tile to the weight gradient."""
+COPY_SECONDS = 0.1e-9
+"""Copying one value of a row into a strip, where the row lies as the strip does."""
+SCATTER_SECONDS = 0.8e-9
+"""Moving one value to or from a place of its own."""
+LAUNCH_SECONDS = 12e-6
+"""Arguments, tables and the start of the threads."""
+
+
+NOMINAL_RATE = 5e9
+"""Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
+
+
+def slot_rate(machine: Machine, shape: Tile) -> float:
+    """Slots a second of one thread."""
+    return machine.peak_flops / machine.threads / (2 * shape.VL)
+
+
+def tile_slots(channels: int, shape: Tile) -> float:
+    """Slots of one step of all panels of a tile that has channels in its lanes."""
+    whole, rest = divmod(channels, shape.NR)
+    slots = whole * shape.NV / PEAK_SHARE
+    if rest:
+        slots += 1 / NARROW_SHARE if rest <= shape.VL else shape.NV / PEAK_SHARE
+    return slots * max(shape.MR, LATENCY_ROWS)
+
+
+def balance(tasks: int, threads: int) -> float:
+    """How much longer the last thread works than it would if tasks divided evenly."""
+    return -(-tasks // threads) * threads / tasks if tasks else 1.0
+
+
+def describe(shape: Tile, lanes: str, share: float) -> str:
+    """The tile in words."""
+    return f"register tiles of {shape.MR} x {shape.NR} with {lanes} in the lanes, {share:.0%} of them in use"

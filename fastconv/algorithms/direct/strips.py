@@ -1,0 +1,154 @@
+"""Passes with pixels in the lanes: `fastconv.kernels.strips` on weights as they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import Epilogue, canonical_strides, canonical_weight_strides
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.grids import Axis, workspace_offsets
+from fastconv.kernels import launch, strips
+from fastconv.kernels.params import address, aligned, fill
+from fastconv.kernels.target import Tile, pixel_tile
+from fastconv.problem import ConvProblem
+
+_STRIP_BYTES = 256 << 10
+"""Strip of a block of pixels: it stays in the second cache level for all output channels."""
+_TASKS_PER_THREAD = 8
+
+
+@dataclass(frozen=True)
+class StripPass:
+    """One launch of the strip kernel, planned: its record but for the addresses of a call's arrays."""
+
+    problem: ConvProblem
+    threads: int
+    template: np.ndarray
+    tile: Tile
+    tasks: int
+    target_offset: int
+    tables: tuple[np.ndarray, ...]
+    """Offsets and taps whose addresses the record holds, and which it keeps alive."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of all threads' strips and tables."""
+        return self.threads * int(self.template["workspace_bytes"][0])
+
+    @property
+    def prepared_key(self) -> tuple[object, ...]:
+        """What the prepared weights depend on besides the weights: nothing, they are the weights."""
+        return ("strips",)
+
+    def _lanes_share(self) -> float:
+        columns = int(self.template["columns"][0])
+        return columns / (-(-columns // self.tile.NR) * self.tile.NR)
+
+    def describe(self) -> str:
+        """The tile in words."""
+        return model.describe(self.tile, "pixels", self._lanes_share())
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time of a call, with `rate` slots a second on each thread."""
+        p, shape, item = self.template[0], self.tile, self.problem.itemsize
+        blocks = int(p["row_blocks"] * p["column_blocks"] * p["n"]) * self.problem.groups
+        values = int(p["reduction"] * p["strip_rows"] * p["strip_columns"] * p["column_step"])
+        side_by_side = p["source_c"] == item and p["column_step"] == 1
+        copy = blocks * int(p["parts"]) * values * (model.COPY_SECONDS if side_by_side else model.SCATTER_SECONDS)
+        pixels = int(p["n"] * p["rows"] * p["columns"]) * self.problem.groups
+        vectors = pixels / self._lanes_share() / shape.VL
+        tiles = -(-int(p["channels"]) // shape.MR)
+        taps, reduction = int(p["taps_r"] * p["taps_c"]), int(p["reduction"])
+        runs = taps * reduction // (int(p["taps_c"]) if p["along_taps"] else reduction)
+        slots = (
+            taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.PEAK_SHARE + runs * model.RUN_SLOTS / shape.NV
+        )
+        scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.SCATTER_SECONDS
+        trace = blocks * tiles * runs * (shape.MR + 2) * model.TRACE_SECONDS
+        work = copy + trace + scatter + vectors * tiles * slots / rate
+        return model.LAUNCH_SECONDS + work * model.balance(self.tasks, self.threads) / self.threads
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        """The weights: they are read as they lie."""
+        return w
+
+    def run(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
+        """Compute the pass's targets from `source` and the weights."""
+        own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
+        p = self.template[0]
+        start = epilogue.start(self.problem.groups, int(p["start_group"]) // self.problem.itemsize, self.problem.dtype)
+        params = self.template.copy()
+        params["source"] = address(source)
+        params["target"] = address(target) + self.target_offset
+        params["weights"] = address(packed)
+        params["start"] = address(start)
+        params["relu"] = epilogue.relu
+        params["activation"] = epilogue.address
+        params["failed"] = address(epilogue.failed)
+        params["workspace"] = address(own)
+        launch.run(strips.strips(self.problem.dtype, self.tile), params, self.tasks, threads=self.threads)
+
+
+def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> StripPass | None:
+    """Plan the launch for one dense sub-problem; None where not even the strip of one row stays in the cache."""
+    item, groups = problem.itemsize, problem.groups
+    forward = direction == "forward"
+    x_strides = canonical_strides(problem.x_shape, item, problem.layout)
+    y_strides = canonical_strides(problem.y_shape, item, problem.layout)
+    source, target = (x_strides, y_strides) if forward else (y_strides, x_strides)
+    w_r, w_c, w_k, w_d = canonical_weight_strides(problem.w_shape, item, problem.layout)
+    weight_group = problem.oc_per_group * w_d
+    reduction, channels, source_size = problem.ic_per_group, problem.oc_per_group, problem.input_size
+    if not forward:
+        w_k, w_d = w_d, w_k
+        reduction, channels, source_size = channels, reduction, problem.output_size
+
+    shape = pixel_tile(problem.dtype, channels)
+    first_row, first_column = min(rows.offsets), min(columns.offsets)
+    reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column
+    column_block = min(columns.count, 16 * shape.NR)
+    strip_columns = max(column_block, shape.NR) + reach_c // columns.step + 1
+    row_bytes = reduction * strip_columns * columns.step * item
+    row_block = min(rows.count, max(1, (_STRIP_BYTES // row_bytes - reach_r - 1) // rows.step + 1))
+    if row_bytes * (reach_r + 1) > 2 * _STRIP_BYTES:
+        return None
+    blocks = problem.n * groups * -(-columns.count // column_block)
+    if threads > 1:
+        even = -(-rows.count * blocks // (_TASKS_PER_THREAD * threads))
+        row_block = max(1, min(row_block, even))
+    strip_rows = (row_block - 1) * rows.step + reach_r + 1
+    row_blocks, column_blocks = -(-rows.count // row_block), -(-columns.count // column_block)
+    tiles = -(-channels // shape.MR)
+    parts = min(tiles, -(-_TASKS_PER_THREAD * threads // (blocks * row_blocks))) if threads > 1 else 1
+    # The taps of a kernel row make longer runs than the channels do, where their columns are evenly spaced.
+    along_taps = columns.step == 1 and len(columns.taps) > reduction
+    runs = len(rows.taps) * (reduction if along_taps else len(columns.taps))
+    strip, table, targets, rows_of_buffer, buffer, total = workspace_offsets(
+        strip_rows * row_bytes, runs * (shape.MR + 2) * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item
+    )
+    tables = tuple(np.array(a, np.int64) for a in (rows.taps, columns.taps, rows.offsets, columns.offsets))
+    row_taps, column_taps, row_offsets, column_offsets = tables
+    template = fill(
+        strips.STRIPS,
+        source=0, source_n=source[0], source_r=source[1], source_c=source[2], source_k=source[3],
+        source_group=reduction * source[3], source_rows=source_size[0], source_columns=source_size[1],
+        target=0, target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
+        target_d=target[3], target_group=channels * target[3],
+        weights=0, weight_r=w_r, weight_c=w_c, weight_k=w_k, weight_d=w_d, weight_group=weight_group,
+        start=0, start_group=tiles * shape.MR * item, relu=0, activation=0, failed=0,
+        n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
+        taps_r=len(rows.taps), taps_c=len(columns.taps), row_taps=address(row_taps), column_taps=address(column_taps),
+        row_offsets=address(row_offsets), column_offsets=address(column_offsets),
+        first_row=first_row, first_column=first_column,
+        reduction=reduction, channels=channels, along_taps=along_taps,
+        row_block=row_block, column_block=column_block, row_blocks=row_blocks, column_blocks=column_blocks,
+        parts=parts, strip_rows=strip_rows, strip_columns=strip_columns,
+        workspace=0, workspace_bytes=total, strip=strip, table=table, targets=targets,
+        rows_of_buffer=rows_of_buffer, buffer=buffer,
+    )  # fmt: skip
+    return StripPass(
+        problem, threads, template, shape, blocks * row_blocks * parts,
+        rows.first * target[1] + columns.first * target[2], tables,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""Direct convolution with pixels in the lanes: for layers whose channels cannot fill a vector, or lie apart.
+
+Rows of a tile are output channels, its vectors are neighbouring output pixels of one row. The input of a block of
+output pixels is first copied into a strip: one plane for each channel, padded with zeros, with the columns of each
+phase of the stride side by side. Every tap then reads whole vectors, whatever the layout, stride or padding; the strip
+stays in the second cache level, and all output channels share it. Weights are read as they lie, one at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.params import record
+from fastconv.kernels.simd import ROW_START, multiply_tile, pointer, record_at, tensor
+from fastconv.kernels.target import Tile
+
+STRIPS = record("""
+    source source_n source_r source_c source_k source_group source_rows source_columns
+    target target_n target_r target_c target_d target_group
+    weights weight_r weight_c weight_k weight_d weight_group
+    start start_group relu activation failed
+    n rows columns row_step column_step
+    taps_r taps_c row_taps column_taps row_offsets column_offsets first_row first_column
+    reduction channels along_taps
+    row_block column_block row_blocks column_blocks parts strip_rows strip_columns
+    workspace workspace_bytes strip table targets rows_of_buffer buffer
+""")
+"""Strides and `*_group` are in bytes. `first_row` and `first_column` are the smallest offsets of a tap. Where
+`along_taps` is set, the steps of a run are the taps of one kernel row, else the channels of one tap."""
+
+
+@jit.inline
+def fill_strip(p, REAL, ITEM, strip, source, row, column, rows, columns):
+    """Copy `rows` by `columns` source pixels from (row, column) into the strip, with zeros outside the image."""
+    phase_bytes = p.strip_columns * ITEM
+    row_bytes = p.column_step * phase_bytes
+    left, right = min(max(-column, 0), columns), min(max(p.source_columns - column, 0), columns)
+    for k in range(p.reduction):
+        for r in range(rows):
+            line = strip + (k * p.strip_rows + r) * row_bytes
+            inside = 0 <= row + r < p.source_rows
+            place = source + (row + r) * p.source_r + column * p.source_c + k * p.source_k
+            if inside and p.column_step == 1 and p.source_c == ITEM:
+                copied = carray(pointer(line), columns, REAL)
+                values = carray(pointer(place + left * ITEM), right - left, REAL)
+                copied[:left] = REAL(0)
+                for c in range(right - left):
+                    copied[left + c] = values[c]
+                copied[right:] = REAL(0)
+                continue
+            for phase in range(p.column_step):
+                count = (columns - phase + p.column_step - 1) // p.column_step
+                copied = carray(pointer(line + phase * phase_bytes), count, REAL)
+                for c in range(count):
+                    at = phase + c * p.column_step
+                    if inside and left <= at < right:
+                        copied[c] = carray(pointer(place + at * p.source_c), 1, REAL)[0]
+                    else:
+                        copied[c] = REAL(0)
+
+
+@jit.inline
+def trace_weights(p, ITEM, MR, own, weights, first):
+    """Write the runs of the output channels from `first`: their weights' addresses and their place in the strip."""
+    row_taps = carray(pointer(p.row_taps), p.taps_r, np.int64)
+    column_taps = carray(pointer(p.column_taps), p.taps_c, np.int64)
+    row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
+    column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+    inner = p.reduction if p.along_taps != 0 else p.taps_c
+    table = carray(pointer(own + p.table), (p.taps_r * inner, MR + 2), np.int64)
+    for a in range(p.taps_r):
+        for q in range(inner):
+            b, k = (0, q) if p.along_taps != 0 else (q, 0)
+            run = a * inner + q
+            tap = weights + row_taps[a] * p.weight_r + column_taps[b] * p.weight_c + k * p.weight_k
+            for m in range(MR):
+                # Tile rows past the last channel repeat it: they write the same value to the same place.
+                table[run, m] = tap + min(first + m, p.channels - 1) * p.weight_d
+            column = column_offsets[b] - p.first_column
+            line = (k * p.strip_rows + row_offsets[a] - p.first_row) * p.column_step + column % p.column_step
+            table[run, MR] = p.weight_k
+            if p.along_taps != 0:
+                table[run, MR] = (column_taps[1] - column_taps[0]) * p.weight_c
+            table[run, MR + 1] = (line * p.strip_columns + column // p.column_step) * ITEM
+
+
+@functools.cache
+def strips(dtype: str, tile: Tile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (group, image, block of pixels, part of the channels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+
+    def strip_tiles(address, begin, end, thread):
+        p = record_at(address, STRIPS)
+        own = p.workspace + thread * p.workspace_bytes
+        targets = carray(pointer(own + p.targets), MR, np.int64)
+        buffer_rows = carray(pointer(own + p.rows_of_buffer), MR, np.int64)
+        column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+        for m in range(MR):
+            buffer_rows[m] = own + p.buffer + m * NR * ITEM
+        lowest = REAL(0) if p.relu != 0 else REAL(-np.inf)
+        tiles = (p.channels + MR - 1) // MR
+        runs = p.taps_r * (p.reduction if p.along_taps != 0 else p.taps_c)
+        length = p.taps_c if p.along_taps != 0 else p.reduction
+        row_bytes = p.column_step * p.strip_columns * ITEM
+        vector_step = p.strip_rows * row_bytes
+        if p.along_taps != 0:
+            vector_step = (column_offsets[1] - column_offsets[0]) * ITEM
+        blocks = p.row_blocks * p.column_blocks
+        for task in range(begin, end):
+            part = task % p.parts
+            block = task // p.parts % blocks
+            image = task // p.parts // blocks % p.n
+            group = task // p.parts // blocks // p.n
+            i = block // p.column_blocks * p.row_block
+            j = block % p.column_blocks * p.column_block
+            rows, columns = min(p.row_block, p.rows - i), min(p.column_block, p.columns - j)
+            fill_strip(
+                p, REAL, ITEM, own + p.strip, p.source + group * p.source_group + image * p.source_n,
+                i * p.row_step + p.first_row, j * p.column_step + p.first_column,
+                (rows - 1) * p.row_step + p.strip_rows - (p.row_block - 1) * p.row_step,
+                p.strip_columns * p.column_step,
+            )  # fmt: skip
+            base = p.target + group * p.target_group + image * p.target_n + i * p.target_r + j * p.target_c
+            for t in range(tiles * part // p.parts, tiles * (part + 1) // p.parts):
+                d = t * MR
+                depth = min(MR, p.channels - d)
+                trace_weights(p, ITEM, MR, own, p.weights + group * p.weight_group, d)
+                start = p.start + group * p.start_group + d * ITEM
+                for r in range(rows):
+                    line = own + p.strip + r * p.row_step * row_bytes
+                    for left in range(0, columns, NR):
+                        # The last vectors of a row overlap those before, where there are any.
+                        column = min(left, max(columns - NR, 0))
+                        in_place = p.target_c == ITEM and column + NR <= columns
+                        here = base + d * p.target_d + r * p.target_r + column * p.target_c
+                        if in_place:
+                            for m in range(MR):
+                                targets[m] = here + min(m, depth - 1) * p.target_d
+                        rows_at = own + (p.targets if in_place else p.rows_of_buffer)
+                        multiply_tile(REAL, VL, MR, NV, ROW_START, runs, own + p.table, length,
+                                      line + column * ITEM, vector_step, start, lowest, rows_at, 0)  # fmt: skip
+                        width = min(NR, columns - column)
+                        if p.activation != 0:
+                            written = carray(pointer(rows_at), MR, np.int64)
+                            for m in range(depth):
+                                activate(p, written[m], width)
+                        if not in_place:
+                            tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
+                            pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))
+                            for c in range(width):
+                                for m in range(depth):
+                                    pixels[c, m] = tile_values[m, c]
+
+    return jit.kernel(strip_tiles)
