@@ -113,12 +113,15 @@ class Plan:
         return "\n".join(f"{label:<12} {value}" for label, value in rows)
 
 
-@functools.lru_cache(maxsize=4096)
-def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: int) -> Plan:
+def plan_problem(problem: ConvProblem, direction: str, algorithm: Any, threads: int) -> Plan:
     """Plan a validated problem. A named algorithm that declines raises ValueError; it is never replaced."""
-    check_choice("algorithm", algorithm, conv2d_algorithms())
+    return _plan(problem, direction, check_choice("algorithm", algorithm, conv2d_algorithms()), threads)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(problem: ConvProblem, direction: str, algorithm: str, threads: int) -> Plan:
     if problem.n == 0:  # nothing to compute: the plan of one image, at no cost
-        plan = plan_problem(replace(problem, n=1), direction, algorithm, threads)
+        plan = _plan(replace(problem, n=1), direction, algorithm, threads)
         return replace(
             plan,
             problem=problem,

@@ -13,7 +13,12 @@ import numpy as np
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("NHWC", "NCHW")
-DTYPES = ("float16", "float32", "float64")
+_COMPUTED = {
+    np.dtype(order + given): computed
+    for given, computed in (("f2", "float32"), ("f4", "float32"), ("f8", "float64"))
+    for order in "<>"
+}
+"""What operands of each dtype are computed in."""
 PADDINGS = ("valid", "same", "same_lower", "full")
 MAX_SIZE = 2**40
 """Largest size, stride, padding or dilation: products of two still fit the kernels' int64 addresses."""
@@ -196,11 +201,12 @@ def _choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 
 def compute_dtype(name: str, dtype: Any) -> str:
-    """What to compute in for operands of a dtype; TypeError if they are none of `DTYPES`. `name` is the operand's."""
-    given = np.dtype(dtype).name
-    if given not in DTYPES:
+    """What to compute in for operands of a dtype; TypeError if they are none of the three. `name` is the operand's."""
+    computed = _COMPUTED.get(np.dtype(dtype))
+    if computed is None:
+        given = np.dtype(dtype).name
         raise TypeError(f"{name} must be float16, float32 or float64, got {given}: convert it with .astype('float32')")
-    return "float32" if given == "float16" else given
+    return computed
 
 
 def check_layout(layout: Any) -> str:
@@ -213,14 +219,36 @@ def check_choice(name: str, value: Any, options: Sequence[str]) -> str:
     return _choice(name, value, options)
 
 
+_KNOWN: dict[tuple[Any, ...], ConvProblem] = {}
+_MOST_KNOWN = 4096
+
+
 def problem_from(
     x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any, layout: Any,
     *, x_name: str = "x", w_name: str = "w",
 ) -> ConvProblem:  # fmt: skip
     """Build the problem from shapes and parameters; raise ValueError or TypeError, naming what does not fit.
 
-    `x_name` and `w_name` are what the caller's own arguments are called, for the messages.
+    `x_name` and `w_name` are what the caller's own arguments are called, for the messages. Problems are remembered,
+    by what their arguments look like: 1, True and 1.0 are equal and have one hash, but only the first is an integer.
     """
+    key = (dtype, repr((x_shape, w_shape, stride, padding, dilation, groups, layout)))
+    problem = _KNOWN.get(key)
+    if problem is None:
+        problem = _checked_problem(
+            x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, x_name=x_name, w_name=w_name
+        )
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = problem
+    return problem
+
+
+def _checked_problem(
+    x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any, layout: Any,
+    *, x_name: str, w_name: str,
+) -> ConvProblem:  # fmt: skip
+    """Build the problem, checking everything."""
     layout = check_layout(layout)
     dtype = compute_dtype(x_name, dtype)
     x_axes = "(n, ih, iw, ic)" if layout == "NHWC" else "(n, ic, ih, iw)"

@@ -168,9 +168,10 @@ CASES: tuple[Case, ...] = (
 TARGET_CASES = tuple(
     case
     for case in CASES
-    if case.name.startswith(("tail-", "all-together")) or case.name in ("depthwise", "stride-beyond-kernel")
+    if case.name.startswith(("tail-", "all-together"))
+    or case.name in ("depthwise", "stride-beyond-kernel", "threads-plain", "threads-all-together")
 )
-"""Rich in tails: for running again with other vector widths."""
+"""Rich in tails: for running again in other processes, with other vector widths."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Checks the tail-rich cases on the CPU that Numba was told to compile for: ``python -m tests.target_check``.
+"""Checks the tail-rich cases in a process of its own: ``python -m tests.target_check``.
 
-Prints, as JSON, the bytes of that CPU's vectors and how many results were compared.
+Prints, as JSON, the vector bytes of the CPU that Numba compiles for, and how many results were compared.
 """
 
 import json

@@ -27,6 +27,16 @@ fastconv.conv2d(np.ones((1, 4, 4, 2), np.float32), np.ones((2, 2, 2, 3), np.floa
     + PRINT_STATISTICS
 )
 
+UPGRADED_AFTER_IMPORT = (
+    """
+from pathlib import Path
+import fastconv
+with (Path(fastconv.__file__).parent / "kernels" / "simd.py").open("a") as file:
+    file.write("# another version\\n")
+"""
+    + ONE_KERNEL
+)
+
 EVERY_ALGORITHM = (
     """
 import numpy as np
@@ -88,3 +98,12 @@ def test_second_process_loads_every_kernel_and_an_edit_compiles_anew(copied_pack
     edited = statistics(copied_package, ONE_KERNEL)
     assert edited["compiled"] > 0
     assert edited["loaded"] == 0
+
+
+def test_process_that_imported_an_older_version_leaves_no_kernels_to_the_newer(copied_package):
+    """A process may outlive an upgrade: what it compiles afterwards still comes from the old source."""
+    older = statistics(copied_package, UPGRADED_AFTER_IMPORT)
+    assert older["compiled"] + older["loaded"] > 0
+    newer = statistics(copied_package, ONE_KERNEL)
+    assert newer["compiled"] > 0
+    assert newer["loaded"] == 0

@@ -1,5 +1,6 @@
 """How many threads there are never shows in a result, and no threading layer takes the process down."""
 
+import json
 import multiprocessing
 
 import numba
@@ -69,3 +70,10 @@ def test_python_threads_may_call_at_once(layer):
 def test_forked_child_computes_after_its_parent_did():
     output = run_python("-W", "ignore::DeprecationWarning", "-c", FORKED, NUMBA_NUM_THREADS="2")
     assert output.split() == ["True", "0", "True"]
+
+
+def test_kernels_use_no_freed_memory():
+    """With glibc, freed memory is overwritten at once here; elsewhere the setting does nothing."""
+    freed_is_overwritten = "glibc.malloc.tcache_count=0:glibc.malloc.perturb=165"
+    output = run_python("-m", "tests.target_check", timeout=60, GLIBC_TUNABLES=freed_is_overwritten)
+    assert json.loads(output)["compared"] > 0

@@ -26,10 +26,14 @@ _BLOCK_BYTES = 8 << 20
 """Size of a block of the patch matrix: large enough for a fast product, small enough for the last cache level."""
 _PRODUCT_SHARE = 0.8
 """Share of the peak that the matrix product reaches where both of its inner sizes fill vectors."""
-_COPY_SECONDS = 0.35e-9
-"""Writing one value of the patch matrix, by one thread, where channels lie side by side."""
-_GATHER_SECONDS = 1.2e-9
-"""The same, value by value."""
+_ROW_SECONDS = 15e-9
+"""Beginning a row of the patch matrix, by one thread."""
+_RUN_SECONDS = 6e-9
+"""Beginning one piece of it that lies side by side in the image."""
+_VALUE_SECONDS = 0.25e-9
+"""Copying one value of a piece."""
+_CALL_SECONDS = 20e-6
+"""Calls of the copying kernel and of the matrix product for one block."""
 
 
 class Im2col(Algorithm):
@@ -38,16 +42,20 @@ class Im2col(Algorithm):
     name = "im2col"
 
     def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        values = im2col_bytes(problem) / problem.itemsize
-        run = problem.ic_per_group if problem.layout == "NHWC" else 1
-        copy = values * (_COPY_SECONDS + _GATHER_SECONDS / run) / machine.threads
+        kh, kw = problem.kernel_size
+        outer, inner = (1, problem.ic_per_group) if problem.layout == "NHWC" else (problem.ic_per_group, 1)
+        # The forward copy joins taps that touch; the gradient adds tap by tap.
+        joined = kw if problem.dilation[1] == 1 and problem.groups == 1 and direction != "grad_input" else 1
+        pieces = outer * kh * kw // joined
+        row = _ROW_SECONDS + pieces * (_RUN_SECONDS + joined * inner * _VALUE_SECONDS)
+        copy = problem.n * math.prod(problem.output_size) * problem.groups * row / machine.threads
         fill_share = min(1.0, problem.oc_per_group * problem.itemsize / machine.vector_bytes)
         product = conv_flops(problem) / (machine.peak_flops * _PRODUCT_SHARE * fill_share)
-        traffic = (conv_bytes(problem, direction) + 2 * im2col_bytes(problem)) / (4 * machine.bandwidth)
-        calls = self._blocks(problem) * problem.groups * 20e-6
-        whole = im2col_bytes(problem) / 2**20
-        reason = f"patch matrix of {whole:.1f} MiB in {self._blocks(problem)} blocks"
-        return Estimate(max(copy, traffic) + product + calls, self._workspace(problem), reason)
+        traffic = (conv_bytes(problem, direction) + im2col_bytes(problem)) / (4 * machine.bandwidth)
+        blocks = self._blocks(problem)
+        reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks * problem.groups} blocks"
+        seconds = copy + max(product, traffic) + blocks * problem.groups * _CALL_SECONDS
+        return Estimate(seconds, self._workspace(problem), reason)
 
     def _rows_per_block(self, problem: ConvProblem) -> int:
         depth = math.prod(problem.kernel_size) * problem.ic_per_group
@@ -72,16 +80,15 @@ class Im2col(Algorithm):
         self, problem: ConvProblem, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]
     ) -> np.ndarray:
         group, image, first, last = piece
-        item, channels = problem.itemsize, problem.ic_per_group
-        x_n, x_i, x_j, x_c = canonical_strides(problem.x_shape, item, problem.layout)
+        channels = problem.ic_per_group
+        x_n, x_i, x_j, x_c = canonical_strides(problem.x_shape, problem.itemsize, problem.layout)
         (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
-        nhwc = problem.layout == "NHWC"
+        outer, inner = (1, channels) if problem.layout == "NHWC" else (channels, 1)
         return fill(
             patches.PATCHES,
-            x=address(x) + image * x_n + group * channels * x_c, x_i=x_i, x_j=x_j, x_c=x_c,
-            patches=address(matrix), patch_pixel=kh * kw * channels * item,
-            patch_tap=channels * item if nhwc else item, patch_c=item if nhwc else kh * kw * item,
-            first=first, last=last, ih=ih, iw=iw, oh=oh, ow=ow, kh=kh, kw=kw, channels=channels,
+            x=address(x) + image * x_n + group * channels * x_c, x_outer=x_c, x_i=x_i, x_j=x_j,
+            patches=address(matrix), first=first, last=last, ih=ih, iw=iw, oh=oh, ow=ow, kh=kh, kw=kw,
+            outer=outer, inner=inner,
             stride_i=problem.stride[0], stride_j=problem.stride[1],
             pad_i=problem.padding[0][0], pad_j=problem.padding[1][0],
             dilation_i=problem.dilation[0], dilation_j=problem.dilation[1],
@@ -111,7 +118,7 @@ class Im2col(Algorithm):
         self, problem: ConvProblem, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]
     ) -> np.ndarray:
         rows = matrix[: piece[3] - piece[2]]
-        kernel = patches.unfold(problem.dtype, problem.layout == "NHWC")
+        kernel = patches.unfold(problem.dtype)
         params = self._params(problem, x, matrix, piece)
         launch.run(kernel, params, len(rows), threads=launch.max_threads(), grain=64)
         return rows
@@ -147,7 +154,7 @@ class Im2col(Algorithm):
         for piece in self._pieces(problem):
             rows = matrix[: piece[3] - piece[2]]
             np.matmul(self._outputs(problem, grad_y, *piece), self._weights(problem, w, piece[0]).T, out=rows)
-            kernel = patches.fold(problem.dtype, problem.layout == "NHWC")
+            kernel = patches.fold(problem.dtype)
             params = self._params(problem, grad_x, matrix, piece)
             launch.run(kernel, params, problem.input_size[0], threads=launch.max_threads())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastconv.algorithms.base import (
     canonical_strides,
     canonical_weight_strides,
 )
-from fastconv.cost import conv_bytes, conv_flops
+from fastconv.cost import conv_bytes, conv_flops, roofline_seconds
 from fastconv.kernels import launch
 from fastconv.kernels import naive as kernels
 from fastconv.kernels.params import address, fill
@@ -22,10 +23,12 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_VECTOR_SHARE = 0.12
-"""Share of the peak with output channels in vectors: every product passes through a load and a store of its sum."""
-_SCALAR_SECONDS = 1.3e-9
-"""One product of one thread where channels fill no vector: the latency of a sum that goes through memory."""
+_TAP_SECONDS = 7e-9
+"""Finding a tap of a pixel, by one thread."""
+_CHANNEL_SECONDS = 2e-9
+"""Taking up one input channel of a tap."""
+_VECTOR_SECONDS = 0.9e-9
+"""The products of one input value with a vector of output channels, or with one where these lie apart."""
 
 
 class Naive(Algorithm):
@@ -34,13 +37,13 @@ class Naive(Algorithm):
     name = "naive"
 
     def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        flops = conv_flops(problem)
-        vectors = problem.layout == "NHWC" and problem.oc_per_group * problem.itemsize >= machine.vector_bytes
-        compute = (
-            flops / (machine.peak_flops * _VECTOR_SHARE) if vectors else flops / 2 * _SCALAR_SECONDS / machine.threads
-        )
-        seconds = max(compute, conv_bytes(problem, direction) / machine.bandwidth)
-        return Estimate(seconds, 0, "plain loops" + ("" if vectors else ", one product at a time"))
+        side_by_side = problem.layout == "NHWC"
+        vector = machine.vector_bytes // problem.itemsize if side_by_side else 1
+        per_channel = _CHANNEL_SECONDS + -(-problem.oc_per_group // vector) * _VECTOR_SECONDS
+        taps = problem.n * math.prod(problem.output_size) * math.prod(problem.kernel_size)
+        compute = taps * (_TAP_SECONDS + problem.ic * per_channel) / machine.threads
+        limit = roofline_seconds(conv_flops(problem), conv_bytes(problem, direction), machine)
+        return Estimate(max(compute, limit), 0, "plain loops" + ("" if side_by_side else ", one product at a time"))
 
     def _run(
         self, kernel: Any, problem: ConvProblem, tasks: int, grain: int, x: np.ndarray, w: np.ndarray, y: np.ndarray,

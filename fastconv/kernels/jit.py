@@ -20,8 +20,9 @@ from numba.core.ccallback import CFunc
 
 KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
 
-# "contract" lets a*b+c become one FMA. Nothing here lets the compiler assume that NaN and inf never occur.
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+# "contract" lets a*b+c become one FMA, "reassoc" and "nsz" let a sum over a vector's lanes be a vector operation.
+# Nothing here lets the compiler assume that NaN and inf never occur.
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
 
 _counts = {"compiled": 0, "loaded": 0}
 
@@ -44,6 +45,9 @@ def source_stamp() -> str:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+source_stamp()  # now: a process that outlives an upgrade must not stamp its old kernels with the new sources
 
 
 class _PackageCacheImpl(CompileResultCacheImpl):

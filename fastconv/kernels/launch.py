@@ -16,6 +16,7 @@ from numba import prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
+from fastconv.kernels.params import address
 from fastconv.kernels.simd import call_kernel, fetch_add
 
 
@@ -75,7 +76,7 @@ class _Pool:
     @staticmethod
     def _launch(entry: int, params: int, tasks: int, grain: int, threads: int) -> None:
         counter = np.zeros(1, np.int64)
-        _parallel()(entry, params, counter.ctypes.data, tasks, grain, threads)
+        _parallel()(entry, params, address(counter), tasks, grain, threads)
 
 
 _pool = _Pool()
@@ -100,7 +101,7 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
     if tasks <= 0:
         return
     threads = min(threads, -(-tasks // grain))
-    entry, address = cast(int, kernel.address), params.ctypes.data
-    if threads > 1 and _pool.launch(entry, address, tasks, grain, threads):
+    entry, record = cast(int, kernel.address), params.ctypes.data
+    if threads > 1 and _pool.launch(entry, record, tasks, grain, threads):
         return
-    _serial()(entry, address, tasks)
+    _serial()(entry, record, tasks)

@@ -28,12 +28,13 @@ def fill(dtype: np.dtype, **values: int) -> np.ndarray:
 
 def address(array: np.ndarray | None) -> int:
     """The address of an array's first element, 0 for no array."""
-    return 0 if array is None else array.ctypes.data
+    # Twice as fast as array.ctypes.data (but not for records), and a call asks for some ten addresses.
+    return 0 if array is None else array.__array_interface__["data"][0]
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Uninitialised array that begins on a cache line, so that no vector of a panel straddles two."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffer = np.empty(size + LINE, np.uint8)
-    first = -buffer.ctypes.data % LINE
+    first = -address(buffer) % LINE
     return buffer[first : first + size].view(dtype).reshape(shape)

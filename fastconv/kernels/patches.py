@@ -1,7 +1,7 @@
 """The patch matrix of im2col and its transpose: one row for each output pixel, one column for each weight.
 
-Columns follow the order of the weights in memory (tap, channel for NHWC; channel, tap for NCHW), which the strides
-`patch_tap` and `patch_c` express, so that the weights enter the matrix product as they lie.
+Columns follow the order of the weights in memory, (a, b, c) for NHWC and (c, a, b) for NCHW, so that the weights enter
+the matrix product as they lie. Both are `outer` x kh x kw x `inner` with the channels in one of the two.
 """
 
 from __future__ import annotations
@@ -16,67 +16,90 @@ from fastconv.kernels.params import record
 from fastconv.kernels.simd import record_at, tensor
 
 PATCHES = record("""
-    x x_i x_j x_c
-    patches patch_pixel patch_tap patch_c
-    first last ih iw oh ow kh kw channels
+    x x_outer x_i x_j patches first last ih iw oh ow kh kw outer inner
     stride_i stride_j pad_i pad_j dilation_i dilation_j
 """)
-"""The rows of the matrix are the output pixels `first` to `last` of the one image at `x`."""
+"""The rows of the matrix are the output pixels `first` to `last` of the one image at `x`. Strides are in bytes; the
+`inner` values of a pixel lie side by side."""
+
+
+@jit.inline
+def end_inside(low, step, size, count):
+    """The end of the indices < count with low + index * step < size."""
+    return min(count, max(0, (size - 1 - low) // step + 1))
 
 
 @functools.cache
-def unfold(dtype: str, unit: int) -> CFunc:
-    """Fill the patch matrix; a task is one of its rows. `unit` promises that channels lie side by side in both."""
+def unfold(dtype: str) -> CFunc:
+    """Fill the patch matrix; a task is one of its rows."""
     REAL = np.dtype(dtype).type
-    UNIT = int(unit)
+    ITEM = np.dtype(dtype).itemsize
 
     def unfold_rows(address, begin, end, thread):
         p = record_at(address, PATCHES)
+        kh, kw, inner = p.kh, p.kw, p.inner
+        # Taps that touch lie side by side like their channels, and are copied in one piece.
+        touching = p.dilation_j == 1 and p.x_j == inner * ITEM
         for task in range(begin, end):
-            pixel = p.first + task
-            i, j = pixel // p.ow, pixel % p.ow
-            for a in range(p.kh):
-                row = i * p.stride_i + a * p.dilation_i - p.pad_i
-                for b in range(p.kw):
-                    column = j * p.stride_j + b * p.dilation_j - p.pad_j
-                    place = p.patches + task * p.patch_pixel + (a * p.kw + b) * p.patch_tap
-                    patch = tensor(REAL, UNIT, place, (p.channels,), (p.patch_c,))
-                    if 0 <= row < p.ih and 0 <= column < p.iw:
-                        source = p.x + row * p.x_i + column * p.x_j
-                        values = tensor(REAL, UNIT, source, (p.channels,), (p.x_c,))
-                        for c in range(p.channels):
-                            patch[c] = values[c]
-                    else:
-                        for c in range(p.channels):
-                            patch[c] = REAL(0)
+            i, j = (p.first + task) // p.ow, (p.first + task) % p.ow
+            left = j * p.stride_j - p.pad_j
+            b0 = (max(-left, 0) + p.dilation_j - 1) // p.dilation_j
+            b1 = max(end_inside(left, p.dilation_j, p.iw, kw), min(b0, kw))
+            b0 = min(b0, kw)
+            place = p.patches + task * p.outer * kh * kw * inner * ITEM
+            for c in range(p.outer):
+                for a in range(kh):
+                    patch = tensor(REAL, 1, place, (kw * inner,), (ITEM,))
+                    place += kw * inner * ITEM
+                    row = i * p.stride_i + a * p.dilation_i - p.pad_i
+                    if row < 0 or row >= p.ih:
+                        patch[:] = REAL(0)
+                        continue
+                    source = p.x + c * p.x_outer + row * p.x_i + left * p.x_j
+                    for q in range(b0 * inner):
+                        patch[q] = REAL(0)
+                    for q in range(b1 * inner, kw * inner):
+                        patch[q] = REAL(0)
+                    if touching:
+                        values = tensor(REAL, 1, source, (kw * inner,), (ITEM,))
+                        for q in range(b0 * inner, b1 * inner):
+                            patch[q] = values[q]
+                        continue
+                    for b in range(b0, b1):
+                        values = tensor(REAL, 1, source + b * p.dilation_j * p.x_j, (inner,), (ITEM,))
+                        for q in range(inner):
+                            patch[b * inner + q] = values[q]
 
     return jit.kernel(unfold_rows)
 
 
 @functools.cache
-def fold(dtype: str, unit: int) -> CFunc:
+def fold(dtype: str) -> CFunc:
     """Add a patch matrix back to the pixels it was read from; a task is one input row, so no two threads meet."""
     REAL = np.dtype(dtype).type
-    UNIT = int(unit)
+    ITEM = np.dtype(dtype).itemsize
 
     def fold_rows(address, begin, end, thread):
         p = record_at(address, PATCHES)
+        kh, kw, inner = p.kh, p.kw, p.inner
+        patch_bytes = p.outer * kh * kw * inner * ITEM
         for row in range(begin, end):
-            for a in range(p.kh):
+            for a in range(kh):
                 i = (row + p.pad_i - a * p.dilation_i) // p.stride_i
                 if i < 0 or i >= p.oh or i * p.stride_i != row + p.pad_i - a * p.dilation_i:
                     continue
-                line = i * p.ow
-                for b in range(p.kw):
-                    for pixel in range(max(line, p.first), min(line + p.ow, p.last)):
-                        column = (pixel - line) * p.stride_j + b * p.dilation_j - p.pad_j
-                        if column < 0 or column >= p.iw:
-                            continue
-                        place = p.patches + (pixel - p.first) * p.patch_pixel + (a * p.kw + b) * p.patch_tap
-                        patch = tensor(REAL, UNIT, place, (p.channels,), (p.patch_c,))
-                        source = p.x + row * p.x_i + column * p.x_j
-                        values = tensor(REAL, UNIT, source, (p.channels,), (p.x_c,))
-                        for c in range(p.channels):
-                            values[c] += patch[c]
+                for b in range(kw):
+                    left = b * p.dilation_j - p.pad_j
+                    j0 = max(p.first - i * p.ow, (max(-left, 0) + p.stride_j - 1) // p.stride_j)
+                    j1 = min(p.last - i * p.ow, end_inside(left, p.stride_j, p.iw, p.ow))
+                    for c in range(p.outer):
+                        place = p.patches + (i * p.ow - p.first) * patch_bytes
+                        place += ((c * kh + a) * kw + b) * inner * ITEM
+                        source = p.x + c * p.x_outer + row * p.x_i + left * p.x_j
+                        for j in range(j0, j1):
+                            patch = tensor(REAL, 1, place + j * patch_bytes, (inner,), (ITEM,))
+                            values = tensor(REAL, 1, source + j * p.stride_j * p.x_j, (inner,), (ITEM,))
+                            for q in range(inner):
+                                values[q] += patch[q]
 
     return jit.kernel(fold_rows)

@@ -63,14 +63,14 @@ def tile(dtype: str, rows: int) -> Tile:
     return Tile(VL=lanes, MR=height, NV=2)
 
 
-def pixel_tile(dtype: str, channels: int) -> Tile:
-    """Choose the tile for pixels in the lanes and that many output channels as rows.
+def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:
+    """Choose the tile for `columns` pixels in the lanes and `channels` output channels as rows.
 
-    Fewer rows make room for more vectors, which hide the latency of the multiply-adds.
+    Fewer rows make room for more vectors, which hide the latency of the multiply-adds. Among the widths that fit the
+    columns the one wins that leaves the fewest lanes to compute twice or for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    if channels == 1:
-        return Tile(VL=lanes, MR=1, NV=4)
-    if channels <= 4 or registers() == 16:
-        return Tile(VL=lanes, MR=4, NV=4 if registers() == 32 else 2)
-    return Tile(VL=lanes, MR=8, NV=2)
+    rows = 1 if channels == 1 else 4 if channels <= 4 or registers() == 16 else 8
+    widest = 2 if rows == 8 or (rows == 4 and registers() == 16) else 4
+    widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= columns] or [1]
+    return Tile(VL=lanes, MR=rows, NV=min(widths, key=lambda NV: -(-columns // (NV * lanes)) * NV))

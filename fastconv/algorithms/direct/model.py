@@ -20,7 +20,7 @@ LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
-RUN_SLOTS = 24
+RUN_SLOTS = 60
 """Slots lost at the beginning and end of a run."""
 TRACE_SECONDS = 0.6e-9
 """Writing one address of a tile's runs."""
@@ -30,6 +30,12 @@ ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
+STRIP_RUN_SLOTS = 24
+"""The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
+STRIP_TILE_SECONDS = 30e-9
+"""What a tile with pixels in the lanes takes besides its multiply-adds."""
+TRANSPOSE_SECONDS = 0.35e-9
+"""Moving one value of such a tile to a pixel whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 LAUNCH_SECONDS = 12e-6

@@ -63,11 +63,13 @@ class StripPass:
         taps, reduction = int(p["taps_r"] * p["taps_c"]), int(p["reduction"])
         runs = taps * reduction // (int(p["taps_c"]) if p["along_taps"] else reduction)
         slots = (
-            taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.PEAK_SHARE + runs * model.RUN_SLOTS / shape.NV
+            taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.PEAK_SHARE
+            + runs * model.STRIP_RUN_SLOTS / shape.NV
         )
-        scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.SCATTER_SECONDS
+        scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.TRANSPOSE_SECONDS
         trace = blocks * tiles * runs * (shape.MR + 2) * model.TRACE_SECONDS
-        work = copy + trace + scatter + vectors * tiles * slots / rate
+        each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
+        work = copy + trace + scatter + each + vectors * tiles * slots / rate
         return model.LAUNCH_SECONDS + work * model.balance(self.tasks, self.threads) / self.threads
 
     def pack(self, w: np.ndarray) -> np.ndarray:
@@ -105,7 +107,7 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         w_k, w_d = w_d, w_k
         reduction, channels, source_size = channels, reduction, problem.output_size
 
-    shape = pixel_tile(problem.dtype, channels)
+    shape = pixel_tile(problem.dtype, channels, columns.count)
     first_row, first_column = min(rows.offsets), min(columns.offsets)
     reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column
     column_block = min(columns.count, 16 * shape.NR)
