@@ -1,0 +1,26 @@
+"""The conditions of the pytest-benchmark suite, set up once for all its benchmarks."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import environment, peers
+from bench.contenders import Contender, Fastconv, concrete_algorithms
+from fastconv.machine import Machine
+
+
+def pytest_report_header() -> str:
+    missing = peers.missing()
+    return f"bench: peers not installed: {', '.join(missing)}" if missing else "bench: all peers are installed"
+
+
+@pytest.fixture(scope="session")
+def limits() -> Machine:
+    """Give every library the same threads, and return the machine's limits as calibrated in this run."""
+    return environment.prepare().machine
+
+
+@pytest.fixture(scope="session")
+def contenders(limits: Machine) -> dict[str, Contender]:
+    """Return everyone who can be timed, by name."""
+    return {c.name: c for c in (*peers.installed(limits.threads), *map(Fastconv, concrete_algorithms()))}
