@@ -247,3 +247,69 @@ def multiply_tile(
 
     integers = [types.intp] * 6
     return types.void(REAL, VL, MR, NV, START, *integers, real, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dot_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any,
+    rows: Any, columns: Any, left: Any, left_step: Any, right: Any, right_step: Any, target: Any,
+) -> Any:  # fmt: skip
+    """Register tile of MR by ND dot products over rows of pixels: ``target[m, d] = sum left[m] * right[d]``.
+
+    `left` is the address of a table of MR addresses and `right` of one of ND, each of the first value of a plane;
+    from row to row they move by `left_step` and `right_step` bytes. A row has `columns` values side by side, of which
+    those past the last are never used, though up to VL - 1 more are read. The MR x ND vectors of partial sums, one
+    sum for each lane, are stored at `target`.
+    """
+    lanes, ups, downs = _literal(VL), _literal(MR), _literal(ND)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, columns, left, left_step, right, right_step, target = args[4:]
+        emit = _Emitter(builder, _scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        vector_bytes = lanes * emit.item
+        whole = builder.sdiv(columns, const(lanes))
+        rest = builder.srem(columns, const(lanes))
+        lefts = [emit.load_int(add(left, const(8 * m))) for m in range(ups)]
+        rights = [emit.load_int(add(right, const(8 * d))) for d in range(downs)]
+        # Lanes past the end count as zero, on both sides: 0 times whatever lies there might be NaN.
+        lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        some = builder.insert_element(
+            ir.Constant(lane.type, ir.Undefined), builder.trunc(rest, I32), ir.Constant(I32, 0)
+        )
+        zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+        inside = builder.icmp_signed("<", lane, builder.shuffle_vector(some, some, zeros))
+        nothing = ir.Constant(emit.vector, [0.0] * lanes)
+
+        def multiply(along_left: Any, along_right: Any, sums: list[Any], masked: bool) -> list[Any]:
+            def load(address: Any) -> Any:
+                value = emit.load(address)
+                return builder.select(inside, value, nothing) if masked else value
+
+            right_values = [load(add(address, along_right)) for address in rights]
+            following = []
+            for m in range(ups):
+                value = load(add(lefts[m], along_left))
+                following += [emit.fma(value, right_values[d], sums[m * downs + d]) for d in range(downs)]
+            return following
+
+        def row(r: Any, sums: list[Any]) -> list[Any]:
+            row_left, row_right = builder.mul(r, left_step), builder.mul(r, right_step)
+
+            def step(k: Any, sums: list[Any]) -> list[Any]:
+                along = builder.mul(k, const(vector_bytes))
+                return multiply(add(row_left, along), add(row_right, along), sums, masked=False)
+
+            def tail(_: Any, sums: list[Any]) -> list[Any]:
+                along = builder.mul(whole, const(vector_bytes))
+                return multiply(add(row_left, along), add(row_right, along), sums, masked=True)
+
+            once = builder.zext(builder.icmp_signed(">", rest, const(0)), I64)
+            return emit.loop(once, tail, emit.loop(whole, step, sums))
+
+        for i, value in enumerate(emit.loop(rows, row, [nothing] * (ups * downs))):
+            emit.store(value, add(target, const(i * vector_bytes)))
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, MR, ND, *[types.intp] * 7), codegen

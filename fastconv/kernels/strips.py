@@ -36,17 +36,24 @@ STRIPS = record("""
 
 
 @jit.inline
-def fill_strip(p, REAL, ITEM, strip, source, row, column, rows, columns):
-    """Copy `rows` by `columns` source pixels from (row, column) into the strip, with zeros outside the image."""
-    phase_bytes = p.strip_columns * ITEM
-    row_bytes = p.column_step * phase_bytes
-    left, right = min(max(-column, 0), columns), min(max(p.source_columns - column, 0), columns)
-    for k in range(p.reduction):
+def fill_strip(
+    REAL, ITEM, strip, strip_rows, strip_columns, phases, planes,
+    source, source_r, source_c, source_k, source_rows, source_columns, row, column, rows,
+):  # fmt: skip
+    """Copy `rows` of each plane from source pixel (row, column) into the strip, with zeros outside the image.
+
+    A strip is planes x strip_rows x phases x strip_columns: column c of the source lies at phase c % phases.
+    """
+    columns = strip_columns * phases
+    phase_bytes = strip_columns * ITEM
+    row_bytes = phases * phase_bytes
+    left, right = min(max(-column, 0), columns), min(max(source_columns - column, 0), columns)
+    for k in range(planes):
         for r in range(rows):
-            line = strip + (k * p.strip_rows + r) * row_bytes
-            inside = 0 <= row + r < p.source_rows
-            place = source + (row + r) * p.source_r + column * p.source_c + k * p.source_k
-            if inside and p.column_step == 1 and p.source_c == ITEM:
+            line = strip + (k * strip_rows + r) * row_bytes
+            inside = 0 <= row + r < source_rows
+            place = source + (row + r) * source_r + column * source_c + k * source_k
+            if inside and phases == 1 and source_c == ITEM:
                 copied = carray(pointer(line), columns, REAL)
                 values = carray(pointer(place + left * ITEM), right - left, REAL)
                 copied[:left] = REAL(0)
@@ -54,13 +61,12 @@ def fill_strip(p, REAL, ITEM, strip, source, row, column, rows, columns):
                     copied[left + c] = values[c]
                 copied[right:] = REAL(0)
                 continue
-            for phase in range(p.column_step):
-                count = (columns - phase + p.column_step - 1) // p.column_step
-                copied = carray(pointer(line + phase * phase_bytes), count, REAL)
-                for c in range(count):
-                    at = phase + c * p.column_step
+            for phase in range(phases):
+                copied = carray(pointer(line + phase * phase_bytes), strip_columns, REAL)
+                for c in range(strip_columns):
+                    at = phase + c * phases
                     if inside and left <= at < right:
-                        copied[c] = carray(pointer(place + at * p.source_c), 1, REAL)[0]
+                        copied[c] = carray(pointer(place + at * source_c), 1, REAL)[0]
                     else:
                         copied[c] = REAL(0)
 
@@ -123,10 +129,10 @@ def strips(dtype: str, tile: Tile) -> CFunc:
             j = block % p.column_blocks * p.column_block
             rows, columns = min(p.row_block, p.rows - i), min(p.column_block, p.columns - j)
             fill_strip(
-                p, REAL, ITEM, own + p.strip, p.source + group * p.source_group + image * p.source_n,
-                i * p.row_step + p.first_row, j * p.column_step + p.first_column,
-                (rows - 1) * p.row_step + p.strip_rows - (p.row_block - 1) * p.row_step,
-                p.strip_columns * p.column_step,
+                REAL, ITEM, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
+                p.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
+                p.source_rows, p.source_columns, i * p.row_step + p.first_row, j * p.column_step + p.first_column,
+                p.strip_rows - (p.row_block - rows) * p.row_step,
             )  # fmt: skip
             base = p.target + group * p.target_group + image * p.target_n + i * p.target_r + j * p.target_c
             for t in range(tiles * part // p.parts, tiles * (part + 1) // p.parts):

@@ -74,3 +74,11 @@ def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:
     widest = 2 if rows == 8 or (rows == 4 and registers() == 16) else 4
     widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= columns] or [1]
     return Tile(VL=lanes, MR=rows, NV=min(widths, key=lambda NV: -(-columns // (NV * lanes)) * NV))
+
+
+def dot_tile_shape(dtype: str, channels: int) -> Tile:
+    """Choose the tile of dot products: MR shifted input planes by NV planes of the output gradient."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    planes = 4 if channels >= 4 else 1
+    rows = {(32, 1): 14, (32, 4): 6, (16, 1): 6, (16, 4): 2}[registers(), planes]
+    return Tile(VL=lanes, MR=rows, NV=planes)

@@ -3,7 +3,8 @@
 Forward pass and input gradient are the same kernels. The input gradient of a strided convolution falls apart into one
 dense convolution for each phase of the stride (`grids`): the input pixels of a phase meet the same taps, and no
 multiplication with an inserted zero is ever made. Each dense sub-problem becomes a pass with output channels in the
-vectors' lanes (`gather`), or with pixels (`strips`) where channels cannot fill them.
+vectors' lanes (`gather`), or with pixels (`strips`) where channels cannot fill them; so does the weight gradient
+(`correlate`, `dots`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from fastconv.algorithms.base import Algorithm, Epilogue, Estimate
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.correlate import CorrelatePass, plan_correlate
+from fastconv.algorithms.direct.dots import DotPass, plan_dots
 from fastconv.algorithms.direct.gather import GatherPass, plan_gather
 from fastconv.algorithms.direct.grids import grids
 from fastconv.algorithms.direct.strips import StripPass, plan_strips
@@ -44,9 +46,13 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
 
 
 @functools.lru_cache(maxsize=1024)
-def plan_correlation(problem: ConvProblem, threads: int) -> CorrelatePass:
-    """Plan the launch of the weight gradient."""
-    return plan_correlate(problem, threads)
+def plan_weight_gradient(problem: ConvProblem, threads: int) -> CorrelatePass | DotPass:
+    """Plan the launch of the weight gradient, the faster of the two kinds."""
+    kinds: list[CorrelatePass | DotPass] = [plan_correlate(problem, threads)]
+    dot = plan_dots(problem, threads)
+    if dot is not None:
+        kinds.append(dot)
+    return min(kinds, key=lambda kind: kind.seconds(model.NOMINAL_RATE))
 
 
 class Direct(Algorithm):
@@ -55,9 +61,9 @@ class Direct(Algorithm):
     name = "direct"
 
     def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        passes: tuple[Pass | CorrelatePass, ...]
+        passes: tuple[Pass | CorrelatePass | DotPass, ...]
         if direction == "grad_weight":
-            passes = (plan_correlation(problem, machine.threads),)
+            passes = (plan_weight_gradient(problem, machine.threads),)
         else:
             passes = plan_passes(problem, direction, machine.threads)
         traffic = conv_bytes(problem, direction) / machine.bandwidth
@@ -90,5 +96,4 @@ class Direct(Algorithm):
             step.run(grad_y, step.pack(w), Epilogue(), grad_x)
 
     def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
-        grad_w[...] = 0
-        plan_correlation(problem, launch.threads_for(conv_flops(problem))).run(x, grad_y, grad_w)
+        plan_weight_gradient(problem, launch.threads_for(conv_flops(problem))).run(x, grad_y, grad_w)

@@ -47,14 +47,15 @@ class CorrelatePass:
         p, problem, shape = self.template[0], self.problem, self.tile
         pixels = problem.n * math.prod(problem.output_size)
         tiles = int(p["channel_tiles"]) * math.prod(problem.kernel_size) * problem.groups
-        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / rate
+        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / model.CORRELATE_SHARE / rate
         blocks, panels = int(p["row_blocks"] * p["column_blocks"]), int(p["panels"])
         add = tiles * blocks * panels * shape.MR * shape.NR * model.ADD_SECONDS
         pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * model.PACK_SECONDS
         return model.LAUNCH_SECONDS + (multiply + add + pack) * model.balance(self.tasks, self.threads) / self.threads
 
     def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
-        """Add the weight gradient to grad_w."""
+        """Write the weight gradient to grad_w."""
+        grad_w[...] = 0
         own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
         params = self.template.copy()
         params["source"] = address(x)

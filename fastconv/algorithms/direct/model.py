@@ -28,6 +28,12 @@ PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
+CORRELATE_SHARE = 0.75
+"""Share of the peak that the weight gradient's tile with channels in the lanes reaches: its runs end with every row."""
+DOT_SHARE = 0.45
+"""The same for dot products over pixels: most of their vectors straddle two cache lines."""
+DOT_SECONDS = 6e-9
+"""Adding up the lanes of one dot product."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
 STRIP_RUN_SLOTS = 24

@@ -1,0 +1,141 @@
+"""The weight gradient with pixels in the lanes: `fastconv.kernels.dots`, planned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import canonical_strides
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
+from fastconv.kernels import dots, launch
+from fastconv.kernels.params import address, aligned, fill
+from fastconv.kernels.target import Tile, dot_tile_shape
+from fastconv.problem import ConvProblem, canonical_weights
+
+_STRIP_BYTES = 256 << 10
+"""Strips of a block of pixels: they stay in the second cache level for all weights."""
+_PARTIAL_BYTES = 4 << 20
+"""Partial gradients of all blocks."""
+_BLOCKS = 32
+"""Blocks to cut a problem into at least: a number that does not depend on the threads, as the result must not."""
+
+
+@dataclass(frozen=True)
+class DotPass:
+    """The launch of the weight gradient, planned: its record but for the addresses of a call's arrays."""
+
+    problem: ConvProblem
+    threads: int
+    template: np.ndarray
+    tile: Tile
+    blocks: int
+    tables: tuple[np.ndarray, ...]
+    """Offsets whose addresses the record holds, and which it keeps alive."""
+
+    @property
+    def _weights(self) -> int:
+        return math.prod(self.problem.w_shape)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of all threads' strips and of the partial gradients."""
+        partial = self.blocks * self._weights * self.problem.itemsize
+        return self.threads * int(self.template["workspace_bytes"][0]) + partial
+
+    def _lanes_share(self) -> float:
+        columns = int(self.template["columns"][0])
+        return columns / (-(-columns // self.tile.VL) * self.tile.VL)
+
+    def describe(self) -> str:
+        """The tile in words."""
+        tile = f"register tiles of {self.tile.MR} x {self.tile.NV} dot products over pixels"
+        return f"{tile}, {self._lanes_share():.0%} of the lanes in use"
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time of a call, with `rate` slots a second on each thread."""
+        p, shape, problem = self.template[0], self.tile, self.problem
+        tasks = self.blocks * problem.groups
+        pixels = problem.n * math.prod(problem.output_size) * problem.groups
+        copies = 0.0
+        for planes, rows, columns, side_by_side in (
+            ("reduction", "strip_rows", int(p["strip_columns"] * p["column_step"]), p["source_c"] == problem.itemsize),
+            ("channels", "row_block", int(p["gradient_columns"]), p["gradient_c"] == problem.itemsize),
+        ):
+            each = model.COPY_SECONDS if side_by_side else model.SCATTER_SECONDS
+            copies += tasks * int(p[planes]) * int(p[rows]) * columns * each
+        tiles = -(-int(p["channels"]) // shape.NV) * -(
+            -problem.ic_per_group * math.prod(problem.kernel_size) // shape.MR
+        )
+        step = shape.MR * shape.NV / model.DOT_SHARE
+        vectors = pixels / self._lanes_share() / shape.VL
+        ends = tasks * tiles * shape.MR * shape.NV * model.DOT_SECONDS
+        work = copies + vectors * tiles * step / rate + ends
+        total = self.blocks * self._weights * model.ADD_SECONDS
+        return model.LAUNCH_SECONDS + work * model.balance(tasks, self.threads) / self.threads + total
+
+    def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
+        """Write the weight gradient to grad_w."""
+        problem = self.problem
+        kh, kw = problem.kernel_size
+        own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
+        shape = (self.blocks, problem.groups, problem.ic_per_group, kh, kw, problem.oc_per_group)
+        partial = np.empty(shape, problem.dtype)
+        params = self.template.copy()
+        params["source"] = address(x)
+        params["gradient"] = address(grad_y)
+        params["partial"] = address(partial)
+        params["workspace"] = address(own)
+        tasks = self.blocks * problem.groups
+        launch.run(dots.dots(problem.dtype, self.tile), params, tasks, threads=self.threads)
+        total = partial.sum(axis=0, dtype=np.float64)
+        weights = canonical_weights(grad_w, problem.layout)
+        weights.reshape(kh, kw, problem.ic_per_group, problem.groups, -1)[...] = total.transpose(2, 3, 1, 0, 4)
+
+
+def plan_dots(problem: ConvProblem, threads: int) -> DotPass | None:
+    """Plan the launch; None where a row's strips leave the cache, or there are too many weights."""
+    item = problem.itemsize
+    rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
+    shape = dot_tile_shape(problem.dtype, problem.oc_per_group)
+    x = canonical_strides(problem.x_shape, item, problem.layout)
+    y = canonical_strides(problem.y_shape, item, problem.layout)
+    first_row, first_column = min(rows.offsets), min(columns.offsets)
+    reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column
+    gradient_columns = -(-columns.count // shape.VL) * shape.VL
+    strip_columns = gradient_columns + reach_c // columns.step + 1
+    row_bytes = problem.ic_per_group * strip_columns * columns.step * item
+    gradient_row_bytes = problem.oc_per_group * gradient_columns * item
+    fitting = (_STRIP_BYTES - row_bytes * (reach_r + 1)) // (row_bytes * rows.step + gradient_row_bytes)
+    wanted = max(1, problem.n * problem.groups * rows.count // _BLOCKS)
+    row_block = max(1, min(rows.count, fitting, wanted))
+    blocks = problem.n * -(-rows.count // row_block)
+    if row_bytes * (reach_r + 1) + gradient_row_bytes > 2 * _STRIP_BYTES:
+        return None
+    if blocks * math.prod(problem.w_shape) * item > _PARTIAL_BYTES:
+        return None
+    strip_rows = (row_block - 1) * rows.step + reach_r + 1
+    strip, planes, lefts, rights, sums, total = workspace_offsets(
+        strip_rows * row_bytes, row_block * gradient_row_bytes, shape.MR * 8, shape.NV * 8,
+        shape.MR * shape.NV * shape.VL * item,
+    )  # fmt: skip
+    row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
+    template = fill(
+        dots.DOTS,
+        source=0, source_n=x[0], source_r=x[1], source_c=x[2], source_k=x[3],
+        source_group=problem.ic_per_group * x[3],
+        source_rows=problem.input_size[0], source_columns=problem.input_size[1],
+        gradient=0, gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
+        gradient_group=problem.oc_per_group * y[3],
+        partial=0, groups=problem.groups, rows=rows.count, columns=columns.count,
+        row_step=rows.step, column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps),
+        row_offsets=address(row_offsets), column_offsets=address(column_offsets),
+        first_row=first_row, first_column=first_column,
+        reduction=problem.ic_per_group, channels=problem.oc_per_group,
+        row_block=row_block, row_blocks=-(-rows.count // row_block),
+        strip_rows=strip_rows, strip_columns=strip_columns, gradient_columns=gradient_columns,
+        workspace=0, workspace_bytes=total, strip=strip, planes=planes, lefts=lefts, rights=rights, sums=sums,
+    )  # fmt: skip
+    return DotPass(problem, threads, template, shape, blocks, (row_offsets, column_offsets))
