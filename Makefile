@@ -37,7 +37,7 @@ dashboard: setup ## measure the newest COMMITS=2 commits with asv and make the s
 	$(BIN)/asv machine --yes
 	$(BIN)/asv run --skip-existing-successful "HEAD -n $(COMMITS)" || test $$? -eq 2 # 2: some benchmark failed, the site shows which
 	$(BIN)/asv publish
-	@echo "Open it with: $(BIN)/python -m http.server --directory .asv/html 8000, then http://127.0.0.1:8000"
+	@echo "Open it with: $(BIN)/python -m http.server --directory .asv/html 8000, then http://127.0.0.1:8000 (asv loads its scripts from the internet)"
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -69,11 +69,11 @@ def _peak(dtype: str, threads: int) -> float:
     """The best of several runs: interruptions only ever make a run slower."""
     shape = tile(dtype, 1 << 20)
     source, weights = np.zeros(1, dtype), np.zeros(shape.NR, dtype)
-    table = np.array([address(source)] * shape.MR + [0, 0], np.int64)
+    table = np.array([address(source)] * shape.MR + [0, 0, _PEAK_STEPS], np.int64)
     results = np.zeros((threads, shape.MR, shape.NR), dtype)
     targets = results.ctypes.data + np.arange(threads * shape.MR, dtype=np.int64) * shape.NR * source.itemsize
     params = fill(
-        kernels.PEAK, table=address(table), length=_PEAK_STEPS, weights=address(weights), start=address(weights),
+        kernels.PEAK, table=address(table), weights=address(weights), start=address(weights),
         targets=address(targets),
     )  # fmt: skip
     kernel = kernels.peak(dtype, shape)

@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import CHANNEL_START, multiply_tile, pointer, record_at
+from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at
 from fastconv.kernels.target import Tile
 
 CORRELATE = record("""
@@ -87,7 +87,7 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
     def correlate_tiles(address, begin, end, thread):
         p = record_at(address, CORRELATE)
         own = p.workspace + thread * p.workspace_bytes
-        table = carray(pointer(own + p.table), (p.row_block, MR + 2), np.int64)
+        table = carray(pointer(own + p.table), (p.row_block, MR + RUN_FIELDS), np.int64)
         targets = carray(pointer(own + p.targets), MR, np.int64)
         for m in range(MR):
             targets[m] = own + p.buffer + m * NR * ITEM
@@ -131,17 +131,18 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                             table[runs, m] = first + min(m, depth - 1) * p.source_k
                         table[runs, MR] = p.column_step * p.source_c
                         table[runs, MR + 1] = (r * columns + left - column) * NR * ITEM
+                        table[runs, MR + 2] = length
                         runs += 1
                     if runs == 0:
                         continue
                     if lanes > VL:
                         multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                            REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
                             p.start, REAL(-np.inf), own + p.targets, 0,
                         )  # fmt: skip
                     else:
                         multiply_tile(
-                            REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, length, own + p.panel, NR * ITEM,
+                            REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
                             p.start, REAL(-np.inf), own + p.targets, 0,
                         )  # fmt: skip
                     target = (

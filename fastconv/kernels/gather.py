@@ -21,7 +21,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import CHANNEL_START, multiply_tile, pointer, record_at
+from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at, trace_run
 from fastconv.kernels.target import Tile
 
 GATHER = record("""
@@ -32,13 +32,14 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets
     reduction channels
     weights weight_tap weight_step weight_panel start start_group
-    relu activation failed zeros
+    relu activation failed zeros touching
     tiles tiles_per_block blocks panel_parts
     workspace workspace_bytes
-    table counts targets row_parts column_parts buffer copies
+    table counts targets row_parts column_parts spare buffer copies
 """)
-"""Strides and `*_group` are in bytes; `source_k` and `target_d` are those of the channels. `failed` is the address of
-a flag that a failing activation sets. The last line's fields are offsets into each thread's workspace."""
+"""Strides and `*_group` are in bytes; `source_k` and `target_d` are those of the channels. `failed` is the address of a
+flag that a failing activation sets; `touching` says that the taps of a kernel row read neighbouring channels. The last
+line's fields are offsets into each thread's workspace."""
 
 _OUTSIDE = -(1 << 62)
 """Offset of a row or column in the padding: added to any other it stays negative."""
@@ -82,11 +83,8 @@ def trace_pixels(p, own, target, t, first, MR):
 
 
 @jit.inline
-def copy_run(p, REAL, ITEM, MR, destination, row_parts, column_parts, source):
-    """Copy what a run reads, channel by channel, with zeros for pixels in the padding.
-
-    A row of zeros can stand for a pixel only where its channels lie side by side.
-    """
+def copy_run(p, REAL, MR, destination, row_parts, column_parts, source):
+    """Copy what a run reads, channel by channel, with zeros for pixels in the padding."""
     copy = carray(pointer(destination), (p.reduction, MR), REAL)
     for m in range(MR):
         offset = row_parts[m] + column_parts[m]
@@ -102,34 +100,39 @@ def copy_run(p, REAL, ITEM, MR, destination, row_parts, column_parts, source):
 def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
     """Write the runs and targets of the tile that begins at pixel `first`; the number of runs."""
     trace_pixels(p, own, target, t, first, MR)
+    taps = p.taps_r * p.taps_c
     row_parts = carray(pointer(own + p.row_parts), (p.taps_r, MR), np.int64)
     column_parts = carray(pointer(own + p.column_parts), (p.taps_c, MR), np.int64)
-    taps = p.taps_r * p.taps_c
-    table = carray(pointer(own + p.table + t * taps * (MR + 2) * 8), (taps, MR + 2), np.int64)
+    table_at = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
+    table = carray(pointer(table_at), (taps, MR + RUN_FIELDS), np.int64)
     runs = 0
     for a in range(p.taps_r):
+        row_at = own + p.row_parts + a * MR * 8
+        joined = False
         for b in range(p.taps_c):
-            # All at once with no branch, so that it compiles to vectors; most tiles need no more than this.
-            inside = 0
-            for m in range(MR):
-                offset = row_parts[a, m] + column_parts[b, m]
-                table[runs, m] = source + offset
-                inside += offset >= 0
+            place = table_at + runs * (MR + RUN_FIELDS) * 8
+            column_at = own + p.column_parts + b * MR * 8
+            inside = trace_run(MR, row_at, column_at, source, p.zeros, place)
+            if b == 0 and p.touching != 0 and inside == MR:
+                # Touching taps are one run where the last of them lies inside too; the first one's addresses hold.
+                last = own + p.column_parts + (p.taps_c - 1) * MR * 8
+                spare = own + p.spare
+                joined = trace_run(MR, row_at, last, source, p.zeros, spare) == MR
             if inside == 0:
                 continue
             table[runs, MR] = p.source_k
             table[runs, MR + 1] = (a * p.taps_c + b) * p.weight_tap
-            if inside < MR and p.source_k == ITEM:
-                for m in range(MR):
-                    if row_parts[a, m] + column_parts[b, m] < 0:
-                        table[runs, m] = p.zeros
-            elif inside < MR:
+            table[runs, MR + 2] = p.reduction * (p.taps_c if joined else 1)
+            if inside < MR and p.source_k != ITEM:
+                # A row of zeros can stand for a pixel only where its channels lie side by side.
                 copy = own + p.copies + (t * taps + runs) * p.reduction * MR * ITEM
-                copy_run(p, REAL, ITEM, MR, copy, row_parts[a], column_parts[b], source)
+                copy_run(p, REAL, MR, copy, row_parts[a], column_parts[b], source)
                 for m in range(MR):
                     table[runs, m] = copy + m * ITEM
                 table[runs, MR] = MR * ITEM
             runs += 1
+            if joined:
+                break
     return runs
 
 
@@ -176,18 +179,18 @@ def gather(dtype: str, tile: Tile) -> CFunc:
                 shift = panel * NR * p.target_d
                 in_place = p.target_d == ITEM and lanes % VL == 0
                 for t in range(tiles):
-                    table = own + p.table + t * p.taps_r * p.taps_c * (MR + 2) * 8
+                    table = own + p.table + t * p.taps_r * p.taps_c * (MR + RUN_FIELDS) * 8
                     rows = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
                     targets = rows.ctypes.data if in_place else tile_rows
                     move = shift if in_place else 0
                     if lanes > VL:
                         multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, counts[t], table, p.reduction, weights, p.weight_step,
+                            REAL, VL, MR, NV, CHANNEL_START, counts[t], table, weights, p.weight_step,
                             start, lowest, targets, move,
                         )  # fmt: skip
                     else:
                         multiply_tile(
-                            REAL, VL, MR, 1, CHANNEL_START, counts[t], table, p.reduction, weights, p.weight_step,
+                            REAL, VL, MR, 1, CHANNEL_START, counts[t], table, weights, p.weight_step,
                             start, lowest, targets, move,
                         )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)

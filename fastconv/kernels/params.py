@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -38,3 +41,32 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     buffer = np.empty(size + LINE, np.uint8)
     first = -address(buffer) % LINE
     return buffer[first : first + size].view(dtype).reshape(shape)
+
+
+_KEPT_BYTES = 8 << 20
+"""Largest buffer that a Python thread keeps for its next call."""
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.buffers: dict[str, np.ndarray] = {}
+
+
+_kept = _Kept()
+
+
+@contextmanager
+def scratch(use: str, shape: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
+    """Lend an uninitialised array on a cache line, kept between calls: fresh pages can cost more than the arithmetic.
+
+    A buffer is lent to one borrower at a time, so a signal handler or finaliser that convolves gets another.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = _kept.buffers.pop(use, None)
+    if buffer is None or buffer.size < size:
+        buffer = aligned((size,), "uint8")
+    try:
+        yield buffer[:size].view(dtype).reshape(shape)
+    finally:
+        if buffer.size <= _KEPT_BYTES:
+            _kept.buffers[use] = buffer

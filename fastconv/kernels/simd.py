@@ -180,6 +180,41 @@ class _Emitter:
         return values
 
 
+@intrinsic(prefer_literal=True)
+def trace_run(
+    typingctx: Any, MR: Any, row_parts: Any, column_parts: Any, source: Any, outside: Any, table: Any
+) -> Any:  # fmt: skip
+    """Write the addresses that MR pixels read at one tap, and return how many of them lie inside the image.
+
+    An address is `source` plus a row part and a column part, the two given by the addresses of MR integers each;
+    where their sum is negative the pixel lies in the padding and gets the address `outside`.
+    """
+    rows = _literal(MR)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, row_parts, column_parts, source, outside, table = args
+        vector = ir.VectorType(I64, rows)
+        lane0 = ir.Constant(ir.VectorType(I32, rows), [0] * rows)
+
+        def load(address: Any) -> Any:
+            return builder.load(builder.inttoptr(address, vector.as_pointer()), align=8)
+
+        def splat(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lane0)
+
+        offset = builder.add(load(row_parts), load(column_parts))
+        inside = builder.icmp_signed(">=", offset, ir.Constant(vector, [0] * rows))
+        addresses = builder.select(inside, builder.add(offset, splat(source)), splat(outside))
+        builder.store(addresses, builder.inttoptr(table, vector.as_pointer()), align=8)
+        mask = builder.bitcast(inside, ir.IntType(rows))
+        return builder.ctpop(builder.zext(mask, I64))
+
+    return types.intp(MR, *[types.intp] * 5), codegen
+
+
+RUN_FIELDS = 3
+"""Integers of a run in multiply_tile's table besides the addresses of the rows: scalar step, vector offset, length."""
 CHANNEL_START = 0
 """multiply_tile: every row starts with the same vectors, one value for each lane."""
 ROW_START = 1
@@ -189,26 +224,26 @@ ROW_START = 1
 @intrinsic(prefer_literal=True)
 def multiply_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any,
-    runs: Any, scalars: Any, length: Any, vectors: Any, vector_step: Any,
+    runs: Any, scalars: Any, vectors: Any, vector_step: Any,
     start: Any, floor: Any, targets: Any, target_offset: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum scalar[m] * vector, floor)``.
 
-    The sum goes over `runs` runs of `length` steps. Run r is MR + 2 integers of the table `scalars`: the address of
-    the first scalar of each row, the bytes from one step's scalar to the next, and the offset of the run's first
-    vectors from `vectors`; from step to step the vectors move by `vector_step`. `start` is the address of what the
-    sums begin with, NV vectors or MR scalars as START says, and `targets` the table of the MR addresses, each moved
-    by `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
+    The sum goes over `runs` runs of steps. Run r is MR + RUN_FIELDS integers of the table `scalars`: the address of the
+    first scalar of each row, then the bytes from one step's scalar to the next, the offset of the run's first vectors
+    from `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `start` is the address
+    of what the sums begin with, NV vectors or MR scalars as START says, and `targets` the table of the MR addresses,
+    each moved by `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
     """
     lanes, rows, width, start_kind = _literal(VL), _literal(MR), _literal(NV), _literal(START)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, scalars, length, vectors, vector_step, start, floor, targets, target_offset = args[5:]
+        runs, scalars, vectors, vector_step, start, floor, targets, target_offset = args[5:]
         emit = _Emitter(builder, _scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vector_bytes = lanes * emit.item
-        entry_bytes = 8 * (rows + 2)
+        entry_bytes = 8 * (rows + RUN_FIELDS)
 
         if start_kind == CHANNEL_START:
             first = [emit.load(add(start, const(j * vector_bytes))) for j in range(width)] * rows
@@ -221,6 +256,7 @@ def multiply_tile(
             scalar = [emit.load_int(add(entry, const(8 * m))) for m in range(rows)]
             scalar_step = emit.load_int(add(entry, const(8 * rows)))
             vector = add(vectors, emit.load_int(add(entry, const(8 * (rows + 1)))))
+            length = emit.load_int(add(entry, const(8 * (rows + 2))))
 
             def step(k: Any, accumulators: list[Any]) -> list[Any]:
                 along = builder.mul(k, scalar_step)
@@ -245,7 +281,7 @@ def multiply_tile(
                 emit.store(builder.select(below, lowest, value), add(target, const(j * vector_bytes)))
         return context.get_dummy_value()
 
-    integers = [types.intp] * 6
+    integers = [types.intp] * 5
     return types.void(REAL, VL, MR, NV, START, *integers, real, types.intp, types.intp), codegen
 
 

@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import ROW_START, multiply_tile, pointer, record_at, tensor
+from fastconv.kernels.simd import ROW_START, RUN_FIELDS, multiply_tile, pointer, record_at, tensor
 from fastconv.kernels.target import Tile
 
 STRIPS = record("""
@@ -79,7 +79,7 @@ def trace_weights(p, ITEM, MR, own, weights, first):
     row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
     column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
     inner = p.reduction if p.along_taps != 0 else p.taps_c
-    table = carray(pointer(own + p.table), (p.taps_r * inner, MR + 2), np.int64)
+    table = carray(pointer(own + p.table), (p.taps_r * inner, MR + RUN_FIELDS), np.int64)
     for a in range(p.taps_r):
         for q in range(inner):
             b, k = (0, q) if p.along_taps != 0 else (q, 0)
@@ -90,6 +90,7 @@ def trace_weights(p, ITEM, MR, own, weights, first):
                 table[run, m] = tap + min(first + m, p.channels - 1) * p.weight_d
             column = column_offsets[b] - p.first_column
             line = (k * p.strip_rows + row_offsets[a] - p.first_row) * p.column_step + column % p.column_step
+            table[run, MR + 2] = p.taps_c if p.along_taps != 0 else p.reduction
             table[run, MR] = p.weight_k
             if p.along_taps != 0:
                 table[run, MR] = (column_taps[1] - column_taps[0]) * p.weight_c
@@ -114,7 +115,6 @@ def strips(dtype: str, tile: Tile) -> CFunc:
         lowest = REAL(0) if p.relu != 0 else REAL(-np.inf)
         tiles = (p.channels + MR - 1) // MR
         runs = p.taps_r * (p.reduction if p.along_taps != 0 else p.taps_c)
-        length = p.taps_c if p.along_taps != 0 else p.reduction
         row_bytes = p.column_step * p.strip_columns * ITEM
         vector_step = p.strip_rows * row_bytes
         if p.along_taps != 0:
@@ -151,7 +151,7 @@ def strips(dtype: str, tile: Tile) -> CFunc:
                             for m in range(MR):
                                 targets[m] = here + min(m, depth - 1) * p.target_d
                         rows_at = own + (p.targets if in_place else p.rows_of_buffer)
-                        multiply_tile(REAL, VL, MR, NV, ROW_START, runs, own + p.table, length,
+                        multiply_tile(REAL, VL, MR, NV, ROW_START, runs, own + p.table,
                                       line + column * ITEM, vector_step, start, lowest, rows_at, 0)  # fmt: skip
                         width = min(NR, columns - column)
                         if p.activation != 0:

@@ -20,7 +20,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.correlate import CorrelatePass, plan_correlate
 from fastconv.algorithms.direct.dots import DotPass, plan_dots
 from fastconv.algorithms.direct.gather import GatherPass, plan_gather
-from fastconv.algorithms.direct.grids import grids
+from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.strips import StripPass, plan_strips
 from fastconv.cost import conv_bytes, conv_flops
 from fastconv.kernels import launch
@@ -36,7 +36,7 @@ Pass = GatherPass | StripPass
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
     """Plan the launches of a forward pass or input gradient, each the faster of the two kinds."""
     passes = []
-    for rows, columns in grids(problem, direction):
+    for rows, columns in sub_problems(problem, direction):
         kinds: list[Pass] = [plan_gather(problem, direction, rows, columns, threads)]
         strip = plan_strips(problem, direction, rows, columns, threads)
         if strip is not None:
@@ -76,7 +76,7 @@ class Direct(Algorithm):
         return self._forward_pass(problem).prepared_key
 
     def prepare(self, problem: ConvProblem, w: np.ndarray) -> np.ndarray:
-        return self._forward_pass(problem).pack(w)
+        return self._forward_pass(problem).prepare(w)
 
     def _forward_pass(self, problem: ConvProblem) -> Pass:
         (step,) = plan_passes(problem, "forward", launch.threads_for(conv_flops(problem)))
@@ -85,15 +85,14 @@ class Direct(Algorithm):
     def forward(
         self, problem: ConvProblem, x: np.ndarray, w: np.ndarray, epilogue: Epilogue, y: np.ndarray, prepared: Any
     ) -> None:
-        step = self._forward_pass(problem)
-        step.run(x, step.pack(w) if prepared is None else prepared, epilogue, y)
+        self._forward_pass(problem).run(x, w, prepared, epilogue, y)
 
     def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
         passes = plan_passes(problem, "grad_input", launch.threads_for(conv_flops(problem)))
         if len(passes) < math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size)):
             grad_x[...] = 0  # the pixels of the other phases were never read
         for step in passes:
-            step.run(grad_y, step.pack(w), Epilogue(), grad_x)
+            step.run(grad_y, w, None, Epilogue(), grad_x)
 
     def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
         plan_weight_gradient(problem, launch.threads_for(conv_flops(problem))).run(x, grad_y, grad_w)

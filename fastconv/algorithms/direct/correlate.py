@@ -11,7 +11,8 @@ from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
 from fastconv.kernels import correlate, launch
-from fastconv.kernels.params import address, aligned, fill
+from fastconv.kernels.params import address, fill, scratch
+from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
 
@@ -56,13 +57,14 @@ class CorrelatePass:
     def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
         """Write the weight gradient to grad_w."""
         grad_w[...] = 0
-        own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
         params = self.template.copy()
         params["source"] = address(x)
         params["gradient"] = address(grad_y)
         params["target"] = address(grad_w)
-        params["workspace"] = address(own)
-        launch.run(correlate.correlate(self.problem.dtype, self.tile), params, self.tasks, threads=self.threads)
+        kernel = correlate.correlate(self.problem.dtype, self.tile)
+        with scratch("correlate", (self.threads, int(params["workspace_bytes"][0])), "uint8") as own:
+            params["workspace"] = address(own)
+            launch.run(kernel, params, self.tasks, threads=self.threads)
 
 
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
@@ -80,7 +82,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     column_block = min(columns.count, pixels)
     row_block = min(problem.n * rows.count, max(1, pixels // column_block))
     panel, table, targets, buffer, total = workspace_offsets(
-        row_block * column_block * shape.NR * item, row_block * (shape.MR + 2) * 8, shape.MR * 8,
+        row_block * column_block * shape.NR * item, row_block * (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
         shape.MR * shape.NR * item,
     )  # fmt: skip
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)

@@ -11,7 +11,8 @@ from fastconv.algorithms.base import Epilogue, canonical_strides, canonical_weig
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, workspace_offsets
 from fastconv.kernels import gather, launch
-from fastconv.kernels.params import address, aligned, fill
+from fastconv.kernels.params import address, aligned, fill, scratch
+from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
 
@@ -80,7 +81,7 @@ class GatherPass:
         slots = model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"]) + panels * model.RUN_SLOTS
         tiles = int(p["tiles"]) * groups
         multiply = tiles * taps * slots / rate
-        trace = tiles * int(p["panel_parts"]) * taps * (self.tile.MR + 2) * model.TRACE_SECONDS
+        trace = tiles * int(p["panel_parts"]) * taps * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         pack = 0.0 if self.in_place_weights else math.prod(self.packed_shape) * model.PACK_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
@@ -88,17 +89,21 @@ class GatherPass:
         work = (multiply + trace + scatter) * model.balance(self.tasks, self.threads) + pack
         return model.LAUNCH_SECONDS + work / self.threads
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
+    def prepare(self, w: np.ndarray) -> np.ndarray:
         """The weights in panels, or the weights themselves where they are used in place."""
         if self.in_place_weights:
             return w
+        packed = aligned(self.packed_shape, self.problem.dtype)
+        self._pack(w, packed)
+        return packed
+
+    def _pack(self, w: np.ndarray, packed: np.ndarray) -> None:
         problem = self.problem
         w_r, w_c, w_k, w_d = canonical_weight_strides(problem.w_shape, problem.itemsize, problem.layout)
         source_group = problem.oc_per_group * w_d
         if self.direction == "grad_input":
             w_k, w_d = w_d, w_k
         groups, panels, _, reduction, _ = self.packed_shape
-        packed = aligned(self.packed_shape, problem.dtype)
         _, _, row_taps, column_taps, _ = self.tables
         params = fill(
             gather.PACK,
@@ -110,11 +115,19 @@ class GatherPass:
         grain = max(1, _LAUNCH_WEIGHTS * groups * panels // packed.size)
         kernel = gather.pack(problem.dtype, self.tile)
         launch.run(kernel, params, groups * panels, threads=self.threads, grain=grain)
-        return packed
 
-    def run(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
-        """Compute the pass's targets from `source` and what `pack` returned."""
-        own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
+    def run(
+        self, source: np.ndarray, w: np.ndarray, prepared: np.ndarray | None, epilogue: Epilogue, target: np.ndarray
+    ) -> None:
+        """Compute the pass's targets from `source` and the weights; `prepared` is what `prepare` made of these."""
+        if prepared is not None or self.in_place_weights:
+            self._multiply(source, w if prepared is None else prepared, epilogue, target)
+            return
+        with scratch("panels", self.packed_shape, self.problem.dtype) as packed:
+            self._pack(w, packed)
+            self._multiply(source, packed, epilogue, target)
+
+    def _multiply(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
         groups, panels = self.packed_shape[:2]
         start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
         params = self.template.copy()
@@ -125,8 +138,10 @@ class GatherPass:
         params["relu"] = epilogue.relu
         params["activation"] = epilogue.address
         params["failed"] = address(epilogue.failed)
-        params["workspace"] = address(own)
-        launch.run(gather.gather(self.problem.dtype, self.tile), params, self.tasks, threads=self.threads)
+        kernel = gather.gather(self.problem.dtype, self.tile)
+        with scratch("gather", (self.threads, int(params["workspace_bytes"][0])), "uint8") as own:
+            params["workspace"] = address(own)
+            launch.run(kernel, params, self.tasks, threads=self.threads)
 
 
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
@@ -146,7 +161,7 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     tiles, panels = -(-pixels // shape.MR), -(-channels // shape.NR)
     taps = len(rows.taps) * len(columns.taps)
     apart = source[3] != item
-    entry_bytes = taps * (shape.MR + 2) * 8
+    entry_bytes = taps * (shape.MR + RUN_FIELDS) * 8
     copy_bytes = taps * reduction * shape.MR * item if apart else 0
     size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
 
@@ -156,10 +171,12 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     packed_shape = (groups, panels, taps, reduction, shape.NR)
     panel_bytes = taps * reduction * shape.NR * item
 
-    table, counts, targets, row_parts, column_parts, buffer, copies, total = workspace_offsets(
+    table, counts, targets, row_parts, column_parts, spare, buffer, copies, total = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, len(rows.taps) * shape.MR * 8,
-        len(columns.taps) * shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
+        len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
     )  # fmt: skip
+    evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
+    touching = evenly and not apart and source[2] == reduction * item
     zeros = np.zeros(0 if apart else reduction, problem.dtype)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
@@ -178,10 +195,10 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         weight_step=w_strides[2] if in_place else shape.NR * item,
         weight_panel=shape.NR * item if in_place else panel_bytes,
         start=0, start_group=panels * shape.NR * item,
-        relu=0, activation=0, failed=0, zeros=address(zeros),
+        relu=0, activation=0, failed=0, zeros=address(zeros), touching=touching,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace=0, workspace_bytes=total,
-        table=table, counts=counts, targets=targets, row_parts=row_parts, column_parts=column_parts,
+        table=table, counts=counts, targets=targets, row_parts=row_parts, column_parts=column_parts, spare=spare,
         buffer=buffer, copies=copies,
     )  # fmt: skip
     return GatherPass(

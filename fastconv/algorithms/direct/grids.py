@@ -51,7 +51,7 @@ def grad_input_axes(problem: ConvProblem, axis: int) -> tuple[Axis, ...]:
     )  # fmt: skip
 
 
-def grids(problem: ConvProblem, direction: str) -> tuple[tuple[Axis, Axis], ...]:
+def sub_problems(problem: ConvProblem, direction: str) -> tuple[tuple[Axis, Axis], ...]:
     """The (rows, columns) of each dense sub-problem; none where no output has a tap."""
     if direction == "forward":
         return ((forward_axis(problem, 0), forward_axis(problem, 1)),)

@@ -10,7 +10,8 @@ from fastconv.algorithms.base import Epilogue, canonical_strides, canonical_weig
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, workspace_offsets
 from fastconv.kernels import launch, strips
-from fastconv.kernels.params import address, aligned, fill
+from fastconv.kernels.params import address, fill, scratch
+from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, pixel_tile
 from fastconv.problem import ConvProblem
 
@@ -67,30 +68,33 @@ class StripPass:
             + runs * model.STRIP_RUN_SLOTS / shape.NV
         )
         scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.TRANSPOSE_SECONDS
-        trace = blocks * tiles * runs * (shape.MR + 2) * model.TRACE_SECONDS
+        trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
         return model.LAUNCH_SECONDS + work * model.balance(self.tasks, self.threads) / self.threads
 
-    def pack(self, w: np.ndarray) -> np.ndarray:
+    def prepare(self, w: np.ndarray) -> np.ndarray:
         """The weights: they are read as they lie."""
         return w
 
-    def run(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
+    def run(
+        self, source: np.ndarray, w: np.ndarray, prepared: np.ndarray | None, epilogue: Epilogue, target: np.ndarray
+    ) -> None:
         """Compute the pass's targets from `source` and the weights."""
-        own = aligned((self.threads, int(self.template["workspace_bytes"][0])), "uint8")
         p = self.template[0]
         start = epilogue.start(self.problem.groups, int(p["start_group"]) // self.problem.itemsize, self.problem.dtype)
         params = self.template.copy()
         params["source"] = address(source)
         params["target"] = address(target) + self.target_offset
-        params["weights"] = address(packed)
+        params["weights"] = address(w)
         params["start"] = address(start)
         params["relu"] = epilogue.relu
         params["activation"] = epilogue.address
         params["failed"] = address(epilogue.failed)
-        params["workspace"] = address(own)
-        launch.run(strips.strips(self.problem.dtype, self.tile), params, self.tasks, threads=self.threads)
+        kernel = strips.strips(self.problem.dtype, self.tile)
+        with scratch("strips", (self.threads, int(p["workspace_bytes"])), "uint8") as own:
+            params["workspace"] = address(own)
+            launch.run(kernel, params, self.tasks, threads=self.threads)
 
 
 def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> StripPass | None:
@@ -128,7 +132,11 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     along_taps = columns.step == 1 and len(columns.taps) > reduction
     runs = len(rows.taps) * (reduction if along_taps else len(columns.taps))
     strip, table, targets, rows_of_buffer, buffer, total = workspace_offsets(
-        strip_rows * row_bytes, runs * (shape.MR + 2) * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item
+        strip_rows * row_bytes,
+        runs * (shape.MR + RUN_FIELDS) * 8,
+        shape.MR * 8,
+        shape.MR * 8,
+        shape.MR * shape.NR * item,
     )
     tables = tuple(np.array(a, np.int64) for a in (rows.taps, columns.taps, rows.offsets, columns.offsets))
     row_taps, column_taps, row_offsets, column_offsets = tables
