@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.04
+"""OpenBLAS's threads spin longest, for some 25 ms."""
 
 Call = Callable[[], Any]
 

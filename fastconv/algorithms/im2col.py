@@ -34,6 +34,9 @@ _VALUE_SECONDS = 0.25e-9
 """Copying one value of a piece."""
 _CALL_SECONDS = 20e-6
 """Calls of the copying kernel and of the matrix product for one block."""
+_SWITCH_SECONDS = 8e-3
+"""What a block takes besides on several threads: BLAS's threads spin for some 25 ms after a product, and Numba's get a
+core only when the scheduler takes it from them (measured on two cores, where every call took a multiple of 8 ms)."""
 
 
 class Im2col(Algorithm):
@@ -54,7 +57,11 @@ class Im2col(Algorithm):
         traffic = (conv_bytes(problem, direction) + im2col_bytes(problem)) / (4 * machine.bandwidth)
         blocks = self._blocks(problem)
         reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks * problem.groups} blocks"
-        seconds = copy + max(product, traffic) + blocks * problem.groups * _CALL_SECONDS
+        seconds = (
+            copy
+            + max(product, traffic)
+            + blocks * problem.groups * (_CALL_SECONDS if machine.threads == 1 else _SWITCH_SECONDS)
+        )
         return Estimate(seconds, self._workspace(problem), reason)
 
     def _rows_per_block(self, problem: ConvProblem) -> int:
