@@ -208,7 +208,7 @@ def test_exact_offers_nothing_that_is_not_exact():
 
 def test_predicted_time_grows_with_the_work():
     small = fastconv.plan_conv2d((1, 16, 16, 64), (3, 3, 64, 64), padding=1)
-    large = fastconv.plan_conv2d((8, 128, 128, 64), (3, 3, 64, 64), padding=1)
+    large = fastconv.plan_conv2d((64, 128, 128, 64), (3, 3, 64, 64), padding=1)
     for name in NAMED:
         before, after = (
             {candidate: seconds for candidate, seconds, _ in plan.candidates}[name] for plan in (small, large)
