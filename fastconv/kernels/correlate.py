@@ -18,6 +18,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
 from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at
+from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile
 
 CORRELATE = record("""
@@ -30,18 +31,6 @@ CORRELATE = record("""
     start row_block column_block row_blocks column_blocks panels parts channel_tiles
     workspace workspace_bytes panel table targets buffer
 """)
-
-
-@jit.inline
-def first_inside(offset, step, low):
-    """The first index >= `low` with index * step + offset >= 0."""
-    return max(low, (-offset + step - 1) // step)
-
-
-@jit.inline
-def end_inside(offset, step, size, high):
-    """The end of the indices < `high` with index * step + offset < size."""
-    return min(high, (size - 1 - offset) // step + 1)
 
 
 @jit.inline
@@ -112,7 +101,7 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                     a = combination // p.channel_tiles // p.taps_c
                     b = combination // p.channel_tiles % p.taps_c
                     depth = min(MR, p.reduction - k)
-                    left = first_inside(column_offsets[b], p.column_step, column)
+                    left = max(column, first_inside(column_offsets[b], p.column_step))
                     length = end_inside(column_offsets[b], p.column_step, p.source_columns, column + columns) - left
                     if length <= 0:
                         continue

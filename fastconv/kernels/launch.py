@@ -16,7 +16,7 @@ from numba import prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import address
+from fastconv.kernels.params import address, scratch
 from fastconv.kernels.simd import call_kernel, fetch_add
 
 
@@ -105,3 +105,13 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
     if threads > 1 and _pool.launch(entry, record, tasks, grain, threads):
         return
     _serial()(entry, record, tasks)
+
+
+def run_template(kernel: CFunc, template: np.ndarray, tasks: int, *, threads: int, **fields: int) -> None:
+    """Run a planned launch: a record but for the `fields` of this call, and a workspace for each thread."""
+    params = template.copy()
+    for name, value in fields.items():
+        params[name] = value
+    with scratch("workspace", (threads, int(params["workspace_bytes"][0])), "uint8") as own:
+        params["workspace"] = address(own)
+        run(kernel, params, tasks, threads=threads)

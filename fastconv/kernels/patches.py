@@ -14,6 +14,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
 from fastconv.kernels.simd import record_at, tensor
+from fastconv.kernels.spans import end_inside, first_inside
 
 PATCHES = record("""
     x x_outer x_i x_j patches first last ih iw oh ow kh kw outer inner
@@ -21,12 +22,6 @@ PATCHES = record("""
 """)
 """The rows of the matrix are the output pixels `first` to `last` of the one image at `x`. Strides are in bytes; the
 `inner` values of a pixel lie side by side."""
-
-
-@jit.inline
-def end_inside(low, step, size, count):
-    """The end of the indices < count with low + index * step < size."""
-    return min(count, max(0, (size - 1 - low) // step + 1))
 
 
 @functools.cache
@@ -43,7 +38,7 @@ def unfold(dtype: str) -> CFunc:
         for task in range(begin, end):
             i, j = (p.first + task) // p.ow, (p.first + task) % p.ow
             left = j * p.stride_j - p.pad_j
-            b0 = (max(-left, 0) + p.dilation_j - 1) // p.dilation_j
+            b0 = first_inside(left, p.dilation_j)
             b1 = max(end_inside(left, p.dilation_j, p.iw, kw), min(b0, kw))
             b0 = min(b0, kw)
             place = p.patches + task * p.outer * kh * kw * inner * ITEM
@@ -90,7 +85,7 @@ def fold(dtype: str) -> CFunc:
                     continue
                 for b in range(kw):
                     left = b * p.dilation_j - p.pad_j
-                    j0 = max(p.first - i * p.ow, (max(-left, 0) + p.stride_j - 1) // p.stride_j)
+                    j0 = max(p.first - i * p.ow, first_inside(left, p.stride_j))
                     j1 = min(p.last - i * p.ow, end_inside(left, p.stride_j, p.iw, p.ow))
                     for c in range(p.outer):
                         place = p.patches + (i * p.ow - p.first) * patch_bytes

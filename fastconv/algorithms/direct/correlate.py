@@ -9,16 +9,15 @@ import numpy as np
 
 from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis, workspace_offsets
 from fastconv.kernels import correlate, launch
-from fastconv.kernels.params import address, fill, scratch
+from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
 
 _PANEL_BYTES = 256 << 10
 """Packed output gradients of a block of pixels: they stay in the second cache level for all taps."""
-_TASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class CorrelatePass:
     def describe(self) -> str:
         """The tile in words."""
         channels = self.problem.oc_per_group
-        return model.describe(self.tile, "output channels", channels / (-(-channels // self.tile.VL) * self.tile.VL))
+        return model.describe(self.tile, "output channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
         """Predicted time of a call, with `rate` slots a second on each thread."""
@@ -57,14 +56,10 @@ class CorrelatePass:
     def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
         """Write the weight gradient to grad_w."""
         grad_w[...] = 0
-        params = self.template.copy()
-        params["source"] = address(x)
-        params["gradient"] = address(grad_y)
-        params["target"] = address(grad_w)
-        kernel = correlate.correlate(self.problem.dtype, self.tile)
-        with scratch("correlate", (self.threads, int(params["workspace_bytes"][0])), "uint8") as own:
-            params["workspace"] = address(own)
-            launch.run(kernel, params, self.tasks, threads=self.threads)
+        launch.run_template(
+            correlate.correlate(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
+            source=address(x), gradient=address(grad_y), target=address(grad_w),
+        )  # fmt: skip
 
 
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
@@ -77,7 +72,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-problem.ic_per_group // shape.MR)
     combinations = len(rows.taps) * len(columns.taps) * channel_tiles
-    parts = min(combinations, max(1, -(-_TASKS_PER_THREAD * threads // (groups * panels)))) if threads > 1 else 1
+    parts = min(combinations, max(1, -(-TASKS_PER_THREAD * threads // (groups * panels)))) if threads > 1 else 1
     pixels = _PANEL_BYTES // (shape.NR * item)
     column_block = min(columns.count, pixels)
     row_block = min(problem.n * rows.count, max(1, pixels // column_block))

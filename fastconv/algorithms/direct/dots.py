@@ -11,7 +11,7 @@ from fastconv.algorithms.base import canonical_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
 from fastconv.kernels import dots, launch
-from fastconv.kernels.params import address, fill, scratch
+from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import Tile, dot_tile_shape
 from fastconv.problem import ConvProblem, canonical_weights
 
@@ -46,8 +46,7 @@ class DotPass:
         return self.threads * int(self.template["workspace_bytes"][0]) + partial
 
     def _lanes_share(self) -> float:
-        columns = int(self.template["columns"][0])
-        return columns / (-(-columns // self.tile.VL) * self.tile.VL)
+        return model.filled(int(self.template["columns"][0]), self.tile.VL)
 
     def describe(self) -> str:
         """The tile in words."""
@@ -82,14 +81,10 @@ class DotPass:
         kh, kw = problem.kernel_size
         shape = (self.blocks, problem.groups, problem.ic_per_group, kh, kw, problem.oc_per_group)
         partial = np.empty(shape, problem.dtype)
-        params = self.template.copy()
-        params["source"] = address(x)
-        params["gradient"] = address(grad_y)
-        params["partial"] = address(partial)
-        kernel, tasks = dots.dots(problem.dtype, self.tile), self.blocks * problem.groups
-        with scratch("dots", (self.threads, int(params["workspace_bytes"][0])), "uint8") as own:
-            params["workspace"] = address(own)
-            launch.run(kernel, params, tasks, threads=self.threads)
+        launch.run_template(
+            dots.dots(problem.dtype, self.tile), self.template, self.blocks * problem.groups, threads=self.threads,
+            source=address(x), gradient=address(grad_y), partial=address(partial),
+        )  # fmt: skip
         total = partial.sum(axis=0, dtype=np.float64)
         weights = canonical_weights(grad_w, problem.layout)
         weights.reshape(kh, kw, problem.ic_per_group, problem.groups, -1)[...] = total.transpose(2, 3, 1, 0, 4)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import Epilogue, canonical_strides, canonical_weight_strides
+from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather, launch
 from fastconv.kernels.params import address, aligned, fill, scratch
 from fastconv.kernels.simd import RUN_FIELDS
@@ -21,7 +21,6 @@ _TABLE_BYTES = 32 << 10
 _COPY_BYTES = 256 << 10
 """Copies of runs at the image's border that a block may take (layouts whose channels lie apart only)."""
 _MAX_TILES = 16
-_TASKS_PER_THREAD = 8
 _LAUNCH_WEIGHTS = 1 << 14
 """Weights whose packing takes as long as starting another thread."""
 
@@ -33,7 +32,7 @@ def _blocks(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: 
     between fewer tiles, a narrow one traces the same addresses again.
     """
     size = min(_MAX_TILES, tiles, max(1, _TABLE_BYTES // entry_bytes), max(1, _COPY_BYTES // max(copy_bytes, 1)))
-    wanted = _TASKS_PER_THREAD * threads if threads > 1 else 1
+    wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
     while size > 4 and groups * -(-tiles // size) < wanted:
         size = max(4, size // 2)
     parts = min(panels, -(-wanted // (groups * -(-tiles // size))))
@@ -72,7 +71,7 @@ class GatherPass:
     def describe(self) -> str:
         """The tile in words."""
         channels = int(self.template["channels"][0])
-        return model.describe(self.tile, "channels", channels / (-(-channels // self.tile.VL) * self.tile.VL))
+        return model.describe(self.tile, "channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
         """Predicted time of a call that packs its weights, with `rate` slots a second on each thread."""
@@ -99,18 +98,16 @@ class GatherPass:
 
     def _pack(self, w: np.ndarray, packed: np.ndarray) -> None:
         problem = self.problem
-        w_r, w_c, w_k, w_d = canonical_weight_strides(problem.w_shape, problem.itemsize, problem.layout)
-        source_group = problem.oc_per_group * w_d
-        if self.direction == "grad_input":
-            w_k, w_d = w_d, w_k
+        part = roles(problem, self.direction)
+        w_r, w_c, w_k, w_d = part.weights
         groups, panels, _, reduction, _ = self.packed_shape
         _, _, row_taps, column_taps, _ = self.tables
         params = fill(
             gather.PACK,
-            source=address(w), source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=source_group,
+            source=address(w), source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=part.weight_group,
             target=address(packed), target_group=packed.strides[0], target_panel=packed.strides[1],
             taps_r=len(row_taps), taps_c=len(column_taps), rows=address(row_taps), columns=address(column_taps),
-            reduction=reduction, channels=self.template["channels"][0], panels=panels,
+            reduction=reduction, channels=part.channels, panels=panels,
         )  # fmt: skip
         grain = max(1, _LAUNCH_WEIGHTS * groups * panels // packed.size)
         kernel = gather.pack(problem.dtype, self.tile)
@@ -130,32 +127,17 @@ class GatherPass:
     def _multiply(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
         groups, panels = self.packed_shape[:2]
         start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
-        params = self.template.copy()
-        params["source"] = address(source)
-        params["target"] = address(target) + self.target_offset
-        params["weights"] = address(packed)
-        params["start"] = address(start)
-        params["relu"] = epilogue.relu
-        params["activation"] = epilogue.address
-        params["failed"] = address(epilogue.failed)
-        kernel = gather.gather(self.problem.dtype, self.tile)
-        with scratch("gather", (self.threads, int(params["workspace_bytes"][0])), "uint8") as own:
-            params["workspace"] = address(own)
-            launch.run(kernel, params, self.tasks, threads=self.threads)
+        launch.run_template(
+            gather.gather(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
+            source=address(source), target=address(target) + self.target_offset, weights=address(packed),
+            start=address(start), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
+        )  # fmt: skip
 
 
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch for one dense sub-problem."""
     item, groups = problem.itemsize, problem.groups
-    forward = direction == "forward"
-    x_strides = canonical_strides(problem.x_shape, item, problem.layout)
-    y_strides = canonical_strides(problem.y_shape, item, problem.layout)
-    source, target = (x_strides, y_strides) if forward else (y_strides, x_strides)
-    reduction, channels = problem.ic_per_group, problem.oc_per_group
-    source_size = problem.input_size
-    if not forward:
-        reduction, channels, source_size = channels, reduction, problem.output_size
-
+    source, target, source_size, reduction, channels, w_strides, _ = roles(problem, direction)
     pixels = problem.n * rows.count * columns.count
     shape = tile(problem.dtype, pixels)
     tiles, panels = -(-pixels // shape.MR), -(-channels // shape.NR)
@@ -166,8 +148,7 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
 
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    w_strides = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    in_place = forward and w_strides[3] == item and channels % shape.VL == 0 and tiles <= 2
+    in_place = direction == "forward" and w_strides[3] == item and channels % shape.VL == 0 and tiles <= 2
     packed_shape = (groups, panels, taps, reduction, shape.NR)
     panel_bytes = taps * reduction * shape.NR * item
 

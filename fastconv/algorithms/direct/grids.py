@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from fastconv.problem import ConvProblem
+from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
+from fastconv.problem import ConvProblem, IntPair
+
+TASKS_PER_THREAD = 8
+"""Tasks to cut a launch into for each of several threads, so that a late one holds up little."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,30 @@ def sub_problems(problem: ConvProblem, direction: str) -> tuple[tuple[Axis, Axis
 def workspace_offsets(*sizes: int) -> tuple[int, ...]:
     """Where the parts of a workspace begin, each on a cache line, and its whole size."""
     return tuple(itertools.accumulate(sizes, lambda end, size: -(-(end + size) // 64) * 64, initial=0))
+
+
+class Roles(NamedTuple):
+    """What the arrays are to a pass: forward it reads x and writes y, for the input gradient the other way round.
+
+    Strides are in bytes, along (n, row, column, channel) and (row, column, source channel, target channel);
+    `reduction` and `channels` are the source's and the target's channels of a group.
+    """
+
+    source: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
+    source_size: IntPair
+    reduction: int
+    channels: int
+    weights: tuple[int, int, int, int]
+    weight_group: int
+
+
+def roles(problem: ConvProblem, direction: str) -> Roles:
+    """The roles for "forward" or "grad_input"."""
+    item, layout = problem.itemsize, problem.layout
+    x, y = (canonical_strides(shape, item, layout) for shape in (problem.x_shape, problem.y_shape))
+    w_r, w_c, w_k, w_d = canonical_weight_strides(problem.w_shape, item, layout)
+    ic, oc = problem.ic_per_group, problem.oc_per_group
+    if direction == "forward":
+        return Roles(x, y, problem.input_size, ic, oc, (w_r, w_c, w_k, w_d), oc * w_d)
+    return Roles(y, x, problem.output_size, oc, ic, (w_r, w_c, w_d, w_k), oc * w_d)

@@ -22,6 +22,8 @@ STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
 RUN_SLOTS = 60
 """Slots lost at the beginning and end of a run."""
+STRIP_RUN_SLOTS = 24
+"""The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 TRACE_SECONDS = 0.6e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9
@@ -36,8 +38,6 @@ DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
-STRIP_RUN_SLOTS = 24
-"""The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 STRIP_TILE_SECONDS = 30e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
 TRANSPOSE_SECONDS = 0.35e-9
@@ -46,8 +46,6 @@ SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 LAUNCH_SECONDS = 12e-6
 """Arguments, tables and the start of the threads."""
-
-
 NOMINAL_RATE = 5e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
 
@@ -69,6 +67,11 @@ def tile_slots(channels: int, shape: Tile) -> float:
 def balance(tasks: int, threads: int) -> float:
     """How much longer the last thread works than it would if tasks divided evenly."""
     return -(-tasks // threads) * threads / tasks if tasks else 1.0
+
+
+def filled(count: int, width: int) -> float:
+    """Share of the lanes that `count` values fill in vectors or tiles `width` lanes wide."""
+    return count / (-(-count // width) * width)
 
 
 def describe(shape: Tile, lanes: str, share: float) -> str:

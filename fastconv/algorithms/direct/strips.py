@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import Epilogue, canonical_strides, canonical_weight_strides
+from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import launch, strips
-from fastconv.kernels.params import address, fill, scratch
+from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, pixel_tile
 from fastconv.problem import ConvProblem
 
 _STRIP_BYTES = 256 << 10
 """Strip of a block of pixels: it stays in the second cache level for all output channels."""
-_TASKS_PER_THREAD = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class StripPass:
         return ("strips",)
 
     def _lanes_share(self) -> float:
-        columns = int(self.template["columns"][0])
-        return columns / (-(-columns // self.tile.NR) * self.tile.NR)
+        return model.filled(int(self.template["columns"][0]), self.tile.NR)
 
     def describe(self) -> str:
         """The tile in words."""
@@ -81,35 +79,20 @@ class StripPass:
         self, source: np.ndarray, w: np.ndarray, prepared: np.ndarray | None, epilogue: Epilogue, target: np.ndarray
     ) -> None:
         """Compute the pass's targets from `source` and the weights."""
-        p = self.template[0]
-        start = epilogue.start(self.problem.groups, int(p["start_group"]) // self.problem.itemsize, self.problem.dtype)
-        params = self.template.copy()
-        params["source"] = address(source)
-        params["target"] = address(target) + self.target_offset
-        params["weights"] = address(w)
-        params["start"] = address(start)
-        params["relu"] = epilogue.relu
-        params["activation"] = epilogue.address
-        params["failed"] = address(epilogue.failed)
-        kernel = strips.strips(self.problem.dtype, self.tile)
-        with scratch("strips", (self.threads, int(p["workspace_bytes"])), "uint8") as own:
-            params["workspace"] = address(own)
-            launch.run(kernel, params, self.tasks, threads=self.threads)
+        padded = int(self.template["start_group"][0]) // self.problem.itemsize
+        start = epilogue.start(self.problem.groups, padded, self.problem.dtype)
+        launch.run_template(
+            strips.strips(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
+            source=address(source), target=address(target) + self.target_offset, weights=address(w),
+            start=address(start), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
+        )  # fmt: skip
 
 
 def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> StripPass | None:
     """Plan the launch for one dense sub-problem; None where not even the strip of one row stays in the cache."""
     item, groups = problem.itemsize, problem.groups
-    forward = direction == "forward"
-    x_strides = canonical_strides(problem.x_shape, item, problem.layout)
-    y_strides = canonical_strides(problem.y_shape, item, problem.layout)
-    source, target = (x_strides, y_strides) if forward else (y_strides, x_strides)
-    w_r, w_c, w_k, w_d = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    weight_group = problem.oc_per_group * w_d
-    reduction, channels, source_size = problem.ic_per_group, problem.oc_per_group, problem.input_size
-    if not forward:
-        w_k, w_d = w_d, w_k
-        reduction, channels, source_size = channels, reduction, problem.output_size
+    source, target, source_size, reduction, channels, weights, weight_group = roles(problem, direction)
+    w_r, w_c, w_k, w_d = weights
 
     shape = pixel_tile(problem.dtype, channels, columns.count)
     first_row, first_column = min(rows.offsets), min(columns.offsets)
@@ -122,12 +105,12 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         return None
     blocks = problem.n * groups * -(-columns.count // column_block)
     if threads > 1:
-        even = -(-rows.count * blocks // (_TASKS_PER_THREAD * threads))
+        even = -(-rows.count * blocks // (TASKS_PER_THREAD * threads))
         row_block = max(1, min(row_block, even))
     strip_rows = (row_block - 1) * rows.step + reach_r + 1
     row_blocks, column_blocks = -(-rows.count // row_block), -(-columns.count // column_block)
     tiles = -(-channels // shape.MR)
-    parts = min(tiles, -(-_TASKS_PER_THREAD * threads // (blocks * row_blocks))) if threads > 1 else 1
+    parts = min(tiles, -(-TASKS_PER_THREAD * threads // (blocks * row_blocks))) if threads > 1 else 1
     # The taps of a kernel row make longer runs than the channels do, where their columns are evenly spaced.
     along_taps = columns.step == 1 and len(columns.taps) > reduction
     runs = len(rows.taps) * (reduction if along_taps else len(columns.taps))
