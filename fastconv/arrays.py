@@ -16,31 +16,39 @@ def ready(array: np.ndarray, dtype: str) -> np.ndarray:
     return np.require(array, dtype, ["C", "A"])
 
 
+def image(array: np.ndarray, dtype: str) -> np.ndarray:
+    """An image as kernels read it, with a batch axis."""
+    array = ready(array, dtype)
+    return array if array.ndim == 4 else array[None]
+
+
 class Result:
     """Where a result is computed, and what the caller gets: the given `out`, or a new array of the inputs' dtype.
 
     `array` has the shape that the computation works in and the dtype that it computes in.
     """
 
+    __slots__ = ("_computed", "_given", "_out", "array")
+
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: str,
-        given: np.dtype,
-        out: np.ndarray | None,
-        own_shape: tuple[int, ...],
+        self, shape: tuple[int, ...], dtype: str, given: np.dtype, out: np.ndarray | None, batchless: bool
     ) -> None:
-        """`given` is the inputs' dtype, `own_shape` the result's shape as the caller sees it."""
-        self._given = given.newbyteorder("=")
+        """`given` is the inputs' dtype; without a batch axis the caller sees `shape` less its first axis."""
+        self._given = given
         self._out = out
-        in_place = out is not None and out.dtype == dtype and out.flags.c_contiguous and out.flags.aligned
-        self._computed = out if in_place and out is not None else np.empty(own_shape, dtype)
-        self.array = self._computed.reshape(shape)
+        if out is not None and out.dtype == dtype and out.flags.c_contiguous and out.flags.aligned:
+            self._computed = out
+        else:
+            self._computed = np.empty(shape[1:] if batchless else shape, dtype)
+        self.array = self._computed[None] if batchless else self._computed
 
     def deliver(self) -> np.ndarray:
         """What the caller gets, converted and copied where it was not computed in place."""
-        if self._out is None:
-            return self._computed.astype(self._given, copy=False)
-        if self._out is not self._computed:
-            self._out[...] = self._computed
-        return self._out
+        computed, out = self._computed, self._out
+        if out is None:
+            if computed.dtype is self._given:
+                return computed
+            return computed.astype(self._given.newbyteorder("="), copy=False)
+        if out is not computed:
+            out[...] = computed
+        return out

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms import REGISTRY
 from fastconv.algorithms.base import Epilogue
-from fastconv.arrays import ready
-from fastconv.epilogue import activation_for, channel_sums, check_activation
-from fastconv.kernels import launch
+from fastconv.arrays import image, ready
+from fastconv.epilogue import channel_sums, check_activation, epilogue_for
 from fastconv.operands import (
     ArrayLike,
     allocate,
@@ -21,14 +19,13 @@ from fastconv.operands import (
     same_dtype,
     weights_argument,
 )
-from fastconv.plan import plan_problem
+from fastconv.plan import Plan, request
 from fastconv.problem import (
-    ConvProblem,
     check_groups,
     check_image_rank,
     check_layout,
     check_pair,
-    problem_from,
+    check_sizes,
 )
 
 
@@ -106,30 +103,25 @@ def conv2d(
     """
     x, w = array_argument("x", x), weights_argument(w)
     same_dtype("w", w, "x", x)
-    x_shape, batchless = check_image_rank("x", x.shape, check_layout(layout))
-    problem = problem_from(x_shape, w.shape, x.dtype, stride, padding, dilation, groups, layout)
-    bias = bias_argument(bias, w, problem)
+    asked = request("forward", x.shape, w.shape, x.dtype, stride, padding, dilation, groups, layout, algorithm)
+    bias = bias_argument(bias, w, asked.problem)
     check_activation(activation)
-    plan = plan_problem(problem, "forward", algorithm, launch.max_threads())
-    y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x, "w": w, "bias": bias}, batchless)
-    run_forward(problem, plan.algorithm, x.reshape(x_shape), w, bias, activation, y.array, None)
+    plan = asked.plan
+    y = allocate(asked.problem.y_shape, asked.problem.dtype, x.dtype, out, asked.batchless, x=x, w=w, bias=bias)
+    run_forward(plan, x, w, epilogue_for(bias, activation, asked.problem.dtype), y.array)
     return y.deliver()
 
 
 def run_forward(
-    problem: ConvProblem, algorithm: str, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, activation: Any,
-    y: np.ndarray, prepared: Any,
-) -> None:  # fmt: skip
+    plan: Plan, x: np.ndarray, w: np.ndarray, epilogue: Epilogue, y: np.ndarray, prepared: Any = None
+) -> None:
     """Run a planned forward pass on checked arrays."""
+    problem = plan.problem
     if problem.n == 0:
         return
-    dtype = problem.dtype
-    epilogue = Epilogue(
-        None if bias is None else ready(bias, dtype), activation == "relu", activation_for(activation, dtype)
-    )
-    REGISTRY[algorithm].forward(problem, ready(x, dtype), ready(w, dtype), epilogue, y, prepared)
-    if epilogue.failed[0]:
-        raise RuntimeError(f"activation {activation!r} raised an exception for some output value")
+    plan.operation.run(image(x, problem.dtype), ready(w, problem.dtype), y, epilogue, prepared)
+    if epilogue.function is not None and epilogue.failed[0]:
+        raise RuntimeError("activation raised an exception for some output value")
 
 
 def conv2d_grad_input(
@@ -183,16 +175,15 @@ def conv2d_grad_input(
     """
     grad_y, w = array_argument("grad_y", grad_y), weights_argument(w)
     same_dtype("w", w, "grad_y", grad_y)
-    x_shape, batchless = check_image_rank("input_shape", input_shape, check_layout(layout))
-    problem = problem_from(
-        x_shape, w.shape, grad_y.dtype, stride, padding, dilation, groups, layout, x_name="input_shape"
-    )
-    expect_grad_y(grad_y, problem, batchless)
-    plan = plan_problem(problem, "grad_input", algorithm, launch.max_threads())
-    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w}, batchless)
+    asked = request(
+        "grad_input", check_sizes("input_shape", input_shape), w.shape, grad_y.dtype, stride, padding, dilation, groups,
+        layout, algorithm, "input_shape",
+    )  # fmt: skip
+    problem, plan = asked.problem, asked.plan
+    expect_grad_y(grad_y, problem, asked.batchless)
+    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, asked.batchless, grad_y=grad_y, w=w)
     if problem.n:
-        gradient = ready(grad_y, problem.dtype).reshape(problem.y_shape)
-        REGISTRY[plan.algorithm].grad_input(problem, gradient, ready(w, problem.dtype), grad_x.array)
+        plan.operation.run(image(grad_y, problem.dtype), ready(w, problem.dtype), grad_x.array)
     return grad_x.deliver()
 
 
@@ -246,31 +237,22 @@ def conv2d_grad_weight(
     grad_y, x = array_argument("grad_y", grad_y), array_argument("x", x)
     same_dtype("x", x, "grad_y", grad_y)
     channels = -1 if check_layout(layout) == "NHWC" else -3
-    x_shape, batchless = check_image_rank("x", x.shape, layout)
+    x_shape, _ = check_image_rank("x", x.shape, layout)
     y_shape, _ = check_image_rank("grad_y", grad_y.shape, layout)
     groups = check_groups(groups)
     if x_shape[channels] % groups:
         raise ValueError(f"groups={groups} must divide the {x_shape[channels]} channels of x, got shape {x.shape}")
     kernel, ic, oc = check_pair("kernel_size", kernel_size), x_shape[channels] // groups, y_shape[channels]
     w_shape = (*kernel, ic, oc) if layout == "NHWC" else (oc, ic, *kernel)
-    problem = problem_from(
-        x_shape,
-        w_shape,
-        x.dtype,
-        stride,
-        padding,
-        dilation,
-        groups,
-        layout,
-        w_name="the kernel (kernel_size, grad_y)",
-    )
-    expect_grad_y(grad_y, problem, batchless)
-    plan = plan_problem(problem, "grad_weight", algorithm, launch.max_threads())
-    grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
+    asked = request(
+        "grad_weight", x.shape, w_shape, x.dtype, stride, padding, dilation, groups, layout, algorithm, "x",
+        "the kernel (kernel_size, grad_y)",
+    )  # fmt: skip
+    problem, plan = asked.problem, asked.plan
+    expect_grad_y(grad_y, problem, asked.batchless)
+    grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
     if problem.n:
-        gradient = ready(grad_y, problem.dtype).reshape(problem.y_shape)
-        image = ready(x, problem.dtype).reshape(problem.x_shape)
-        REGISTRY[plan.algorithm].grad_weight(problem, gradient, image, grad_w.array)
+        plan.operation.run(image(grad_y, problem.dtype), image(x, problem.dtype), grad_w.array)
     else:
         grad_w.array[...] = 0
     return grad_w.deliver()
@@ -356,9 +338,9 @@ def conv2d_backward(
     same_dtype("grad_y", grad_y, "x", x)
     if not isinstance(needs, Sequence) or isinstance(needs, str) or len(needs) != 3:
         raise ValueError(f"needs must be three bools, for the gradients of (x, w, bias); got {needs!r}")
-    x_shape, batchless = check_image_rank("x", x.shape, check_layout(layout))
-    problem = problem_from(x_shape, w.shape, x.dtype, stride, padding, dilation, groups, layout)
-    expect_grad_y(grad_y, problem, batchless)
+    asked = request("grad_input", x.shape, w.shape, x.dtype, stride, padding, dilation, groups, layout, algorithm)
+    problem = asked.problem
+    expect_grad_y(grad_y, problem, asked.batchless)
     given, dtype = grad_y.dtype.newbyteorder("="), problem.dtype
     gradient = ready(grad_y, dtype)  # converted once for all three
     same = {

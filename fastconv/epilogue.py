@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.arrays import ready
 from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
@@ -29,9 +30,12 @@ def check_activation(activation: Any) -> None:
     raise TypeError(f"activation must be None, 'relu' or a numba.njit function, got {activation!r}{hint}")
 
 
-def activation_for(activation: Any, dtype: str) -> Any:
-    """The compiled loop over a user's activation, None where there is none."""
-    return compile_activation(activation, dtype) if isinstance(activation, Dispatcher) else None
+def epilogue_for(bias: np.ndarray | None, activation: Any, dtype: str) -> Epilogue:
+    """What a checked bias and activation do to the sums; a user's activation is compiled for the dtype."""
+    if bias is None and activation is None:
+        return PLAIN
+    function = compile_activation(activation, dtype) if isinstance(activation, Dispatcher) else None
+    return Epilogue(None if bias is None else ready(bias, dtype), activation == "relu", function)
 
 
 def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Result
-from fastconv.problem import ConvProblem, compute_dtype
+from fastconv.problem import COMPUTED, ConvProblem, compute_dtype
 
 ArrayLike = Any
 
@@ -15,13 +15,14 @@ ArrayLike = Any
 def array_argument(name: str, value: Any) -> np.ndarray:
     """An argument as an array of real floating-point numbers, or a TypeError that says what to do."""
     array = np.asarray(value)
-    compute_dtype(name, array.dtype)
+    if array.dtype not in COMPUTED:
+        compute_dtype(name, array.dtype)
     return array
 
 
 def same_dtype(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
     """TypeError unless two operands have one dtype (byte order aside)."""
-    if array.dtype != other.dtype and array.dtype.name != other.dtype.name:
+    if array.dtype is not other.dtype and array.dtype.name != other.dtype.name:
         raise TypeError(
             f"{name} and {other_name} must have one dtype, got {array.dtype.name} and {other.dtype.name}: "
             f"convert one, for example {name}.astype({other_name}.dtype)"
@@ -78,17 +79,16 @@ def bias_argument(bias: ArrayLike | None, w: np.ndarray, problem: ConvProblem) -
 
 
 def allocate(
-    shape: tuple[int, ...], dtype: str, given: np.dtype, out: Any, inputs: dict[str, np.ndarray | None],
-    batchless: bool = False,
+    shape: tuple[int, ...], dtype: str, given: np.dtype, out: Any, batchless: bool = False,
+    **inputs: np.ndarray | None,
 ) -> Result:  # fmt: skip
     """Check `out` against the result's shape and the inputs' dtype `given`, or make a new result.
 
     `batchless` drops the first axis from what the caller gives and gets; `dtype` is what is computed in.
     """
-    own_shape = shape[1:] if batchless else shape
     if out is not None:
-        check_out(out, own_shape, given, inputs)
-    return Result(shape, dtype, given, out, own_shape)
+        check_out(out, shape[1:] if batchless else shape, given, inputs)
+    return Result(shape, dtype, given, out, batchless)
 
 
 def expect_grad_y(grad_y: np.ndarray, problem: ConvProblem, batchless: bool) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pickle import dumps
 from typing import Any
 
 import numpy as np
 
 from fastconv import machine
 from fastconv.algorithms import REGISTRY
+from fastconv.algorithms.base import Operation
 from fastconv.cost import conv_bytes, conv_flops, conv_parameters
 from fastconv.kernels import launch
 from fastconv.problem import (
@@ -18,6 +20,7 @@ from fastconv.problem import (
     check_choice,
     check_image_rank,
     check_layout,
+    check_sizes,
     compute_dtype,
     problem_from,
 )
@@ -80,6 +83,8 @@ class Plan:
         Why this algorithm.
     candidates : tuple of Candidate
         All algorithms that were considered, each (name, seconds, reason).
+    operation : Operation
+        What runs.
     """
 
     algorithm: str
@@ -92,6 +97,7 @@ class Plan:
     predicted_seconds: float
     why: str
     candidates: tuple[Candidate, ...]
+    operation: Operation = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         p = self.problem
@@ -113,15 +119,11 @@ class Plan:
         return "\n".join(f"{label:<12} {value}" for label, value in rows)
 
 
-def plan_problem(problem: ConvProblem, direction: str, algorithm: Any, threads: int) -> Plan:
-    """Plan a validated problem. A named algorithm that declines raises ValueError; it is never replaced."""
-    return _plan(problem, direction, check_choice("algorithm", algorithm, conv2d_algorithms()), threads)
-
-
 @functools.lru_cache(maxsize=4096)
-def _plan(problem: ConvProblem, direction: str, algorithm: str, threads: int) -> Plan:
+def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: int) -> Plan:
+    """Plan a validated problem. A named algorithm that declines raises ValueError; it is never replaced."""
     if problem.n == 0:  # nothing to compute: the plan of one image, at no cost
-        plan = _plan(replace(problem, n=1), direction, algorithm, threads)
+        plan = plan_problem(replace(problem, n=1), direction, algorithm, threads)
         return replace(
             plan,
             problem=problem,
@@ -132,7 +134,7 @@ def _plan(problem: ConvProblem, direction: str, algorithm: str, threads: int) ->
         )
     limits = machine.current(threads, problem.dtype)
     considered = REGISTRY.values() if algorithm in CHOOSERS else (REGISTRY[algorithm],)
-    candidates, estimates = [], {}
+    candidates, operations, estimates = [], {}, {}
     for entry in considered:
         declined = entry.declines(problem, direction)
         if declined is None and algorithm == "exact" and not entry.exact:
@@ -140,8 +142,8 @@ def _plan(problem: ConvProblem, direction: str, algorithm: str, threads: int) ->
         if declined is not None:
             candidates.append(Candidate(entry.name, None, declined))
             continue
-        estimate = entry.estimate(problem, direction, limits)
-        estimates[entry.name] = estimate
+        operations[entry.name] = entry.plan(problem, direction, threads)
+        estimates[entry.name] = estimate = operations[entry.name].estimate(limits)
         candidates.append(Candidate(entry.name, estimate.seconds, estimate.reason))
     if not estimates:
         raise ValueError(f"algorithm={algorithm!r} is not for this problem: {candidates[0].reason}")
@@ -153,8 +155,63 @@ def _plan(problem: ConvProblem, direction: str, algorithm: str, threads: int) ->
         why = f"named by the caller; {best.reason}"
     return Plan(
         chosen, direction, problem, conv_parameters(problem), conv_flops(problem), conv_bytes(problem, direction),
-        best.workspace_bytes, best.seconds, why, tuple(candidates),
+        operations[chosen].workspace_bytes, best.seconds, why, tuple(candidates), operations[chosen],
     )  # fmt: skip
+
+
+class Request:
+    """What a caller asks for, checked, with a plan for each number of threads."""
+
+    __slots__ = ("_flops", "_plans", "algorithm", "batchless", "direction", "problem")
+
+    def __init__(self, direction: str, problem: ConvProblem, batchless: bool, algorithm: Any) -> None:
+        self.direction = direction
+        self.problem = problem
+        self.batchless = batchless
+        self.algorithm = check_choice("algorithm", algorithm, conv2d_algorithms())
+        self._flops = conv_flops(problem)
+        self._plans: dict[int, Plan] = {}
+
+    @property
+    def plan(self) -> Plan:
+        """The plan for the threads that this Python thread may use now."""
+        threads = launch.threads_for(self._flops)
+        plan = self._plans.get(threads)
+        if plan is None:
+            plan = self._plans[threads] = plan_problem(self.problem, self.direction, self.algorithm, threads)
+        return plan
+
+
+_REQUESTS: dict[tuple[Any, ...], Request] = {}
+_MOST_REQUESTS = 4096
+
+
+def request(
+    direction: str, x_shape: Any, w_shape: Any, dtype: np.dtype, stride: Any, padding: Any, dilation: Any, groups: Any,
+    layout: Any, algorithm: Any, x_name: str = "x", w_name: str = "w",
+) -> Request:  # fmt: skip
+    """Check what a caller asks for, or raise ValueError or TypeError.
+
+    Requests are remembered: a call that was made before is looked up in a microsecond. The key is pickled, because 1,
+    True and 1.0 are equal and have one hash, but only the first is an integer.
+    """
+    try:
+        key = (direction, x_shape, w_shape, dtype, dumps((stride, padding, dilation, groups, layout, algorithm)))
+        known = _REQUESTS.get(key)
+    except Exception:  # what cannot be pickled or hashed is not valid either, and the checks say why
+        key, known = None, None
+    if known is not None:
+        return known
+    shape, batchless = check_image_rank(x_name, x_shape, check_layout(layout))
+    problem = problem_from(
+        shape, w_shape, dtype, stride, padding, dilation, groups, layout, x_name=x_name, w_name=w_name
+    )
+    made = Request(direction, problem, batchless, algorithm)
+    if key is not None:
+        if len(_REQUESTS) >= _MOST_REQUESTS:
+            _REQUESTS.clear()
+        _REQUESTS[key] = made
+    return made
 
 
 def plan_conv2d(
@@ -202,8 +259,7 @@ def plan_conv2d(
     except TypeError:
         raise TypeError(f"dtype must be float16, float32 or float64, got {dtype!r}") from None
     compute_dtype("dtype", dtype)
-    x_shape, _ = check_image_rank("x_shape", x_shape, check_layout(layout))
-    problem = problem_from(
-        x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, x_name="x_shape", w_name="w_shape"
-    )
-    return plan_problem(problem, direction, algorithm, launch.max_threads())
+    x_shape, w_shape = check_sizes("x_shape", x_shape), check_sizes("w_shape", w_shape)
+    return request(
+        direction, x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, algorithm, "x_shape", "w_shape"
+    ).plan

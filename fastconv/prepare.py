@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms import REGISTRY
+from fastconv.algorithms.base import Operation
 from fastconv.arrays import ready
 from fastconv.conv2d import run_forward
-from fastconv.epilogue import check_activation
-from fastconv.kernels import launch
+from fastconv.epilogue import check_activation, epilogue_for
 from fastconv.operands import ArrayLike, allocate, array_argument, bias_argument, same_dtype, weights_argument
-from fastconv.plan import Plan, conv2d_algorithms, plan_problem
+from fastconv.plan import Plan, Request, conv2d_algorithms, request
 from fastconv.problem import (
-    ConvProblem,
     check_choice,
     check_groups,
-    check_image_rank,
     check_layout,
     check_pair,
+    check_sizes,
     problem_from,
 )
 
@@ -38,30 +36,25 @@ class PreparedConv2d:
     ) -> None:
         self._w = w
         self._bias = bias
-        self._geometry = geometry
-        self._algorithm = algorithm
+        self._geometry = {**geometry, "algorithm": algorithm}
         self._activation = activation
-        self._plans: dict[tuple[Any, ...], tuple[ConvProblem, Plan]] = {}
+        self._requests: dict[tuple[int, ...], Request] = {}
+        self._prepared: dict[Operation, Any] = {}
         self._packed: dict[tuple[Any, ...], Any] = {}
 
     def plan(self, input_shape: Sequence[int]) -> Plan:
         """What a call with an input of that shape does."""
-        shape, _ = check_image_rank("input_shape", input_shape, self._geometry["layout"])
-        return self._planned(shape, "input_shape")[1]
+        return self._request(check_sizes("input_shape", input_shape), "input_shape").plan
 
-    def _planned(self, x_shape: tuple[int, ...], name: str) -> tuple[ConvProblem, Plan]:
-        key = (x_shape, launch.max_threads())
-        if key not in self._plans:
-            problem = problem_from(x_shape, self._w.shape, self._w.dtype, **self._geometry, x_name=name)
-            self._plans[key] = problem, plan_problem(problem, "forward", self._algorithm, key[1])
-        return self._plans[key]
+    def _request(self, x_shape: Any, name: str) -> Request:
+        return request("forward", x_shape, self._w.shape, self._w.dtype, **self._geometry, x_name=name)
 
-    def _prepared(self, problem: ConvProblem, plan: Plan) -> Any:
+    def _prepare(self, plan: Plan) -> Any:
         """The packed weights, made once for all shapes that want them alike."""
-        algorithm = REGISTRY[plan.algorithm]
-        key = (plan.algorithm, algorithm.prepared_key(problem))
+        key = (plan.algorithm, plan.operation.prepared_key)
         if key not in self._packed:
-            self._packed[key] = algorithm.prepare(problem, ready(self._w, problem.dtype))
+            self._packed[key] = plan.operation.prepare(ready(self._w, plan.problem.dtype))
+        self._prepared[plan.operation] = self._packed[key]
         return self._packed[key]
 
     def __call__(self, x: ArrayLike, out: np.ndarray | None = None) -> np.ndarray:
@@ -81,13 +74,17 @@ class PreparedConv2d:
         """
         x = array_argument("x", x)
         same_dtype("x", x, "w", self._w)
-        x_shape, batchless = check_image_rank("x", x.shape, self._geometry["layout"])
-        problem, plan = self._planned(x_shape, "x")
-        y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x}, batchless)
+        asked = self._requests.get(x.shape)
+        if asked is None:
+            asked = self._requests[x.shape] = self._request(x.shape, "x")
+        problem, plan = asked.problem, asked.plan
+        y = allocate(problem.y_shape, problem.dtype, x.dtype, out, asked.batchless, x=x)
         if problem.n:
-            prepared = self._prepared(problem, plan)
-            w, bias = ready(self._w, problem.dtype), self._bias
-            run_forward(problem, plan.algorithm, x.reshape(x_shape), w, bias, self._activation, y.array, prepared)
+            prepared = self._prepared.get(plan.operation)
+            if prepared is None:
+                prepared = self._prepare(plan)
+            epilogue = epilogue_for(self._bias, self._activation, problem.dtype)
+            run_forward(plan, x, self._w, epilogue, y.array, prepared)
         return y.deliver()
 
 
@@ -153,8 +150,7 @@ def prepare_conv2d(
     bias = bias_argument(bias, w, problem)
     layer = PreparedConv2d(w.copy(), None if bias is None else bias.copy(), geometry, algorithm, activation)
     if input_shape is not None:
-        shape, _ = check_image_rank("input_shape", input_shape, layout)
-        problem, plan = layer._planned(shape, "input_shape")
-        if problem.n:
-            layer._prepared(problem, plan)
+        plan = layer.plan(input_shape)
+        if plan.problem.n:
+            layer._prepare(plan)
     return layer

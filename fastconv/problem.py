@@ -13,7 +13,7 @@ import numpy as np
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("NHWC", "NCHW")
-_COMPUTED = {
+COMPUTED = {
     np.dtype(order + given): computed
     for given, computed in (("f2", "float32"), ("f4", "float32"), ("f8", "float64"))
     for order in "<>"
@@ -69,22 +69,22 @@ class ConvProblem:
         """Output channels of one group."""
         return self.oc // self.groups
 
-    @property
+    @functools.cached_property
     def itemsize(self) -> int:
         """Bytes of one number."""
         return np.dtype(self.dtype).itemsize
 
-    @property
+    @functools.cached_property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of the input in the layout."""
         return self._image_shape(self.ic, self.input_size)
 
-    @property
+    @functools.cached_property
     def y_shape(self) -> tuple[int, ...]:
         """Shape of the output in the layout."""
         return self._image_shape(self.oc, self.output_size)
 
-    @property
+    @functools.cached_property
     def w_shape(self) -> tuple[int, ...]:
         """Shape of the weights in the layout."""
         if self.layout == "NHWC":
@@ -172,6 +172,13 @@ def check_groups(value: Any) -> int:
     return _whole("groups", value, 1)
 
 
+def check_sizes(name: str, shape: Any) -> tuple[int, ...]:
+    """A tuple of integers that are not negative."""
+    if not _is_sequence(shape):
+        raise TypeError(f"{name} must be a tuple of integers, got {shape!r}")
+    return tuple(_whole(name, size, 0) for size in shape)
+
+
 def check_image_rank(name: str, shape: Any, layout: str) -> tuple[Any, bool]:
     """The shape of an image with its batch axis, and whether it came without one."""
     if not _is_sequence(shape):
@@ -202,7 +209,7 @@ def _choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 def compute_dtype(name: str, dtype: Any) -> str:
     """What to compute in for operands of a dtype; TypeError if they are none of the three. `name` is the operand's."""
-    computed = _COMPUTED.get(np.dtype(dtype))
+    computed = COMPUTED.get(np.dtype(dtype))
     if computed is None:
         given = np.dtype(dtype).name
         raise TypeError(f"{name} must be float16, float32 or float64, got {given}: convert it with .astype('float32')")
@@ -219,36 +226,14 @@ def check_choice(name: str, value: Any, options: Sequence[str]) -> str:
     return _choice(name, value, options)
 
 
-_KNOWN: dict[tuple[Any, ...], ConvProblem] = {}
-_MOST_KNOWN = 4096
-
-
 def problem_from(
     x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any, layout: Any,
     *, x_name: str = "x", w_name: str = "w",
 ) -> ConvProblem:  # fmt: skip
     """Build the problem from shapes and parameters; raise ValueError or TypeError, naming what does not fit.
 
-    `x_name` and `w_name` are what the caller's own arguments are called, for the messages. Problems are remembered,
-    by what their arguments look like: 1, True and 1.0 are equal and have one hash, but only the first is an integer.
+    `x_name` and `w_name` are what the caller's own arguments are called, for the messages.
     """
-    key = (dtype, repr((x_shape, w_shape, stride, padding, dilation, groups, layout)))
-    problem = _KNOWN.get(key)
-    if problem is None:
-        problem = _checked_problem(
-            x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, x_name=x_name, w_name=w_name
-        )
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[key] = problem
-    return problem
-
-
-def _checked_problem(
-    x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any, layout: Any,
-    *, x_name: str, w_name: str,
-) -> ConvProblem:  # fmt: skip
-    """Build the problem, checking everything."""
     layout = check_layout(layout)
     dtype = compute_dtype(x_name, dtype)
     x_axes = "(n, ih, iw, ic)" if layout == "NHWC" else "(n, ic, ih, iw)"

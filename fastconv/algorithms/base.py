@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastconv.kernels.params import address
 from fastconv.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -16,47 +17,79 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an algorithm expects to need for one problem in one direction."""
+    """What an operation expects to take, and a word on how it works."""
 
     seconds: float
-    workspace_bytes: int
     reason: str
 
 
-@dataclass
 class Epilogue:
     """What happens to an output value before it is stored: the bias is added, then the activation applied."""
 
-    bias: np.ndarray | None = None
-    relu: bool = False
-    function: Any = None
-    """A compiled activation (`fastconv.kernels.activation`), or None."""
-    failed: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    """Set by a kernel whose activation raised."""
+    __slots__ = ("activation", "bias", "failed", "failed_address", "function", "relu")
 
-    @property
-    def address(self) -> int:
-        return 0 if self.function is None else self.function.address
+    def __init__(self, bias: np.ndarray | None = None, relu: bool = False, function: Any = None) -> None:
+        """`function` is a compiled activation (`fastconv.kernels.activation`), or None."""
+        self.bias = bias
+        self.relu = int(relu)
+        self.function = function
+        self.activation = self.failed_address = 0
+        if function is not None:
+            self.activation = function.address
+            self.failed = np.zeros(1, np.int64)  # set by a kernel whose activation raised
+            self.failed_address = address(self.failed)
 
     def start(self, groups: int, padded: int, dtype: str) -> np.ndarray:
-        """What the sums begin with: the bias or zeros, as one row of `padded` values for each group.
+        """What the sums begin with: the bias or zeros, `padded` values for each group.
 
         The row ends with repetitions of the last channel's, because the tile rows there repeat that channel.
         """
-        row = np.zeros((groups, padded), dtype)
-        if self.bias is not None:
-            by_group = self.bias.reshape(groups, -1)
-            row[:, : by_group.shape[1]] = by_group
-            row[:, by_group.shape[1] :] = by_group[:, -1:]
-        return row
+        if self.bias is None:
+            return np.zeros(groups * padded, dtype)
+        if self.bias.size == groups * padded:
+            return self.bias
+        row = np.empty((groups, padded), dtype)
+        by_group = self.bias.reshape(groups, -1)
+        row[:, : by_group.shape[1]] = by_group
+        row[:, by_group.shape[1] :] = by_group[:, -1:]
+        return row.reshape(-1)
+
+
+PLAIN = Epilogue()
+"""No bias and no activation."""
+
+
+class Operation(ABC):
+    """One direction of a problem, planned by an algorithm for a number of threads."""
+
+    workspace_bytes: int
+    """Extra memory that a run takes."""
+
+    prepared_key: Any = None
+    """What `prepare` depends on besides the weights."""
+
+    @abstractmethod
+    def estimate(self, machine: Machine) -> Estimate:
+        """Predict the time from the machine's limits."""
+
+    def prepare(self, w: np.ndarray) -> Any:
+        """What can be computed from the weights alone, once for many forward passes."""
+        return None
+
+    @abstractmethod
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        """Write the result, from (x, w) forward, from (grad_y, w) or (grad_y, x) for the gradients.
+
+        Arrays come checked: contiguous, aligned, of the problem's layout and dtype, with at least one image; the
+        caller owns them all. `prepared` is what `prepare` returned for these weights, or None.
+        """
 
 
 class Algorithm(ABC):
-    """One way to compute a convolution and its gradients.
-
-    Arrays come checked: contiguous, aligned, of the problem's layout and dtype, with at least one image; the caller
-    owns them all.
-    """
+    """One way to compute a convolution and its gradients."""
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
@@ -67,36 +100,8 @@ class Algorithm(ABC):
         return None
 
     @abstractmethod
-    def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        """Predict time and workspace from the machine's limits."""
-
-    def prepared_key(self, problem: ConvProblem) -> Any:
-        """What `prepare` depends on besides the weights."""
-        return None
-
-    def prepare(self, problem: ConvProblem, w: np.ndarray) -> Any:
-        """What can be computed from the weights alone, once for many forward passes."""
-        return None
-
-    @abstractmethod
-    def forward(
-        self,
-        problem: ConvProblem,
-        x: np.ndarray,
-        w: np.ndarray,
-        epilogue: Epilogue,
-        y: np.ndarray,
-        prepared: Any,
-    ) -> None:
-        """Write the output to y; `prepared` is what `prepare` returned for these weights, or None."""
-
-    @abstractmethod
-    def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
-        """Write the gradient for the input to grad_x."""
-
-    @abstractmethod
-    def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
-        """Write the gradient for the weights to grad_w."""
+    def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        """Plan one direction of a problem that the algorithm does not decline."""
 
 
 def canonical_strides(shape: tuple[int, ...], itemsize: int, layout: str) -> tuple[int, int, int, int]:

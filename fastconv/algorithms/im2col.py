@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.algorithms.base import Algorithm, Epilogue, Estimate, canonical_strides
+from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, canonical_strides
 from fastconv.arrays import QUIET
 from fastconv.cost import conv_bytes, conv_flops, im2col_bytes
 from fastconv.kernels import launch, patches
@@ -44,7 +44,24 @@ class Im2col(Algorithm):
 
     name = "im2col"
 
-    def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
+    def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        return Im2colOperation(problem, direction, threads)
+
+
+class Im2colOperation(Operation):
+    """One direction by patch matrices."""
+
+    def __init__(self, problem: ConvProblem, direction: str, threads: int) -> None:
+        self.problem = problem
+        self.direction = direction
+        self.threads = threads
+        self._depth = math.prod(problem.kernel_size) * problem.ic_per_group
+        block = _BLOCK_BYTES // (self._depth * problem.itemsize)
+        self._rows = max(1, min(block, math.prod(problem.output_size)))
+        self.workspace_bytes = self._rows * self._depth * problem.itemsize
+
+    def estimate(self, machine: Machine) -> Estimate:
+        problem, direction = self.problem, self.direction
         kh, kw = problem.kernel_size
         outer, inner = (1, problem.ic_per_group) if problem.layout == "NHWC" else (problem.ic_per_group, 1)
         # The forward copy joins taps that touch; the gradient adds tap by tap.
@@ -55,38 +72,61 @@ class Im2col(Algorithm):
         fill_share = min(1.0, problem.oc_per_group * problem.itemsize / machine.vector_bytes)
         product = conv_flops(problem) / (machine.peak_flops * _PRODUCT_SHARE * fill_share)
         traffic = (conv_bytes(problem, direction) + im2col_bytes(problem)) / (4 * machine.bandwidth)
-        blocks = self._blocks(problem)
-        reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks * problem.groups} blocks"
-        seconds = (
-            copy
-            + max(product, traffic)
-            + blocks * problem.groups * (_CALL_SECONDS if machine.threads == 1 else _SWITCH_SECONDS)
-        )
-        return Estimate(seconds, self._workspace(problem), reason)
+        blocks = problem.groups * problem.n * -(-math.prod(problem.output_size) // self._rows)
+        reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks} blocks"
+        each = _CALL_SECONDS if machine.threads == 1 else _SWITCH_SECONDS
+        return Estimate(copy + max(product, traffic) + blocks * each, reason)
 
-    def _rows_per_block(self, problem: ConvProblem) -> int:
-        depth = math.prod(problem.kernel_size) * problem.ic_per_group
-        return max(1, min(_BLOCK_BYTES // (depth * problem.itemsize), math.prod(problem.output_size)))
+    @QUIET
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        matrix = np.empty((self._rows, self._depth), self.problem.dtype)
+        if self.direction == "forward":
+            self._forward(first, second, epilogue, result, matrix)
+        elif self.direction == "grad_input":
+            self._grad_input(first, second, result, matrix)
+        else:
+            self._grad_weight(first, second, result, matrix)
 
-    def _blocks(self, problem: ConvProblem) -> int:
-        return problem.n * -(-math.prod(problem.output_size) // self._rows_per_block(problem))
+    def _forward(self, x: np.ndarray, w: np.ndarray, epilogue: Epilogue, y: np.ndarray, matrix: np.ndarray) -> None:
+        for piece in self._pieces():
+            rows = self._unfold(x, matrix, piece)
+            block = self._outputs(y, *piece)
+            np.matmul(rows, self._weights(w, piece[0]), out=block)
+            if epilogue.bias is not None:
+                block += epilogue.bias[self._channels(piece[0])]
+            if epilogue.relu:
+                np.maximum(block, 0, out=block)
+        if epilogue.function is not None:
+            epilogue.failed[0] = epilogue.function.ctypes(address(y), y.size)
 
-    def _workspace(self, problem: ConvProblem) -> int:
-        depth = math.prod(problem.kernel_size) * problem.ic_per_group
-        return self._rows_per_block(problem) * depth * problem.itemsize
+    def _grad_input(self, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray, matrix: np.ndarray) -> None:
+        grad_x[...] = 0
+        for piece in self._pieces():
+            rows = matrix[: piece[3] - piece[2]]
+            np.matmul(self._outputs(grad_y, *piece), self._weights(w, piece[0]).T, out=rows)
+            params = self._params(grad_x, matrix, piece)
+            launch.run(patches.fold(self.problem.dtype), params, self.problem.input_size[0], threads=self.threads)
 
-    def _pieces(self, problem: ConvProblem) -> Iterator[tuple[int, int, int, int]]:
+    def _grad_weight(self, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray, matrix: np.ndarray) -> None:
+        grad_w[...] = 0
+        for piece in self._pieces():
+            rows = self._unfold(x, matrix, piece)
+            part = self._weights(grad_w, piece[0])
+            part += rows.T @ self._outputs(grad_y, *piece)
+
+    def _pieces(self) -> Iterator[tuple[int, int, int, int]]:
         """(group, image, first and last output pixel of the image) of each block."""
-        pixels, block = math.prod(problem.output_size), self._rows_per_block(problem)
-        for group in range(problem.groups):
-            for image in range(problem.n):
-                for first in range(0, pixels, block):
-                    yield group, image, first, min(first + block, pixels)
+        pixels = math.prod(self.problem.output_size)
+        for group in range(self.problem.groups):
+            for image in range(self.problem.n):
+                for first in range(0, pixels, self._rows):
+                    yield group, image, first, min(first + self._rows, pixels)
 
-    def _params(
-        self, problem: ConvProblem, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]
-    ) -> np.ndarray:
-        group, image, first, last = piece
+    def _params(self, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]) -> np.ndarray:
+        problem, (group, image, first, last) = self.problem, piece
         channels = problem.ic_per_group
         x_n, x_i, x_j, x_c = canonical_strides(problem.x_shape, problem.itemsize, problem.layout)
         (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
@@ -101,75 +141,24 @@ class Im2col(Algorithm):
             dilation_i=problem.dilation[0], dilation_j=problem.dilation[1],
         )  # fmt: skip
 
-    def _matrix(self, problem: ConvProblem) -> np.ndarray:
-        depth = math.prod(problem.kernel_size) * problem.ic_per_group
-        return np.empty((self._rows_per_block(problem), depth), problem.dtype)
+    def _channels(self, group: int) -> slice:
+        """The output channels of a group."""
+        return slice(group * self.problem.oc_per_group, (group + 1) * self.problem.oc_per_group)
 
-    def _weights(self, problem: ConvProblem, w: np.ndarray, group: int) -> np.ndarray:
+    def _weights(self, w: np.ndarray, group: int) -> np.ndarray:
         """View the weights of a group as a matrix (patch, output channel)."""
-        outputs = slice(group * problem.oc_per_group, (group + 1) * problem.oc_per_group)
-        if problem.layout == "NHWC":
-            return w.reshape(-1, problem.oc)[:, outputs]
-        return w.reshape(problem.oc, -1)[outputs].T
+        if self.problem.layout == "NHWC":
+            return w.reshape(-1, self.problem.oc)[:, self._channels(group)]
+        return w.reshape(self.problem.oc, -1)[self._channels(group)].T
 
-    def _outputs(
-        self, problem: ConvProblem, y: np.ndarray, group: int, image: int, first: int, last: int
-    ) -> np.ndarray:
+    def _outputs(self, y: np.ndarray, group: int, image: int, first: int, last: int) -> np.ndarray:
         """View a block of the output as a matrix (pixel, output channel)."""
-        outputs = slice(group * problem.oc_per_group, (group + 1) * problem.oc_per_group)
-        if problem.layout == "NHWC":
-            return y[image].reshape(-1, problem.oc)[first:last, outputs]
-        return y[image].reshape(problem.oc, -1)[outputs, first:last].T
+        if self.problem.layout == "NHWC":
+            return y[image].reshape(-1, self.problem.oc)[first:last, self._channels(group)]
+        return y[image].reshape(self.problem.oc, -1)[self._channels(group), first:last].T
 
-    def _unfold(
-        self, problem: ConvProblem, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]
-    ) -> np.ndarray:
+    def _unfold(self, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]) -> np.ndarray:
         rows = matrix[: piece[3] - piece[2]]
-        kernel = patches.unfold(problem.dtype)
-        params = self._params(problem, x, matrix, piece)
-        launch.run(kernel, params, len(rows), threads=launch.max_threads(), grain=64)
+        params = self._params(x, matrix, piece)
+        launch.run(patches.unfold(self.problem.dtype), params, len(rows), threads=self.threads, grain=64)
         return rows
-
-    @QUIET
-    def forward(
-        self,
-        problem: ConvProblem,
-        x: np.ndarray,
-        w: np.ndarray,
-        epilogue: Epilogue,
-        y: np.ndarray,
-        prepared: Any,
-    ) -> None:
-        matrix = self._matrix(problem)
-        for piece in self._pieces(problem):
-            group, _, _, _ = piece
-            rows = self._unfold(problem, x, matrix, piece)
-            block = self._outputs(problem, y, *piece)
-            np.matmul(rows, self._weights(problem, w, group), out=block)
-            outputs = slice(group * problem.oc_per_group, (group + 1) * problem.oc_per_group)
-            if epilogue.bias is not None:
-                block += epilogue.bias[outputs]
-            if epilogue.relu:
-                np.maximum(block, 0, out=block)
-        if epilogue.function is not None:
-            epilogue.failed[0] = epilogue.function.ctypes(address(y), y.size)
-
-    @QUIET
-    def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
-        matrix = self._matrix(problem)
-        grad_x[...] = 0
-        for piece in self._pieces(problem):
-            rows = matrix[: piece[3] - piece[2]]
-            np.matmul(self._outputs(problem, grad_y, *piece), self._weights(problem, w, piece[0]).T, out=rows)
-            kernel = patches.fold(problem.dtype)
-            params = self._params(problem, grad_x, matrix, piece)
-            launch.run(kernel, params, problem.input_size[0], threads=launch.max_threads())
-
-    @QUIET
-    def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
-        matrix = self._matrix(problem)
-        grad_w[...] = 0
-        for piece in self._pieces(problem):
-            rows = self._unfold(problem, x, matrix, piece)
-            part = self._weights(problem, grad_w, piece[0])
-            part += rows.T @ self._outputs(problem, grad_y, *piece)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.base import (
+    PLAIN,
     Algorithm,
     Epilogue,
     Estimate,
+    Operation,
     canonical_strides,
     canonical_weight_strides,
 )
@@ -36,20 +38,50 @@ class Naive(Algorithm):
 
     name = "naive"
 
-    def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        side_by_side = problem.layout == "NHWC"
+    def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        return NaiveOperation(problem, direction, threads)
+
+
+class NaiveOperation(Operation):
+    """One direction as plain loops."""
+
+    def __init__(self, problem: ConvProblem, direction: str, threads: int) -> None:
+        self.problem = problem
+        self.direction = direction
+        self.threads = threads
+        self.workspace_bytes = threads * problem.oc * problem.itemsize if direction == "grad_weight" else 0
+
+    def estimate(self, machine: Machine) -> Estimate:
+        problem, side_by_side = self.problem, self.problem.layout == "NHWC"
         vector = machine.vector_bytes // problem.itemsize if side_by_side else 1
         per_channel = _CHANNEL_SECONDS + -(-problem.oc_per_group // vector) * _VECTOR_SECONDS
         taps = problem.n * math.prod(problem.output_size) * math.prod(problem.kernel_size)
         compute = taps * (_TAP_SECONDS + problem.ic * per_channel) / machine.threads
-        limit = roofline_seconds(conv_flops(problem), conv_bytes(problem, direction), machine)
-        return Estimate(max(compute, limit), 0, "plain loops" + ("" if side_by_side else ", one product at a time"))
+        limit = roofline_seconds(conv_flops(problem), conv_bytes(problem, self.direction), machine)
+        return Estimate(max(compute, limit), "plain loops" + ("" if side_by_side else ", one product at a time"))
 
-    def _run(
-        self, kernel: Any, problem: ConvProblem, tasks: int, grain: int, x: np.ndarray, w: np.ndarray, y: np.ndarray,
-        u: np.ndarray, epilogue: Epilogue, threads: int,
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
     ) -> None:  # fmt: skip
-        item = problem.itemsize
+        problem = self.problem
+        (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
+        if self.direction == "forward":
+            start = epilogue.start(1, problem.oc, problem.dtype)
+            self._launch(kernels.forward, problem.n * oh * ow, ow, first, second, result, start, epilogue)
+        elif self.direction == "grad_input":
+            unused = np.empty(0)
+            self._launch(kernels.grad_input, problem.n * ih * iw, iw, result, second, first, unused, epilogue)
+        else:
+            sums = np.empty((self.threads, problem.oc), problem.dtype)
+            tasks = kh * kw * problem.ic_per_group
+            self._launch(kernels.grad_weight, tasks, 1, second, result, first, sums, epilogue)
+
+    def _launch(
+        self, kernel: Any, tasks: int, grain: int, x: np.ndarray, w: np.ndarray, y: np.ndarray, u: np.ndarray,
+        epilogue: Epilogue,
+    ) -> None:  # fmt: skip
+        problem, item = self.problem, self.problem.itemsize
         x_n, x_i, x_j, x_c = canonical_strides(problem.x_shape, item, problem.layout)
         h_n, h_i, h_j, h_d = canonical_strides(problem.y_shape, item, problem.layout)
         v_a, v_b, v_c, v_d = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -59,39 +91,12 @@ class Naive(Algorithm):
             x=address(x), x_n=x_n, x_i=x_i, x_j=x_j, x_c=x_c,
             v=address(w), v_a=v_a, v_b=v_b, v_c=v_c, v_d=v_d,
             h=address(y), h_n=h_n, h_i=h_i, h_j=h_j, h_d=h_d,
-            u=address(u), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
+            u=address(u), relu=epilogue.relu, activation=epilogue.activation, failed=epilogue.failed_address,
             n=problem.n, ih=ih, iw=iw, oh=oh, ow=ow, kh=kh, kw=kw,
             groups=problem.groups, ic_per_group=problem.ic_per_group, oc_per_group=problem.oc_per_group,
             stride_i=problem.stride[0], stride_j=problem.stride[1],
             pad_i=problem.padding[0][0], pad_j=problem.padding[1][0],
             dilation_i=problem.dilation[0], dilation_j=problem.dilation[1],
         )  # fmt: skip
-        launch.run(kernel(problem.dtype, problem.layout == "NHWC"), params, tasks, threads=threads, grain=grain)
-
-    def forward(
-        self,
-        problem: ConvProblem,
-        x: np.ndarray,
-        w: np.ndarray,
-        epilogue: Epilogue,
-        y: np.ndarray,
-        prepared: Any,
-    ) -> None:
-        start = epilogue.start(1, problem.oc, problem.dtype)
-        oh, ow = problem.output_size
-        self._run(kernels.forward, problem, problem.n * oh * ow, ow, x, w, y, start, epilogue, launch.max_threads())
-
-    def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
-        ih, iw = problem.input_size
-        unused = np.empty(0)
-        self._run(
-            kernels.grad_input, problem, problem.n * ih * iw, iw, grad_x, w, grad_y, unused, Epilogue(),
-            launch.max_threads(),
-        )  # fmt: skip
-
-    def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
-        kh, kw = problem.kernel_size
-        threads = launch.max_threads()
-        sums = np.empty((threads, problem.oc), problem.dtype)
-        tasks = kh * kw * problem.ic_per_group
-        self._run(kernels.grad_weight, problem, tasks, 1, x, grad_w, grad_y, sums, Epilogue(), threads)
+        compiled = kernel(problem.dtype, problem.layout == "NHWC")
+        launch.run(compiled, params, tasks, threads=self.threads, grain=grain)

@@ -15,10 +15,10 @@ from fastconv.kernels.simd import call_activation, pointer
 
 
 @jit.inline
-def activate(p, address, count):
+def activate(call, address, count):
     """Apply the caller's activation in place to `count` values."""
-    if call_activation(p.activation, address, count) != 0:
-        carray(pointer(p.failed), 1, np.int64)[0] = 1
+    if call_activation(call.activation, address, count) != 0:
+        carray(pointer(call.failed), 1, np.int64)[0] = 1
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,20 +16,20 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import record
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile
 
 CORRELATE = record("""
-    source source_n source_r source_c source_k source_group source_rows source_columns
-    gradient gradient_n gradient_r gradient_c gradient_d gradient_group
+    source_n source_r source_c source_k source_group source_rows source_columns
+    gradient_n gradient_r gradient_c gradient_d gradient_group
     n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets
     reduction channels
-    target target_a target_b target_k target_d target_group
-    start row_block column_block row_blocks column_blocks panels parts channel_tiles
-    workspace workspace_bytes panel table targets buffer
+    target_a target_b target_k target_d target_group
+    row_block column_block row_blocks column_blocks panels parts channel_tiles
+    workspace_bytes panel table targets buffer
 """)
 
 
@@ -74,8 +74,9 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
 
     def correlate_tiles(address, begin, end, thread):
-        p = record_at(address, CORRELATE)
-        own = p.workspace + thread * p.workspace_bytes
+        call = record_at(address, CALL)
+        p = record_at(call.plan, CORRELATE)
+        own = call.workspace + thread * p.workspace_bytes
         table = carray(pointer(own + p.table), (p.row_block, MR + RUN_FIELDS), np.int64)
         targets = carray(pointer(own + p.targets), MR, np.int64)
         for m in range(MR):
@@ -88,8 +89,8 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
             panel = task // p.parts % p.panels
             group = task // p.parts // p.panels
             lanes = min(NR, p.channels - panel * NR)
-            source = p.source + group * p.source_group
-            gradient = p.gradient + group * p.gradient_group + panel * NR * p.gradient_d
+            source = call.source + group * p.source_group
+            gradient = call.other + group * p.gradient_group + panel * NR * p.gradient_d
             for block in range(p.row_blocks * p.column_blocks):
                 line = block // p.column_blocks * p.row_block
                 lines = min(p.row_block, p.n * p.rows - line)
@@ -127,15 +128,15 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                     if lanes > VL:
                         multiply_tile(
                             REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            p.start, REAL(-np.inf), own + p.targets, 0,
+                            call.start, REAL(-np.inf), own + p.targets, 0,
                         )  # fmt: skip
                     else:
                         multiply_tile(
                             REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            p.start, REAL(-np.inf), own + p.targets, 0,
+                            call.start, REAL(-np.inf), own + p.targets, 0,
                         )  # fmt: skip
                     target = (
-                        p.target + group * p.target_group + a * p.target_a + b * p.target_b
+                        call.target + group * p.target_group + a * p.target_a + b * p.target_b
                         + k * p.target_k + panel * NR * p.target_d
                     )  # fmt: skip
                     add_tile(p, REAL, NR, own + p.buffer, target, depth, lanes)

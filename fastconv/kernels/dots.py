@@ -15,19 +15,18 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import record
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import dot_tile, pointer, record_at, tensor
 from fastconv.kernels.strips import fill_strip
 from fastconv.kernels.target import Tile
 
 DOTS = record("""
-    source source_n source_r source_c source_k source_group source_rows source_columns
-    gradient gradient_n gradient_r gradient_c gradient_d gradient_group
-    partial
+    source_n source_r source_c source_k source_group source_rows source_columns
+    gradient_n gradient_r gradient_c gradient_d gradient_group
     groups rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row first_column
     reduction channels row_block row_blocks strip_rows strip_columns gradient_columns
-    workspace workspace_bytes strip planes lefts rights sums
+    workspace_bytes strip planes lefts rights sums
 """)
 """Strides and `*_group` are in bytes. `partial` is an array (blocks, groups, reduction, taps_r, taps_c, channels) with
 the blocks of all images."""
@@ -41,8 +40,9 @@ def dots(dtype: str, tile: Tile) -> CFunc:
     VL, MR, ND = tile.VL, tile.MR, tile.NV
 
     def dot_tiles(address, begin, end, thread):
-        p = record_at(address, DOTS)
-        own = p.workspace + thread * p.workspace_bytes
+        call = record_at(address, CALL)
+        p = record_at(call.plan, DOTS)
+        own = call.workspace + thread * p.workspace_bytes
         lefts = carray(pointer(own + p.lefts), MR, np.int64)
         rights = carray(pointer(own + p.rights), ND, np.int64)
         sums = carray(pointer(own + p.sums), (MR, ND, VL), REAL)
@@ -58,17 +58,17 @@ def dots(dtype: str, tile: Tile) -> CFunc:
             rows = min(p.row_block, p.rows - i)
             fill_strip(
                 REAL, ITEM, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
-                p.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
+                call.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
                 p.source_rows, p.source_columns, i * p.row_step + p.first_row, p.first_column,
                 p.strip_rows - (p.row_block - rows) * p.row_step,
             )  # fmt: skip
             fill_strip(
                 REAL, ITEM, own + p.planes, p.row_block, p.gradient_columns, 1, p.channels,
-                p.gradient + group * p.gradient_group + image * p.gradient_n,
+                call.other + group * p.gradient_group + image * p.gradient_n,
                 p.gradient_r, p.gradient_c, p.gradient_d, p.rows, p.columns, i, 0, rows,
             )  # fmt: skip
             size = combinations * p.channels
-            partial = tensor(REAL, 1, p.partial + task * size * ITEM, (combinations, p.channels),
+            partial = tensor(REAL, 1, call.target + task * size * ITEM, (combinations, p.channels),
                              (p.channels * ITEM, ITEM))  # fmt: skip
             for d in range(0, p.channels, ND):
                 for q in range(ND):

@@ -20,21 +20,21 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.params import record
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at, trace_run
 from fastconv.kernels.target import Tile
 
 GATHER = record("""
-    source source_n source_r source_c source_k
-    target target_n target_r target_c target_d
+    source_n source_r source_c source_k
+    target_offset target_n target_r target_c target_d
     source_group target_group weight_group
     source_rows source_columns n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets
     reduction channels
-    weights weight_tap weight_step weight_panel start start_group
-    relu activation failed zeros touching
+    weight_tap weight_step weight_panel start_group
+    zeros touching
     tiles tiles_per_block blocks panel_parts
-    workspace workspace_bytes
+    workspace_bytes
     table counts targets row_parts column_parts spare buffer copies
 """)
 """Strides and `*_group` are in bytes; `source_k` and `target_d` are those of the channels. `failed` is the address of a
@@ -153,13 +153,14 @@ def gather(dtype: str, tile: Tile) -> CFunc:
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
 
     def gather_tiles(address, begin, end, thread):
-        p = record_at(address, GATHER)
-        own = p.workspace + thread * p.workspace_bytes
+        call = record_at(address, CALL)
+        p = record_at(call.plan, GATHER)
+        own = call.workspace + thread * p.workspace_bytes
         counts = carray(pointer(own + p.counts), p.tiles_per_block, np.int64)
         tile_rows = own + p.targets + p.tiles_per_block * 8 * MR
         for m in range(MR):
             carray(pointer(tile_rows), MR, np.int64)[m] = own + p.buffer + m * NR * ITEM
-        lowest = REAL(0) if p.relu != 0 else REAL(-np.inf)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         panels = (p.channels + NR - 1) // NR
         pixels = p.n * p.rows * p.columns
         for task in range(begin, end):
@@ -168,14 +169,14 @@ def gather(dtype: str, tile: Tile) -> CFunc:
             group = task // p.panel_parts // p.blocks
             first = block * p.tiles_per_block
             tiles = min(p.tiles_per_block, p.tiles - first)
-            source = p.source + group * p.source_group
-            target = p.target + group * p.target_group
+            source = call.source + group * p.source_group
+            target = call.target + p.target_offset + group * p.target_group
             for t in range(tiles):
                 counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
             for panel in range(panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts):
                 lanes = min(NR, p.channels - panel * NR)
-                weights = p.weights + group * p.weight_group + panel * p.weight_panel
-                start = p.start + group * p.start_group + panel * NR * ITEM
+                weights = call.other + group * p.weight_group + panel * p.weight_panel
+                start = call.start + group * p.start_group + panel * NR * ITEM
                 shift = panel * NR * p.target_d
                 in_place = p.target_d == ITEM and lanes % VL == 0
                 for t in range(tiles):
@@ -194,10 +195,10 @@ def gather(dtype: str, tile: Tile) -> CFunc:
                             start, lowest, targets, move,
                         )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
-                    if p.activation != 0:
+                    if call.activation != 0:
                         written = carray(pointer(targets), MR, np.int64)
                         for m in range(there):
-                            activate(p, written[m] + move, lanes)
+                            activate(call, written[m] + move, lanes)
                     if not in_place:
                         scatter_tile(p, REAL, NR, own + p.buffer, rows, shift, there, lanes)
 
@@ -205,8 +206,8 @@ def gather(dtype: str, tile: Tile) -> CFunc:
 
 
 PACK = record("""
-    source source_r source_c source_k source_d source_group
-    target target_group target_panel
+    source_r source_c source_k source_d source_group
+    target_group target_panel
     taps_r taps_c rows columns reduction channels panels
 """)
 
@@ -223,17 +224,18 @@ def pack(dtype: str, tile: Tile) -> CFunc:
     NR = tile.NR
 
     def pack_panels(address, begin, end, thread):
-        p = record_at(address, PACK)
+        call = record_at(address, CALL)
+        p = record_at(call.plan, PACK)
         rows = carray(pointer(p.rows), p.taps_r, np.int64)
         columns = carray(pointer(p.columns), p.taps_c, np.int64)
         for task in range(begin, end):
             group, panel = task // p.panels, task % p.panels
             lanes = min(NR, p.channels - panel * NR)
-            base = p.target + group * p.target_group + panel * p.target_panel
+            base = call.target + group * p.target_group + panel * p.target_panel
             packed = carray(pointer(base), (p.taps_r, p.taps_c, p.reduction, NR), REAL)
             if lanes < NR:
                 packed[:] = REAL(0)
-            source = p.source + group * p.source_group + panel * NR * p.source_d
+            source = call.source + group * p.source_group + panel * NR * p.source_d
             for a in range(p.taps_r):
                 for b in range(p.taps_c):
                     tap = source + rows[a] * p.source_r + columns[b] * p.source_c

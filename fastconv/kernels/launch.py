@@ -6,18 +6,20 @@ Which thread does a task never shows in the result: tasks write to disjoint plac
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import numba
 import numpy as np
-from numba import prange, types
+from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import address, scratch
-from fastconv.kernels.simd import call_kernel, fetch_add
+from fastconv.kernels.params import CALL, LINE, Buffer, address
+from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
 @jit.native(types.void(*[types.intp] * 3))
@@ -57,32 +59,27 @@ class _Pool:
         except ValueError:  # nobody has launched yet
             pass
 
-    def launch(self, entry: int, params: int, tasks: int, grain: int, threads: int) -> bool:
+    def launch(self, entry: int, params: int, counter: int, tasks: int, grain: int, threads: int) -> bool:
         """Run the tasks on all threads and return True, or return False where that is not safe now."""
         if self._forked:
             return False
         if self._layer not in ("", "workqueue"):
-            self._launch(entry, params, tasks, grain, threads)
+            _parallel()(entry, params, counter, tasks, grain, threads)
             return True
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            self._launch(entry, params, tasks, grain, threads)
+            _parallel()(entry, params, counter, tasks, grain, threads)
             self._layer = numba.threading_layer()
         finally:
             self._lock.release()
         return True
 
-    @staticmethod
-    def _launch(entry: int, params: int, tasks: int, grain: int, threads: int) -> None:
-        counter = np.zeros(1, np.int64)
-        _parallel()(entry, params, address(counter), tasks, grain, threads)
-
 
 _pool = _Pool()
 
 
-_SERIAL_FLOPS = 1_000_000
+_SERIAL_FLOPS = 2_000_000
 """Work that one thread does about as fast as several threads are started: some 10 microseconds."""
 
 
@@ -102,16 +99,79 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
         return
     threads = min(threads, -(-tasks // grain))
     entry, record = cast(int, kernel.address), params.ctypes.data
-    if threads > 1 and _pool.launch(entry, record, tasks, grain, threads):
-        return
+    if threads > 1:
+        counter = np.zeros(1, np.int64)
+        if _pool.launch(entry, record, address(counter), tasks, grain, threads):
+            return
     _serial()(entry, record, tasks)
 
 
-def run_template(kernel: CFunc, template: np.ndarray, tasks: int, *, threads: int, **fields: int) -> None:
-    """Run a planned launch: a record but for the `fields` of this call, and a workspace for each thread."""
-    params = template.copy()
-    for name, value in fields.items():
-        params[name] = value
-    with scratch("workspace", (threads, int(params["workspace_bytes"][0])), "uint8") as own:
-        params["workspace"] = address(own)
-        run(kernel, params, tasks, threads=threads)
+_HEAD = 4 * LINE
+"""Bytes before the threads' workspaces: the call's record, then the task counter on a line of its own."""
+_COUNTER = 2 * LINE
+
+
+def _call(entry, plan, tasks, relu, activation, failed, source, other, start, target, buffer):
+    # Taking the arrays themselves saves Python from asking each for its address, which takes 1.7 us an array.
+    own = buffer.ctypes.data
+    call = record_at(own, CALL)
+    call.plan, call.relu, call.activation, call.failed = plan, relu, activation, failed
+    call.source, call.other = source.ctypes.data, other.ctypes.data
+    call.start, call.target = start.ctypes.data, target.ctypes.data
+    call.workspace = own + _HEAD
+    carray(pointer(own + _COUNTER), 1, np.int64)[0] = 0
+    call_kernel(entry, own, 0, tasks, 0)
+    return own
+
+
+@functools.cache
+def _caller(dtype: str) -> Any:
+    """The compiled `_call` for arrays of one dtype, whatever their strides."""
+
+    def array(rank: int) -> types.Array:
+        return types.Array(numba.from_dtype(np.dtype(dtype)), rank, "A", readonly=True)
+
+    integers, buffer = [types.intp] * 6, types.Array(types.uint8, 1, "C")
+    return jit.native(types.intp(*integers, array(4), array(4), array(1), array(4), buffer))(_call)()
+
+
+class Launch:
+    """A kernel and the record of its plan, ready to be called with arrays.
+
+    `source` is what windows are read from, `other` the second operand, `start` what sums begin with and `target` the
+    result. They have four axes (`start` has one) and the kernel's dtype; a kernel need not use them all.
+    """
+
+    __slots__ = ("_compile", "_dtype", "_entry", "_plan", "grain", "plan", "tasks", "threads", "workspace_bytes")
+
+    def __init__(
+        self, compile_: Callable[[], CFunc], dtype: str, plan: np.ndarray, tasks: int, threads: int,
+        workspace_bytes: int = 0, grain: int = 1,
+    ) -> None:  # fmt: skip
+        self._compile = compile_
+        self._dtype = dtype
+        self._entry = 0
+        self.plan = plan
+        self._plan = plan.ctypes.data
+        self.tasks = tasks
+        self.grain = grain
+        self.threads = max(1, min(threads, -(-tasks // grain)))
+        self.workspace_bytes = self.threads * workspace_bytes
+
+    def __call__(
+        self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,
+        activation: int = 0, failed: int = 0,
+    ) -> None:  # fmt: skip
+        """Run all tasks."""
+        entry = self._entry
+        if not entry:
+            entry = self._entry = cast(int, self._compile().address)
+        serial = self.threads == 1
+        with Buffer(_HEAD + self.workspace_bytes) as buffer:
+            own = _caller(self._dtype)(
+                entry, self._plan, self.tasks if serial else 0, relu, activation, failed, source, other, start,
+                target, buffer,
+            )  # fmt: skip
+            if serial or _pool.launch(entry, own, own + _COUNTER, self.tasks, self.grain, self.threads):
+                return
+            _serial()(entry, own, self.tasks)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -16,6 +13,10 @@ LINE = 64
 def record(fields: str) -> np.dtype:
     """A record type of int64 fields, from their names."""
     return np.dtype([(name, np.int64) for name in fields.split()])
+
+
+CALL = record("plan source other start target relu activation failed workspace")
+"""What a planned kernel gets: the address of its plan's record, then what belongs to this one call."""
 
 
 def fill(dtype: np.dtype, **values: int) -> np.ndarray:
@@ -44,29 +45,32 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 _KEPT_BYTES = 8 << 20
-"""Largest buffer that a Python thread keeps for its next call."""
+"""Largest buffer that is kept for a later call."""
+_MOST_KEPT = 16
+_kept: list[np.ndarray] = []
 
 
-class _Kept(threading.local):
-    def __init__(self) -> None:
-        self.buffers: dict[str, np.ndarray] = {}
+class Buffer:
+    """Lends uninitialised bytes on a cache line, kept between calls: fresh pages can cost more than the arithmetic.
 
-
-_kept = _Kept()
-
-
-@contextmanager
-def scratch(use: str, shape: tuple[int, ...], dtype: str) -> Iterator[np.ndarray]:
-    """Lend an uninitialised array on a cache line, kept between calls: fresh pages can cost more than the arithmetic.
-
-    A buffer is lent to one borrower at a time, so a signal handler or finaliser that convolves gets another.
+    A buffer has one borrower at a time, so threads, signal handlers and finalisers that convolve get their own.
     """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = _kept.buffers.pop(use, None)
-    if buffer is None or buffer.size < size:
-        buffer = aligned((size,), "uint8")
-    try:
-        yield buffer[:size].view(dtype).reshape(shape)
-    finally:
-        if buffer.size <= _KEPT_BYTES:
-            _kept.buffers[use] = buffer
+
+    __slots__ = ("_bytes", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __enter__(self) -> np.ndarray:
+        try:
+            buffer = _kept.pop()
+        except IndexError:
+            buffer = None
+        if buffer is None or buffer.size < self._size:
+            buffer = aligned((self._size,), "uint8")
+        self._bytes = buffer
+        return buffer
+
+    def __exit__(self, *_: object) -> None:
+        if self._bytes.size <= _KEPT_BYTES and len(_kept) < _MOST_KEPT:
+            _kept.append(self._bytes)

@@ -18,7 +18,8 @@ I64 = ir.IntType(64)
 I32 = ir.IntType(32)
 
 
-def _literal(value: Any) -> int:
+def literal(value: Any) -> int:
+    """The integer of a compile-time argument of an intrinsic."""
     if not isinstance(value, types.IntegerLiteral):
         raise TypeError(f"a tile size must be a compile-time integer, got {value}")
     return value.literal_value
@@ -48,7 +49,7 @@ def record_at(typingctx: Any, address: Any, dtype: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def tensor(typingctx: Any, REAL: Any, CONTIGUOUS: Any, address: Any, shape: Any, strides: Any) -> Any:
     """View memory as an array with any strides in bytes; CONTIGUOUS promises C order, which then vectorises."""
-    array_type = types.Array(REAL.dtype, len(shape), "C" if _literal(CONTIGUOUS) else "A")
+    array_type = types.Array(REAL.dtype, len(shape), "C" if literal(CONTIGUOUS) else "A")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(array_type)(context, builder)
@@ -100,7 +101,8 @@ def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
     return types.intp(types.intp, types.intp, types.intp), codegen
 
 
-def _scalar_ir(real: Any) -> ir.Type:
+def scalar_ir(real: Any) -> ir.Type:
+    """The LLVM type of a Numba floating-point type."""
     return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[real]
 
 
@@ -117,7 +119,7 @@ def _fma(builder: Any, scalar: ir.Type, lanes: int) -> tuple[ir.Type, Any]:
     return vector, function
 
 
-class _Emitter:
+class Emitter:
     """Short names for the LLVM instructions that the tiles are made of; addresses are int64 bytes."""
 
     def __init__(self, builder: Any, scalar: ir.Type, lanes: int) -> None:
@@ -130,6 +132,9 @@ class _Emitter:
 
     def const(self, value: int) -> ir.Constant:
         return ir.Constant(I64, value)
+
+    def constant(self, value: float) -> ir.Constant:
+        return ir.Constant(self.vector, [value] * self.vector.count)
 
     def add(self, a: Any, b: Any) -> Any:
         return self.builder.add(a, b)
@@ -189,7 +194,7 @@ def trace_run(
     An address is `source` plus a row part and a column part, the two given by the addresses of MR integers each;
     where their sum is negative the pixel lies in the padding and gets the address `outside`.
     """
-    rows = _literal(MR)
+    rows = literal(MR)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, row_parts, column_parts, source, outside, table = args
@@ -235,12 +240,12 @@ def multiply_tile(
     of what the sums begin with, NV vectors or MR scalars as START says, and `targets` the table of the MR addresses,
     each moved by `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
     """
-    lanes, rows, width, start_kind = _literal(VL), _literal(MR), _literal(NV), _literal(START)
+    lanes, rows, width, start_kind = literal(VL), literal(MR), literal(NV), literal(START)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         runs, scalars, vectors, vector_step, start, floor, targets, target_offset = args[5:]
-        emit = _Emitter(builder, _scalar_ir(real), lanes)
+        emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vector_bytes = lanes * emit.item
         entry_bytes = 8 * (rows + RUN_FIELDS)
@@ -297,12 +302,12 @@ def dot_tile(
     those past the last are never used, though up to VL - 1 more are read. The MR x ND vectors of partial sums, one
     sum for each lane, are stored at `target`.
     """
-    lanes, ups, downs = _literal(VL), _literal(MR), _literal(ND)
+    lanes, ups, downs = literal(VL), literal(MR), literal(ND)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, columns, left, left_step, right, right_step, target = args[4:]
-        emit = _Emitter(builder, _scalar_ir(real), lanes)
+        emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vector_bytes = lanes * emit.item
         whole = builder.sdiv(columns, const(lanes))

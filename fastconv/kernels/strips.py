@@ -16,20 +16,20 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.params import record
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import ROW_START, RUN_FIELDS, multiply_tile, pointer, record_at, tensor
 from fastconv.kernels.target import Tile
 
 STRIPS = record("""
-    source source_n source_r source_c source_k source_group source_rows source_columns
-    target target_n target_r target_c target_d target_group
-    weights weight_r weight_c weight_k weight_d weight_group
-    start start_group relu activation failed
+    source_n source_r source_c source_k source_group source_rows source_columns
+    target_offset target_n target_r target_c target_d target_group
+    weight_r weight_c weight_k weight_d weight_group
+    start_group
     n rows columns row_step column_step
     taps_r taps_c row_taps column_taps row_offsets column_offsets first_row first_column
     reduction channels along_taps
     row_block column_block row_blocks column_blocks parts strip_rows strip_columns
-    workspace workspace_bytes strip table targets rows_of_buffer buffer
+    workspace_bytes strip table targets rows_of_buffer buffer
 """)
 """Strides and `*_group` are in bytes. `first_row` and `first_column` are the smallest offsets of a tap. Where
 `along_taps` is set, the steps of a run are the taps of one kernel row, else the channels of one tap."""
@@ -105,14 +105,15 @@ def strips(dtype: str, tile: Tile) -> CFunc:
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
 
     def strip_tiles(address, begin, end, thread):
-        p = record_at(address, STRIPS)
-        own = p.workspace + thread * p.workspace_bytes
+        call = record_at(address, CALL)
+        p = record_at(call.plan, STRIPS)
+        own = call.workspace + thread * p.workspace_bytes
         targets = carray(pointer(own + p.targets), MR, np.int64)
         buffer_rows = carray(pointer(own + p.rows_of_buffer), MR, np.int64)
         column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
         for m in range(MR):
             buffer_rows[m] = own + p.buffer + m * NR * ITEM
-        lowest = REAL(0) if p.relu != 0 else REAL(-np.inf)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         tiles = (p.channels + MR - 1) // MR
         runs = p.taps_r * (p.reduction if p.along_taps != 0 else p.taps_c)
         row_bytes = p.column_step * p.strip_columns * ITEM
@@ -130,16 +131,17 @@ def strips(dtype: str, tile: Tile) -> CFunc:
             rows, columns = min(p.row_block, p.rows - i), min(p.column_block, p.columns - j)
             fill_strip(
                 REAL, ITEM, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
-                p.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
+                call.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
                 p.source_rows, p.source_columns, i * p.row_step + p.first_row, j * p.column_step + p.first_column,
                 p.strip_rows - (p.row_block - rows) * p.row_step,
             )  # fmt: skip
-            base = p.target + group * p.target_group + image * p.target_n + i * p.target_r + j * p.target_c
+            base = call.target + p.target_offset + group * p.target_group
+            base += image * p.target_n + i * p.target_r + j * p.target_c
             for t in range(tiles * part // p.parts, tiles * (part + 1) // p.parts):
                 d = t * MR
                 depth = min(MR, p.channels - d)
-                trace_weights(p, ITEM, MR, own, p.weights + group * p.weight_group, d)
-                start = p.start + group * p.start_group + d * ITEM
+                trace_weights(p, ITEM, MR, own, call.other + group * p.weight_group, d)
+                start = call.start + group * p.start_group + d * ITEM
                 for r in range(rows):
                     line = own + p.strip + r * p.row_step * row_bytes
                     for left in range(0, columns, NR):
@@ -154,10 +156,10 @@ def strips(dtype: str, tile: Tile) -> CFunc:
                         multiply_tile(REAL, VL, MR, NV, ROW_START, runs, own + p.table,
                                       line + column * ITEM, vector_step, start, lowest, rows_at, 0)  # fmt: skip
                         width = min(NR, columns - column)
-                        if p.activation != 0:
+                        if call.activation != 0:
                             written = carray(pointer(rows_at), MR, np.int64)
                             for m in range(depth):
-                                activate(p, written[m], width)
+                                activate(call, written[m], width)
                         if not in_place:
                             tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
                             pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))

@@ -9,50 +9,39 @@ vectors' lanes (`gather`), or with pixels (`strips`) where channels cannot fill 
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.algorithms.base import Algorithm, Epilogue, Estimate
+from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.correlate import CorrelatePass, plan_correlate
-from fastconv.algorithms.direct.dots import DotPass, plan_dots
-from fastconv.algorithms.direct.gather import GatherPass, plan_gather
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.correlate import plan_correlate
+from fastconv.algorithms.direct.dots import plan_dots
+from fastconv.algorithms.direct.gather import plan_gather
 from fastconv.algorithms.direct.grids import sub_problems
-from fastconv.algorithms.direct.strips import StripPass, plan_strips
-from fastconv.cost import conv_bytes, conv_flops
-from fastconv.kernels import launch
+from fastconv.algorithms.direct.strips import plan_strips
+from fastconv.cost import conv_bytes
 from fastconv.problem import ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-Pass = GatherPass | StripPass
+
+def _faster(kinds: Iterable[Pass | None]) -> Pass:
+    return min((kind for kind in kinds if kind is not None), key=lambda kind: kind.seconds(model.NOMINAL_RATE))
 
 
-@functools.lru_cache(maxsize=1024)
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
-    """Plan the launches of a forward pass or input gradient, each the faster of the two kinds."""
-    passes = []
-    for rows, columns in sub_problems(problem, direction):
-        kinds: list[Pass] = [plan_gather(problem, direction, rows, columns, threads)]
-        strip = plan_strips(problem, direction, rows, columns, threads)
-        if strip is not None:
-            kinds.append(strip)
-        passes.append(min(kinds, key=lambda kind: kind.seconds(model.NOMINAL_RATE)))
-    return tuple(passes)
-
-
-@functools.lru_cache(maxsize=1024)
-def plan_weight_gradient(problem: ConvProblem, threads: int) -> CorrelatePass | DotPass:
-    """Plan the launch of the weight gradient, the faster of the two kinds."""
-    kinds: list[CorrelatePass | DotPass] = [plan_correlate(problem, threads)]
-    dot = plan_dots(problem, threads)
-    if dot is not None:
-        kinds.append(dot)
-    return min(kinds, key=lambda kind: kind.seconds(model.NOMINAL_RATE))
+    """Plan the launches of a direction, each the fastest of the kinds that take it."""
+    if direction == "grad_weight":
+        return (_faster((plan_correlate(problem, threads), plan_dots(problem, threads))),)
+    return tuple(
+        _faster(plan(problem, direction, rows, columns, threads) for plan in (plan_gather, plan_strips))
+        for rows, columns in sub_problems(problem, direction)
+    )
 
 
 class Direct(Algorithm):
@@ -60,39 +49,37 @@ class Direct(Algorithm):
 
     name = "direct"
 
-    def estimate(self, problem: ConvProblem, direction: str, machine: Machine) -> Estimate:
-        passes: tuple[Pass | CorrelatePass | DotPass, ...]
-        if direction == "grad_weight":
-            passes = (plan_weight_gradient(problem, machine.threads),)
-        else:
-            passes = plan_passes(problem, direction, machine.threads)
-        traffic = conv_bytes(problem, direction) / machine.bandwidth
-        seconds = sum(step.seconds(model.slot_rate(machine, step.tile)) for step in passes)
-        workspace = max((step.workspace_bytes for step in passes), default=0)
-        reason = passes[0].describe() if passes else "no output has a tap"
-        return Estimate(max(seconds, traffic), workspace, reason)
+    def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        return DirectOperation(problem, direction, threads)
 
-    def prepared_key(self, problem: ConvProblem) -> Any:
-        return self._forward_pass(problem).prepared_key
 
-    def prepare(self, problem: ConvProblem, w: np.ndarray) -> np.ndarray:
-        return self._forward_pass(problem).prepare(w)
+class DirectOperation(Operation):
+    """One launch for each dense sub-problem."""
 
-    def _forward_pass(self, problem: ConvProblem) -> Pass:
-        (step,) = plan_passes(problem, "forward", launch.threads_for(conv_flops(problem)))
-        return step
+    def __init__(self, problem: ConvProblem, direction: str, threads: int) -> None:
+        self.problem = problem
+        self.direction = direction
+        self.passes = plan_passes(problem, direction, threads)
+        self.workspace_bytes = max((step.workspace_bytes for step in self.passes), default=0)
+        phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
+        self._leaves_gaps = direction == "grad_input" and len(self.passes) < phases
+        if direction == "forward":
+            self.prepared_key = self.passes[0].prepared_key
 
-    def forward(
-        self, problem: ConvProblem, x: np.ndarray, w: np.ndarray, epilogue: Epilogue, y: np.ndarray, prepared: Any
-    ) -> None:
-        self._forward_pass(problem).run(x, w, prepared, epilogue, y)
+    def estimate(self, machine: Machine) -> Estimate:
+        traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
+        seconds = sum(step.seconds(model.slot_rate(machine, step.tile)) for step in self.passes)
+        reason = self.passes[0].describe() if self.passes else "no output has a tap"
+        return Estimate(max(seconds, traffic), reason)
 
-    def grad_input(self, problem: ConvProblem, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray) -> None:
-        passes = plan_passes(problem, "grad_input", launch.threads_for(conv_flops(problem)))
-        if len(passes) < math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size)):
-            grad_x[...] = 0  # the pixels of the other phases were never read
-        for step in passes:
-            step.run(grad_y, w, None, Epilogue(), grad_x)
+    def prepare(self, w: np.ndarray) -> np.ndarray:
+        return self.passes[0].prepare(w)
 
-    def grad_weight(self, problem: ConvProblem, grad_y: np.ndarray, x: np.ndarray, grad_w: np.ndarray) -> None:
-        plan_weight_gradient(problem, launch.threads_for(conv_flops(problem))).run(x, grad_y, grad_w)
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        if self._leaves_gaps:
+            result[...] = 0  # the pixels of the other phases were never read
+        for step in self.passes:
+            step.run(first, second, result, epilogue, prepared)

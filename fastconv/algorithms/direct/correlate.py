@@ -7,59 +7,53 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis, workspace_offsets
-from fastconv.kernels import correlate, launch
+from fastconv.kernels import correlate
+from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import Tile, tile
+from fastconv.kernels.target import tile
 from fastconv.problem import ConvProblem
 
 _PANEL_BYTES = 256 << 10
 """Packed output gradients of a block of pixels: they stay in the second cache level for all taps."""
 
 
-@dataclass(frozen=True)
-class CorrelatePass:
+@dataclass(frozen=True, eq=False)
+class CorrelatePass(Pass):
     """The launch of the weight gradient, planned: its record but for the addresses of a call's arrays."""
 
-    problem: ConvProblem
-    threads: int
-    template: np.ndarray
-    tile: Tile
-    tasks: int
+    zeros: np.ndarray
+    """What sums begin with."""
     tables: tuple[np.ndarray, ...]
     """Offsets and zeros whose addresses the record holds, and which it keeps alive."""
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of all threads' panels and tables."""
-        return self.threads * int(self.template["workspace_bytes"][0])
-
     def describe(self) -> str:
-        """The tile in words."""
         channels = self.problem.oc_per_group
         return model.describe(self.tile, "output channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
-        """Predicted time of a call, with `rate` slots a second on each thread."""
-        p, problem, shape = self.template[0], self.problem, self.tile
+        p, problem, shape = self.launch.plan[0], self.problem, self.tile
         pixels = problem.n * math.prod(problem.output_size)
         tiles = int(p["channel_tiles"]) * math.prod(problem.kernel_size) * problem.groups
         multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / model.CORRELATE_SHARE / rate
         blocks, panels = int(p["row_blocks"] * p["column_blocks"]), int(p["panels"])
         add = tiles * blocks * panels * shape.MR * shape.NR * model.ADD_SECONDS
         pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * model.PACK_SECONDS
-        return model.LAUNCH_SECONDS + (multiply + add + pack) * model.balance(self.tasks, self.threads) / self.threads
+        return (
+            model.LAUNCH_SECONDS
+            + (multiply + add + pack) * model.balance(self.launch.tasks, self.threads) / self.threads
+        )
 
-    def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
-        """Write the weight gradient to grad_w."""
-        grad_w[...] = 0
-        launch.run_template(
-            correlate.correlate(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
-            source=address(x), gradient=address(grad_y), target=address(grad_w),
-        )  # fmt: skip
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        result[...] = 0
+        self.launch(second, first, self.zeros, result)
 
 
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
@@ -81,24 +75,28 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         shape.MR * shape.NR * item,
     )  # fmt: skip
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
-    start = np.zeros(shape.NR, problem.dtype)
     template = fill(
         correlate.CORRELATE,
-        source=0, source_n=x[0], source_r=x[1], source_c=x[2], source_k=x[3],
+        source_n=x[0], source_r=x[1], source_c=x[2], source_k=x[3],
         source_group=problem.ic_per_group * x[3],
         source_rows=problem.input_size[0], source_columns=problem.input_size[1],
-        gradient=0, gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
+        gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
         gradient_group=problem.oc_per_group * y[3],
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
         reduction=problem.ic_per_group, channels=problem.oc_per_group,
-        target=0, target_a=w[0], target_b=w[1], target_k=w[2], target_d=w[3],
+        target_a=w[0], target_b=w[1], target_k=w[2], target_d=w[3],
         target_group=problem.oc_per_group * w[3],
-        start=address(start), row_block=row_block, column_block=column_block,
+        row_block=row_block, column_block=column_block,
         row_blocks=-(-problem.n * rows.count // row_block), column_blocks=-(-columns.count // column_block),
         panels=panels, parts=parts, channel_tiles=channel_tiles,
-        workspace=0, workspace_bytes=total, panel=panel, table=table, targets=targets, buffer=buffer,
+        workspace_bytes=total, panel=panel, table=table, targets=targets, buffer=buffer,
     )  # fmt: skip
-    tables = (row_offsets, column_offsets, start)
-    return CorrelatePass(problem, threads, template, shape, groups * panels * parts, tables)
+    launch = Launch(
+        lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template, groups * panels * parts, threads,
+        total,
+    )  # fmt: skip
+    return CorrelatePass(
+        problem, threads, shape, launch, np.zeros(shape.NR, problem.dtype), (row_offsets, column_offsets)
+    )

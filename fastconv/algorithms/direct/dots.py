@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import canonical_strides
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
-from fastconv.kernels import dots, launch
+from fastconv.kernels import dots
+from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.target import Tile, dot_tile_shape
+from fastconv.kernels.target import dot_tile_shape
 from fastconv.problem import ConvProblem, canonical_weights
 
 _STRIP_BYTES = 256 << 10
@@ -23,14 +25,10 @@ _BLOCKS = 32
 """Blocks to cut a problem into at least: a number that does not depend on the threads, as the result must not."""
 
 
-@dataclass(frozen=True)
-class DotPass:
+@dataclass(frozen=True, eq=False)
+class DotPass(Pass):
     """The launch of the weight gradient, planned: its record but for the addresses of a call's arrays."""
 
-    problem: ConvProblem
-    threads: int
-    template: np.ndarray
-    tile: Tile
     blocks: int
     tables: tuple[np.ndarray, ...]
     """Offsets whose addresses the record holds, and which it keeps alive."""
@@ -43,19 +41,17 @@ class DotPass:
     def workspace_bytes(self) -> int:
         """Bytes of all threads' strips and of the partial gradients."""
         partial = self.blocks * self._weights * self.problem.itemsize
-        return self.threads * int(self.template["workspace_bytes"][0]) + partial
+        return self.launch.workspace_bytes + partial
 
     def _lanes_share(self) -> float:
-        return model.filled(int(self.template["columns"][0]), self.tile.VL)
+        return model.filled(int(self.launch.plan["columns"][0]), self.tile.VL)
 
     def describe(self) -> str:
-        """The tile in words."""
         tile = f"register tiles of {self.tile.MR} x {self.tile.NV} dot products over pixels"
         return f"{tile}, {self._lanes_share():.0%} of the lanes in use"
 
     def seconds(self, rate: float) -> float:
-        """Predicted time of a call, with `rate` slots a second on each thread."""
-        p, shape, problem = self.template[0], self.tile, self.problem
+        p, shape, problem = self.launch.plan[0], self.tile, self.problem
         tasks = self.blocks * problem.groups
         pixels = problem.n * math.prod(problem.output_size) * problem.groups
         copies = 0.0
@@ -75,18 +71,18 @@ class DotPass:
         total = self.blocks * self._weights * model.ADD_SECONDS
         return model.LAUNCH_SECONDS + work * model.balance(tasks, self.threads) / self.threads + total
 
-    def run(self, x: np.ndarray, grad_y: np.ndarray, grad_w: np.ndarray) -> None:
-        """Write the weight gradient to grad_w."""
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         problem = self.problem
         kh, kw = problem.kernel_size
-        shape = (self.blocks, problem.groups, problem.ic_per_group, kh, kw, problem.oc_per_group)
-        partial = np.empty(shape, problem.dtype)
-        launch.run_template(
-            dots.dots(problem.dtype, self.tile), self.template, self.blocks * problem.groups, threads=self.threads,
-            source=address(x), gradient=address(grad_y), partial=address(partial),
-        )  # fmt: skip
+        partial = np.empty((self.blocks, problem.groups, problem.ic_per_group * kh * kw, problem.oc_per_group),
+                           problem.dtype)  # fmt: skip
+        self.launch(second, first, partial.reshape(-1), partial)
         total = partial.sum(axis=0, dtype=np.float64)
-        weights = canonical_weights(grad_w, problem.layout)
+        total = total.reshape(problem.groups, problem.ic_per_group, kh, kw, problem.oc_per_group)
+        weights = canonical_weights(result, problem.layout)
         weights.reshape(kh, kw, problem.ic_per_group, problem.groups, -1)[...] = total.transpose(2, 3, 1, 0, 4)
 
 
@@ -119,18 +115,21 @@ def plan_dots(problem: ConvProblem, threads: int) -> DotPass | None:
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         dots.DOTS,
-        source=0, source_n=x[0], source_r=x[1], source_c=x[2], source_k=x[3],
+        source_n=x[0], source_r=x[1], source_c=x[2], source_k=x[3],
         source_group=problem.ic_per_group * x[3],
         source_rows=problem.input_size[0], source_columns=problem.input_size[1],
-        gradient=0, gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
+        gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
         gradient_group=problem.oc_per_group * y[3],
-        partial=0, groups=problem.groups, rows=rows.count, columns=columns.count,
+        groups=problem.groups, rows=rows.count, columns=columns.count,
         row_step=rows.step, column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
         first_row=first_row, first_column=first_column,
         reduction=problem.ic_per_group, channels=problem.oc_per_group,
         row_block=row_block, row_blocks=-(-rows.count // row_block),
         strip_rows=strip_rows, strip_columns=strip_columns, gradient_columns=gradient_columns,
-        workspace=0, workspace_bytes=total, strip=strip, planes=planes, lefts=lefts, rights=rights, sums=sums,
+        workspace_bytes=total, strip=strip, planes=planes, lefts=lefts, rights=rights, sums=sums,
     )  # fmt: skip
-    return DotPass(problem, threads, template, shape, blocks, (row_offsets, column_offsets))
+    launch = Launch(
+        lambda: dots.dots(problem.dtype, shape), problem.dtype, template, blocks * problem.groups, threads, total
+    )
+    return DotPass(problem, threads, shape, launch, blocks, (row_offsets, column_offsets))

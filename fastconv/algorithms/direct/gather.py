@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms.base import Epilogue
+from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
-from fastconv.kernels import gather, launch
-from fastconv.kernels.params import address, aligned, fill, scratch
+from fastconv.kernels import gather
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import Buffer, address, aligned, fill
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
@@ -41,17 +44,13 @@ def _blocks(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: 
     return size, parts
 
 
-@dataclass(frozen=True)
-class GatherPass:
+@dataclass(frozen=True, eq=False)
+class GatherPass(Pass):
     """One launch of the gather kernel, planned: its record but for the addresses of a call's arrays."""
 
-    problem: ConvProblem
-    direction: str
-    threads: int
-    template: np.ndarray
-    tile: Tile
-    tasks: int
-    target_offset: int
+    pack: Launch
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
     """Offsets, taps and zeros whose addresses the record holds, and which it keeps alive."""
     packed_shape: tuple[int, ...]
@@ -61,21 +60,18 @@ class GatherPass:
     def workspace_bytes(self) -> int:
         """Bytes of all threads' tables and of the packed weights."""
         packed = 0 if self.in_place_weights else math.prod(self.packed_shape) * self.problem.itemsize
-        return self.threads * int(self.template["workspace_bytes"][0]) + packed
+        return self.launch.workspace_bytes + packed
 
     @property
-    def prepared_key(self) -> tuple[object, ...]:
-        """What the packed weights depend on besides the weights."""
-        return "gather", self.tile, self.in_place_weights
+    def prepared_key(self) -> Any:
+        return None if self.in_place_weights else (self.tile, self.packed_shape)
 
     def describe(self) -> str:
-        """The tile in words."""
-        channels = int(self.template["channels"][0])
+        channels = int(self.launch.plan["channels"][0])
         return model.describe(self.tile, "channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
-        """Predicted time of a call that packs its weights, with `rate` slots a second on each thread."""
-        p = self.template[0]
+        p = self.launch.plan[0]
         taps, groups, panels = int(p["taps_r"] * p["taps_c"]), *self.packed_shape[:2]
         slots = model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"]) + panels * model.RUN_SLOTS
         tiles = int(p["tiles"]) * groups
@@ -85,53 +81,37 @@ class GatherPass:
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
             scatter = tiles * self.tile.MR * int(p["channels"]) * model.SCATTER_SECONDS
-        work = (multiply + trace + scatter) * model.balance(self.tasks, self.threads) + pack
+        work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) + pack
         return model.LAUNCH_SECONDS + work / self.threads
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
-        """The weights in panels, or the weights themselves where they are used in place."""
         if self.in_place_weights:
             return w
-        packed = aligned(self.packed_shape, self.problem.dtype)
-        self._pack(w, packed)
+        packed = aligned((1, 1, 1, math.prod(self.packed_shape)), self.problem.dtype)
+        self.pack(w, w, self.zeros, packed)
         return packed
 
-    def _pack(self, w: np.ndarray, packed: np.ndarray) -> None:
-        problem = self.problem
-        part = roles(problem, self.direction)
-        w_r, w_c, w_k, w_d = part.weights
-        groups, panels, _, reduction, _ = self.packed_shape
-        _, _, row_taps, column_taps, _ = self.tables
-        params = fill(
-            gather.PACK,
-            source=address(w), source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=part.weight_group,
-            target=address(packed), target_group=packed.strides[0], target_panel=packed.strides[1],
-            taps_r=len(row_taps), taps_c=len(column_taps), rows=address(row_taps), columns=address(column_taps),
-            reduction=reduction, channels=part.channels, panels=panels,
-        )  # fmt: skip
-        grain = max(1, _LAUNCH_WEIGHTS * groups * panels // packed.size)
-        kernel = gather.pack(problem.dtype, self.tile)
-        launch.run(kernel, params, groups * panels, threads=self.threads, grain=grain)
-
     def run(
-        self, source: np.ndarray, w: np.ndarray, prepared: np.ndarray | None, epilogue: Epilogue, target: np.ndarray
-    ) -> None:
-        """Compute the pass's targets from `source` and the weights; `prepared` is what `prepare` made of these."""
-        if prepared is not None or self.in_place_weights:
-            self._multiply(source, w if prepared is None else prepared, epilogue, target)
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        if self.in_place_weights:
+            prepared = second
+        if prepared is not None:
+            self._multiply(first, prepared, result, epilogue)
             return
-        with scratch("panels", self.packed_shape, self.problem.dtype) as packed:
-            self._pack(w, packed)
-            self._multiply(source, packed, epilogue, target)
+        size = math.prod(self.packed_shape)
+        with Buffer(size * self.problem.itemsize) as buffer:
+            packed = buffer[: size * self.problem.itemsize].view(self.problem.dtype).reshape(1, 1, 1, size)
+            self.pack(second, second, self.zeros, packed)
+            self._multiply(first, packed, result, epilogue)
 
-    def _multiply(self, source: np.ndarray, packed: np.ndarray, epilogue: Epilogue, target: np.ndarray) -> None:
-        groups, panels = self.packed_shape[:2]
-        start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
-        launch.run_template(
-            gather.gather(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
-            source=address(source), target=address(target) + self.target_offset, weights=address(packed),
-            start=address(start), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
-        )  # fmt: skip
+    def _multiply(self, source: np.ndarray, packed: np.ndarray, target: np.ndarray, epilogue: Epilogue) -> None:
+        start = self.zeros
+        if epilogue.bias is not None:
+            groups, panels = self.packed_shape[:2]
+            start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
+        self.launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
@@ -162,8 +142,9 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         gather.GATHER,
-        source=0, source_n=source[0], source_r=source[1], source_c=source[2], source_k=source[3],
-        target=0, target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
+        source_n=source[0], source_r=source[1], source_c=source[2], source_k=source[3],
+        target_offset=rows.first * target[1] + columns.first * target[2],
+        target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
         target_d=target[3],
         source_group=reduction * source[3], target_group=channels * target[3],
         weight_group=channels * item if in_place else panels * panel_bytes,
@@ -172,19 +153,44 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
         reduction=reduction, channels=channels,
-        weights=0, weight_tap=w_strides[1] if in_place else reduction * shape.NR * item,
+        weight_tap=w_strides[1] if in_place else reduction * shape.NR * item,
         weight_step=w_strides[2] if in_place else shape.NR * item,
         weight_panel=shape.NR * item if in_place else panel_bytes,
-        start=0, start_group=panels * shape.NR * item,
-        relu=0, activation=0, failed=0, zeros=address(zeros), touching=touching,
+        start_group=panels * shape.NR * item,
+        zeros=address(zeros), touching=touching,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
-        workspace=0, workspace_bytes=total,
+        workspace_bytes=total,
         table=table, counts=counts, targets=targets, row_parts=row_parts, column_parts=column_parts, spare=spare,
         buffer=buffer, copies=copies,
     )  # fmt: skip
-    return GatherPass(
-        problem, direction, threads, template, shape, groups * -(-tiles // size) * parts,
-        rows.first * target[1] + columns.first * target[2],
-        (row_offsets, column_offsets, np.array(rows.taps, np.int64), np.array(columns.taps, np.int64), zeros),
-        packed_shape, in_place,
+    tables = (row_offsets, column_offsets, zeros)
+    main = Launch(
+        lambda: gather.gather(problem.dtype, shape), problem.dtype, template, groups * -(-tiles // size) * parts,
+        threads, total,
     )  # fmt: skip
+    start = np.zeros(groups * panels * shape.NR, problem.dtype)
+    pack, taps_read = _plan_pack(problem, direction, rows, columns, shape, packed_shape, threads)
+    return GatherPass(problem, threads, shape, main, pack, start, (*tables, *taps_read), packed_shape, in_place)
+
+
+def _plan_pack(
+    problem: ConvProblem, direction: str, rows: Axis, columns: Axis, shape: Tile, packed_shape: tuple[int, ...],
+    threads: int,
+) -> tuple[Launch, tuple[np.ndarray, ...]]:  # fmt: skip
+    """Plan the packing of the weights, and the taps whose addresses its record holds."""
+    part = roles(problem, direction)
+    w_r, w_c, w_k, w_d = part.weights
+    groups, panels, taps, reduction, lanes = packed_shape
+    panel_bytes = taps * reduction * lanes * problem.itemsize
+    row_taps, column_taps = np.array(rows.taps, np.int64), np.array(columns.taps, np.int64)
+    template = fill(
+        gather.PACK,
+        source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=part.weight_group,
+        target_group=panels * panel_bytes, target_panel=panel_bytes,
+        taps_r=len(row_taps), taps_c=len(column_taps), rows=address(row_taps), columns=address(column_taps),
+        reduction=reduction, channels=part.channels, panels=panels,
+    )  # fmt: skip
+    tasks = groups * panels
+    grain = max(1, _LAUNCH_WEIGHTS * tasks // math.prod(packed_shape))
+    pack = Launch(lambda: gather.pack(problem.dtype, shape), problem.dtype, template, tasks, threads, 0, grain)
+    return pack, (row_taps, column_taps)

@@ -6,52 +6,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import Epilogue
+from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
-from fastconv.kernels import launch, strips
+from fastconv.kernels import strips
+from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import Tile, pixel_tile
+from fastconv.kernels.target import pixel_tile
 from fastconv.problem import ConvProblem
 
 _STRIP_BYTES = 256 << 10
 """Strip of a block of pixels: it stays in the second cache level for all output channels."""
 
 
-@dataclass(frozen=True)
-class StripPass:
+@dataclass(frozen=True, eq=False)
+class StripPass(Pass):
     """One launch of the strip kernel, planned: its record but for the addresses of a call's arrays."""
 
-    problem: ConvProblem
-    threads: int
-    template: np.ndarray
-    tile: Tile
-    tasks: int
-    target_offset: int
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
     """Offsets and taps whose addresses the record holds, and which it keeps alive."""
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of all threads' strips and tables."""
-        return self.threads * int(self.template["workspace_bytes"][0])
-
-    @property
-    def prepared_key(self) -> tuple[object, ...]:
-        """What the prepared weights depend on besides the weights: nothing, they are the weights."""
-        return ("strips",)
-
     def _lanes_share(self) -> float:
-        return model.filled(int(self.template["columns"][0]), self.tile.NR)
+        return model.filled(int(self.launch.plan["columns"][0]), self.tile.NR)
 
     def describe(self) -> str:
-        """The tile in words."""
         return model.describe(self.tile, "pixels", self._lanes_share())
 
     def seconds(self, rate: float) -> float:
-        """Predicted time of a call, with `rate` slots a second on each thread."""
-        p, shape, item = self.template[0], self.tile, self.problem.itemsize
+        p, shape, item = self.launch.plan[0], self.tile, self.problem.itemsize
         blocks = int(p["row_blocks"] * p["column_blocks"] * p["n"]) * self.problem.groups
         values = int(p["reduction"] * p["strip_rows"] * p["strip_columns"] * p["column_step"])
         side_by_side = p["source_c"] == item and p["column_step"] == 1
@@ -69,23 +55,17 @@ class StripPass:
         trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
-        return model.LAUNCH_SECONDS + work * model.balance(self.tasks, self.threads) / self.threads
-
-    def prepare(self, w: np.ndarray) -> np.ndarray:
-        """The weights: they are read as they lie."""
-        return w
+        return model.LAUNCH_SECONDS + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def run(
-        self, source: np.ndarray, w: np.ndarray, prepared: np.ndarray | None, epilogue: Epilogue, target: np.ndarray
-    ) -> None:
-        """Compute the pass's targets from `source` and the weights."""
-        padded = int(self.template["start_group"][0]) // self.problem.itemsize
-        start = epilogue.start(self.problem.groups, padded, self.problem.dtype)
-        launch.run_template(
-            strips.strips(self.problem.dtype, self.tile), self.template, self.tasks, threads=self.threads,
-            source=address(source), target=address(target) + self.target_offset, weights=address(w),
-            start=address(start), relu=epilogue.relu, activation=epilogue.address, failed=address(epilogue.failed),
-        )  # fmt: skip
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        start = self.zeros
+        if epilogue.bias is not None:
+            groups = self.problem.groups
+            start = epilogue.start(groups, self.zeros.size // groups, self.problem.dtype)
+        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
 def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> StripPass | None:
@@ -125,12 +105,13 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     row_taps, column_taps, row_offsets, column_offsets = tables
     template = fill(
         strips.STRIPS,
-        source=0, source_n=source[0], source_r=source[1], source_c=source[2], source_k=source[3],
+        source_n=source[0], source_r=source[1], source_c=source[2], source_k=source[3],
         source_group=reduction * source[3], source_rows=source_size[0], source_columns=source_size[1],
-        target=0, target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
+        target_offset=rows.first * target[1] + columns.first * target[2],
+        target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
         target_d=target[3], target_group=channels * target[3],
-        weights=0, weight_r=w_r, weight_c=w_c, weight_k=w_k, weight_d=w_d, weight_group=weight_group,
-        start=0, start_group=tiles * shape.MR * item, relu=0, activation=0, failed=0,
+        weight_r=w_r, weight_c=w_c, weight_k=w_k, weight_d=w_d, weight_group=weight_group,
+        start_group=tiles * shape.MR * item,
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps), row_taps=address(row_taps), column_taps=address(column_taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
@@ -138,10 +119,11 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         reduction=reduction, channels=channels, along_taps=along_taps,
         row_block=row_block, column_block=column_block, row_blocks=row_blocks, column_blocks=column_blocks,
         parts=parts, strip_rows=strip_rows, strip_columns=strip_columns,
-        workspace=0, workspace_bytes=total, strip=strip, table=table, targets=targets,
+        workspace_bytes=total, strip=strip, table=table, targets=targets,
         rows_of_buffer=rows_of_buffer, buffer=buffer,
     )  # fmt: skip
-    return StripPass(
-        problem, threads, template, shape, blocks * row_blocks * parts,
-        rows.first * target[1] + columns.first * target[2], tables,
+    launch = Launch(
+        lambda: strips.strips(problem.dtype, shape), problem.dtype, template, blocks * row_blocks * parts, threads,
+        total,
     )  # fmt: skip
+    return StripPass(problem, threads, shape, launch, np.zeros(groups * tiles * shape.MR, problem.dtype), tables)
