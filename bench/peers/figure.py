@@ -69,7 +69,7 @@ def _draw_ratios(axes: Axes, rated: Sequence[Comparison]) -> None:
     axes.minorticks_off()
     axes.grid(axis="x", color="#D0D0D0", lw=0.8)
     axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    axes.set_ylim(max(len(kinds), 1) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set(title="Time of the fastest peer / time of fastconv", xlabel="above 1, fastconv is faster; bars: means")
 
