@@ -93,7 +93,8 @@ def _instrument(options: argparse.Namespace, conditions: environment.Environment
 
 def _setting(options: argparse.Namespace) -> str:
     weights = ", weights packed beforehand" if options.prepared else ""
-    return f"{options.direction.capitalize()}, {options.dtype}, fastconv in {options.layout}{weights}"
+    directions = "all directions" if options.direction == _ALL else options.direction
+    return f"{options.dtype}, {directions}, fastconv in {options.layout}{weights}"
 
 
 def _absent() -> list[str]:
