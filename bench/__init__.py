@@ -2,7 +2,7 @@
 
 =================================  =====================================================================
 ``python -m bench``                the headline: a dense layer of 10^9 weights against small convolutions
-``python -m bench.layers``         layers of known networks, against PyTorch and other installed libraries
+``python -m bench.peers``          fastconv against every installed library, by class of problems
 ``pytest --benchmark-only``        the same cases in pytest-benchmark, algorithms and peers side by side
 ``asv run``                        time, memory, compile and import time from commit to commit
 =================================  =====================================================================

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import data, environment, figure, headline, output, report, timing
+from bench import canvas, data, environment, figure, headline, output, report, timing
 
 DEFAULT_FIGURE = Path("bench-results", "headline")
 
@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stem(path: Path) -> Path:
     """Turn ``--figure`` into a path without suffix; a folder gets the default name inside."""
-    if path.is_dir():
-        return path / DEFAULT_FIGURE.name
-    return path.with_suffix("") if path.suffix in (".png", ".svg") else path
+    return path / DEFAULT_FIGURE.name if path.is_dir() else canvas.stem(path)
 
 
 if __name__ == "__main__":

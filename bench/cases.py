@@ -1,96 +1,15 @@
 """The one table of convolutions that every benchmark takes its shapes from.
 
-The layers are those of the publications, at batch size 1. Batch and channels come first in a row, then the image and
-the kernel, as in ``conv("resnet50-3x3-56", 64, 56, 64, 3, padding=1)``.
+The layers are those of the publications, at batch size 1 unless their name ends in the batch. Batch and channels come
+first in a row, then the image and the kernel, as in ``conv("resnet50-3x3-56", 64, 56, 64, 3, padding=1)``. Which class
+of problems a row stands for follows from its geometry (`bench.shapes`); each class has at least four.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
 
-
-@dataclass(frozen=True)
-class ConvCase:
-    """A named convolution problem. Arrays are NHWC, weights HWIO."""
-
-    name: str
-    network: str
-    n: int
-    ic: int
-    ih: int
-    iw: int
-    oc: int
-    kh: int
-    kw: int
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """Rows and columns of the output."""
-        sizes = zip((self.ih, self.iw), (self.kh, self.kw), self.stride, self.padding, self.dilation, strict=True)
-        oh, ow = ((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in sizes)
-        return oh, ow
-
-    @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.n, self.ih, self.iw, self.ic
-
-    @property
-    def w_shape(self) -> tuple[int, int, int, int]:
-        return self.kh, self.kw, self.ic // self.groups, self.oc
-
-    @property
-    def y_shape(self) -> tuple[int, int, int, int]:
-        return self.n, *self.output_size, self.oc
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The keyword arguments that fastconv's functions take for this case."""
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
-
-
-def conv(
-    name: str,
-    ic: int,
-    image: int,
-    oc: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
-) -> ConvCase:
-    """Describe a square layer; the network is what its name begins with."""
-    return ConvCase(
-        name=name,
-        network=name.partition("-")[0],
-        n=1,
-        ic=ic,
-        ih=image,
-        iw=image,
-        oc=oc,
-        kh=kernel,
-        kw=kernel,
-        stride=(stride, stride),
-        padding=(padding, padding),
-        groups=groups,
-    )
-
-
-def depthwise(name: str, channels: int, image: int, kernel: int, *, stride: int = 1) -> ConvCase:
-    """Describe a layer with one filter a channel, padded to keep the size."""
-    return conv(name, channels, image, channels, kernel, stride=stride, padding=kernel // 2, groups=channels)
-
+from bench.shapes import ConvCase, conv, depthwise
 
 MEGAPIXEL = (
     conv("megapixel-3x3", 1, 1000, 1, 3, padding=1),
@@ -155,6 +74,81 @@ CASES = (
     depthwise("convnext-dw-7", 768, 7, 7),
     conv("convnext-expand-7", 768, 7, 3072, 1),
     *MEGAPIXEL,
+    # Krizhevsky et al. 2012: the second layer ran on two GPUs, hence its groups.
+    conv("alexnet-conv1", 3, 224, 64, 11, stride=4, padding=2),
+    conv("alexnet-conv2", 64, 27, 192, 5, padding=2),
+    conv("alexnet-conv2-groups", 96, 27, 256, 5, padding=2, groups=2),
+    # Szegedy et al. 2014 and 2015.
+    conv("googlenet-3b-5x5", 32, 28, 96, 5, padding=2),
+    conv("inception3-1x7", 192, 17, 192, (1, 7), padding=(0, 3)),
+    conv("inception3-7x1", 192, 17, 192, (7, 1), padding=(3, 0)),
+    conv("inception3-1x3", 384, 8, 384, (1, 3), padding=(0, 1)),
+    conv("inception3-3x1", 384, 8, 384, (3, 1), padding=(1, 0)),
+    # Romera et al. 2017.
+    conv("erfnet-3x1", 64, (64, 128), 64, (3, 1), padding=(1, 0)),
+    conv("erfnet-1x3", 64, (64, 128), 64, (1, 3), padding=(0, 1)),
+    # ResNet-50 at batch sizes of inference servers and of training; ResNet-20 for CIFAR-10.
+    conv("resnet50-stem-n8", 3, 224, 64, 7, n=8, stride=2, padding=3),
+    conv("resnet50-conv2-3x3-n8", 64, 56, 64, 3, n=8, padding=1),
+    conv("resnet50-conv2-expand-n8", 64, 56, 256, 1, n=8),
+    conv("resnet50-conv3-3x3-s2-n8", 128, 56, 128, 3, n=8, stride=2, padding=1),
+    conv("resnet50-conv4-3x3-n32", 256, 14, 256, 3, n=32, padding=1),
+    conv("resnet50-conv5-3x3-n32", 512, 7, 512, 3, n=32, padding=1),
+    conv("resnet20-stage1", 16, 32, 16, 3, padding=1),
+    conv("resnet20-stage3", 64, 8, 64, 3, padding=1),
+    # Redmon and Farhadi 2018; Radford et al. 2015; Dosovitskiy et al. 2020.
+    conv("darknet53-down-208", 64, 208, 128, 3, stride=2, padding=1),
+    conv("dcgan-down-32", 64, 32, 128, 4, stride=2, padding=1),
+    conv("vit-patches", 3, 224, 768, 16, stride=16),
+    # Xie et al. 2016 (4 to 32 channels a group), Radosavovic et al. 2020 (24 and 48), Zhang et al. 2017.
+    conv("resnext50-conv2-3x3", 128, 56, 128, 3, padding=1, groups=32),
+    conv("resnext50-conv3-3x3", 256, 28, 256, 3, padding=1, groups=32),
+    conv("resnext50-conv4-3x3", 512, 14, 512, 3, padding=1, groups=32),
+    conv("resnext50-conv5-3x3", 1024, 7, 1024, 3, padding=1, groups=32),
+    conv("regnetx-600mf-stage3", 240, 14, 240, 3, padding=1, groups=10),
+    conv("regnetx-3.2gf-stage2", 192, 28, 192, 3, padding=1, groups=4),
+    conv("shufflenet-expand", 60, 28, 240, 1, groups=3),
+    conv("groups-of-3", 96, 56, 96, 3, padding=1, groups=32),
+    # Tan and Le 2019, B0: 5x5 depthwise, and the squeeze-and-excitation layers of Hu et al. on one pixel.
+    depthwise("efficientnetb0-dw-28-s2", 240, 28, 5, stride=2),
+    depthwise("efficientnetb0-dw-14", 672, 14, 5),
+    conv("efficientnetb0-squeeze", 1152, 1, 48, 1),
+    conv("efficientnetb0-excite", 48, 1, 1152, 1),
+    conv("efficientnetb0-project-7", 1152, 7, 192, 1),
+    conv("squeezenet-fire9-squeeze", 512, 13, 64, 1),
+    depthwise("mobilenetv2-dw-56-n8", 144, 56, 3, n=8),
+    depthwise("multiplier2-dw-56", 64, 56, 3, multiplier=2),
+    # Chen et al. 2017 and 2018: atrous pyramid, output stride 16; Yu and Koltun 2015: context module.
+    conv("deeplabv3-block4", 512, 33, 512, 3, padding=2, dilation=2),
+    conv("deeplabv3-aspp-6", 512, 33, 256, 3, padding=6, dilation=6),
+    conv("deeplabv3-aspp-12", 512, 33, 256, 3, padding=12, dilation=12),
+    depthwise("deeplabv3+-dw-33", 960, 33, 3, dilation=2),
+    depthwise("deeplabv3+-dw-aspp-12", 320, 33, 3, dilation=12),
+    conv("dilatednet-context-8", 21, 64, 21, 3, padding=8, dilation=8),
+    # Super-resolution: Dong et al. 2014, Shi et al. 2016, Kim et al. 2015, Lim et al. 2017.
+    conv("srcnn-patches", 1, 256, 64, 9, padding=4),
+    conv("srcnn-output", 32, 256, 1, 5, padding=2),
+    conv("espcn-features", 1, 256, 64, 5, padding=2),
+    conv("vdsr-output", 64, 256, 1, 3, padding=1),
+    conv("edsr-stem", 3, 128, 64, 3, padding=1),
+    conv("edsr-output", 64, 256, 3, 3, padding=1),
+    # Ding et al. 2022, and dense kernels as optics and image processing have them.
+    depthwise("replknet-dw-56", 128, 56, 31),
+    depthwise("replknet-dw-28", 256, 28, 29),
+    depthwise("replknet-dw-14", 512, 14, 27),
+    depthwise("replknet-dw-7", 1024, 7, 13),
+    conv("kernel-13-4to4", 4, 256, 4, 13, padding=6),
+    conv("kernel-15-8to8", 8, 128, 8, 15, padding=7),
+    conv("kernel-25-1to1", 1, 1000, 1, 25, padding=12),
+    conv("kernel-31-3to3", 3, 256, 3, 31, padding=15),
+    conv("kernel-63-1to1", 1, 512, 1, 63, padding=31),
+    # Wei et al. 2016; 50 MB of weights; numbers of channels that fill no vector.
+    conv("openpose-stage2", 128, 46, 128, 7, padding=3),
+    conv("weights-7x7-512", 512, 14, 512, 7, padding=3),
+    conv("kernel-11-16to16", 16, 128, 16, 11, padding=5),
+    conv("odd-50to70", 50, 56, 70, 3, padding=1),
+    conv("odd-50to70-1x1", 50, 56, 70, 1),
+    conv("odd-50to70-5x5", 50, 28, 70, 5, padding=2),
 )
 
 

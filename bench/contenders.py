@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 
 import fastconv
-from bench.cases import ConvCase
+from bench.shapes import ConvCase
+from fastconv.plan import Plan
 
-TOLERANCE = 1e-4
+TOLERANCE = {"float32": 1e-4, "float64": 1e-12}
 """Largest difference from the expected result, as a fraction of its largest value.
 
 float32 sums of a million products differ by some 1e-5 of that between orders of summation, FFT and Winograd by a few
 times as much; a wrong pixel differs by about 1.
 """
+REFERENCE = "naive"
+"""The algorithm that is there to be read and tested against, not to be fast."""
+
+_NCHW, _NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+_OIHW, _HWIO = (3, 2, 0, 1), (2, 3, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,12 @@ class Task:
     second: np.ndarray
 
     @classmethod
-    def make(cls, case: ConvCase, direction: str, image: np.ndarray | None = None) -> Task:
+    def make(cls, case: ConvCase, direction: str, image: np.ndarray | None = None, dtype: Any = "float32") -> Task:
         """Fill a task with random data, the same at every run; `image` takes the place of a random x."""
         rng = np.random.default_rng(0)
 
         def random(shape: tuple[int, ...]) -> np.ndarray:
-            return rng.standard_normal(shape, np.float32)
+            return rng.standard_normal(shape, np.dtype(dtype))
 
         def x() -> np.ndarray:
             return random(case.x_shape) if image is None else image
@@ -55,6 +61,10 @@ class Task:
         return cls(case, direction, first, second)
 
     @property
+    def dtype(self) -> str:
+        return self.first.dtype.name
+
+    @property
     def result_shape(self) -> tuple[int, int, int, int]:
         shapes = {
             "forward": self.case.y_shape,
@@ -62,6 +72,26 @@ class Task:
             "grad_weight": self.case.w_shape,
         }
         return shapes[self.direction]
+
+    def zeros(self) -> np.ndarray:
+        """Allocate a result. It is written to once, so that its first use takes no page faults."""
+        result = np.empty(self.result_shape, self.dtype)
+        result.fill(0)
+        return result
+
+    def channels_first(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of both operands with images as NCHW and weights as OIHW."""
+        second = _NCHW if self.direction == "grad_weight" else _OIHW
+        return np.ascontiguousarray(self.first.transpose(_NCHW)), np.ascontiguousarray(self.second.transpose(second))
+
+    def zeros_channels_first(self) -> np.ndarray:
+        """Allocate a result as NCHW or OIHW."""
+        axes = _OIHW if self.direction == "grad_weight" else _NCHW
+        return np.ascontiguousarray(self.zeros().transpose(axes))
+
+    def channels_last(self, result: np.ndarray) -> np.ndarray:
+        """View a result of NCHW or OIHW as NHWC or HWIO."""
+        return result.transpose(_HWIO if self.direction == "grad_weight" else _NHWC)
 
 
 @dataclass(frozen=True)
@@ -74,10 +104,13 @@ class Prepared:
         Does the work. Data was converted to the library's own types and layout beforehand.
     as_numpy
         Turns what `run` returns into fastconv's result for the same task (NHWC, HWIO), outside the timing.
+    operands
+        What must live as long as the call: some libraries keep addresses only.
     """
 
     run: Callable[[], Any]
     as_numpy: Callable[[Any], np.ndarray]
+    operands: tuple[Any, ...] = ()
 
 
 class Contender(ABC):
@@ -86,7 +119,7 @@ class Contender(ABC):
     name: str
 
     @abstractmethod
-    def supports(self, case: ConvCase, direction: str) -> str | None:
+    def supports(self, case: ConvCase, direction: str, dtype: str = "float32") -> str | None:
         """Return why this contender cannot take that problem, or None if it can."""
 
     @abstractmethod
@@ -95,37 +128,70 @@ class Contender(ABC):
 
 
 class Fastconv(Contender):
-    """fastconv with one value of ``algorithm=``, writing to an array that it is given."""
+    """fastconv with one value of ``algorithm=``, writing to an array that it is given.
 
-    def __init__(self, algorithm: str) -> None:
+    Parameters
+    ----------
+    layout
+        Of the arrays that it reads and writes.
+    packed
+        Whether the weights were packed before the call, by `fastconv.prepare_conv2d`.
+    """
+
+    def __init__(self, algorithm: str, layout: str = "NHWC", packed: bool = False) -> None:
         self.algorithm = algorithm
+        self.layout = layout
+        self.packed = packed
         self.name = algorithm
 
-    def supports(self, case: ConvCase, direction: str) -> str | None:
+    def plan(self, case: ConvCase, direction: str, dtype: str = "float32") -> Plan:
+        """Ask fastconv for its plan of a case."""
+        return plan(case, direction, self.algorithm, dtype, self.layout)
+
+    def supports(self, case: ConvCase, direction: str, dtype: str = "float32") -> str | None:
+        if self.packed and direction != "forward":
+            return "fastconv packs weights for the forward pass only"
         try:
-            plan(case, direction, self.algorithm)
+            self.plan(case, direction, dtype)
         except ValueError as error:
             return str(error)
         return None
 
     def prepare(self, task: Task) -> Prepared:
-        case, first, second = task.case, task.first, task.second
-        options = {
-            **case.parameters,
-            "algorithm": self.algorithm,
-            "out": np.zeros(task.result_shape, np.float32),
-        }
+        case = task.case
+        if self.layout == "NHWC":
+            first, second, out, as_numpy = task.first, task.second, task.zeros(), np.asarray
+        else:
+            (first, second), out, as_numpy = task.channels_first(), task.zeros_channels_first(), task.channels_last
+        options = {**case.parameters, "algorithm": self.algorithm, "layout": self.layout}
+        if self.packed:
+            layer = fastconv.prepare_conv2d(second, input_shape=first.shape, **options)
+            return Prepared(lambda: layer(first, out=out), as_numpy)
+        x_shape = _x_shape(case, self.layout)
         calls = {
-            "forward": lambda: fastconv.conv2d(first, second, **options),
-            "grad_input": lambda: fastconv.conv2d_grad_input(first, second, case.x_shape, **options),
-            "grad_weight": lambda: fastconv.conv2d_grad_weight(first, second, (case.kh, case.kw), **options),
+            "forward": lambda: fastconv.conv2d(first, second, out=out, **options),
+            "grad_input": lambda: fastconv.conv2d_grad_input(first, second, x_shape, out=out, **options),
+            "grad_weight": lambda: fastconv.conv2d_grad_weight(first, second, (case.kh, case.kw), out=out, **options),
         }
-        return Prepared(calls[task.direction], np.asarray)
+        return Prepared(calls[task.direction], as_numpy)
 
 
-def plan(case: ConvCase, direction: str, algorithm: str = "auto") -> Any:
+def plan(case: ConvCase, direction: str, algorithm: str = "auto", dtype: str = "float32", layout: str = "NHWC") -> Plan:
     """Ask fastconv for its plan of a case, which knows the parameters, FLOPs, bytes and the modelled time."""
-    return fastconv.plan_conv2d(case.x_shape, case.w_shape, direction=direction, algorithm=algorithm, **case.parameters)
+    w_shape = case.w_shape if layout == "NHWC" else tuple(case.w_shape[axis] for axis in _OIHW)
+    return fastconv.plan_conv2d(
+        _x_shape(case, layout),
+        w_shape,
+        dtype=dtype,
+        direction=direction,
+        algorithm=algorithm,
+        layout=layout,
+        **case.parameters,
+    )
+
+
+def _x_shape(case: ConvCase, layout: str) -> tuple[int, ...]:
+    return case.x_shape if layout == "NHWC" else tuple(case.x_shape[axis] for axis in _NCHW)
 
 
 def concrete_algorithms() -> list[str]:
@@ -145,5 +211,5 @@ def require_equal(name: str, result: np.ndarray, expected: np.ndarray) -> None:
         )
     scale = float(np.abs(expected).max(initial=0.0)) or 1.0
     error = float(np.abs(result - expected).max(initial=0.0)) / scale
-    if math.isnan(error) or error > TOLERANCE:
+    if math.isnan(error) or error > TOLERANCE[result.dtype.name]:
         raise WrongResultError(f"{name}: differs from fastconv by {error:.1e} of the largest value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -23,6 +23,10 @@ _PACKAGES = (
     "llvmlite",
     "scipy",
     "torch",
+    "onnxruntime",
+    "openvino",
+    "jax",
+    "jaxlib",
     "opencv-python",
     "opencv-python-headless",
 )
@@ -69,14 +73,14 @@ class Environment:
 
     def warnings(self) -> Iterator[str]:
         """Calibrate again, and yield what speaks against citing the run."""
-        now = _calibrate(self.machine.threads)
+        now = _calibrate(self.machine.threads, self.machine.dtype)
         if moved := _differences(now, self.machine):
             yield f"The machine changed its speed during this run ({moved}): repeat it before citing it."
-        if moved := _differences(machine.current(self.machine.threads), self.machine):
+        if moved := _differences(machine.current(self.machine.threads, self.machine.dtype), self.machine):
             yield f"The modelled times rest on an earlier calibration, which differs from this run's ({moved})."
 
 
-def prepare(threads: int | None = None) -> Environment:
+def prepare(threads: int | None = None, dtype: str = "float32") -> Environment:
     """Give every library the same number of threads, set up the allocator and calibrate the machine."""
     from threadpoolctl import threadpool_limits
 
@@ -84,14 +88,17 @@ def prepare(threads: int | None = None) -> Environment:
     count = threads or numba.get_num_threads()
     numba.set_num_threads(count)
     threadpool_limits(count)
-    return Environment(_calibrate(count), reuses_freed_pages)
+    return Environment(_calibrate(count, dtype), reuses_freed_pages)
 
 
-def _calibrate(threads: int) -> machine.Machine:
+def best(runs: Sequence[machine.Machine]) -> machine.Machine:
     """Take the best of some calibrations: what else runs on the machine only ever lowers one."""
-    runs = [machine.calibrate(threads) for _ in range(_CALIBRATIONS)]
     peak, bandwidth = max(run.peak_flops for run in runs), max(run.bandwidth for run in runs)
     return replace(runs[0], peak_flops=peak, bandwidth=bandwidth)
+
+
+def _calibrate(threads: int, dtype: str) -> machine.Machine:
+    return best([machine.calibrate(threads, dtype) for _ in range(_CALIBRATIONS)])
 
 
 def _differences(one: machine.Machine, other: machine.Machine) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import report, units
+from bench import canvas, report, units
 from bench.headline import IMAGE_SIZE, Headline, Row
 from fastconv.machine import Machine
 from fastconv.problem import DIRECTIONS
@@ -13,52 +13,27 @@ from fastconv.problem import DIRECTIONS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the markers' shapes say the same again.
-_DENSE_COLOUR, _CONV_COLOUR = "#D55E00", "#0072B2"
+# The markers' shapes say the same again as the colours.
+_DENSE_COLOUR, _CONV_COLOUR = canvas.VERMILION, canvas.BLUE
 _ALGORITHM_STYLES = (
-    ("#0072B2", "o"),
-    ("#009E73", "s"),
-    ("#CC79A7", "^"),
-    ("#56B4E9", "D"),
-    ("#E69F00", "v"),
-    ("#000000", "P"),
+    (canvas.BLUE, "o"),
+    (canvas.GREEN, "s"),
+    (canvas.PURPLE, "^"),
+    (canvas.SKY, "D"),
+    (canvas.ORANGE, "v"),
+    (canvas.BLACK, "P"),
 )
 _TITLES = {
     "forward": "Time, forward",
     "grad_input": "Time, input gradient",
     "grad_weight": "Time, weight gradient",
 }
-_STYLE = {
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "svg.hashsalt": "fastconv",
-}
-_GREY = "#555555"
 _TIME_TICKS = {1e-7: "0.1 µs", 1e-5: "10 µs", 1e-3: "1 ms", 1e-1: "0.1 s", 1e1: "10 s"}
 
 
 def write(headline: Headline, machine: Machine, source: str, stem: Path) -> list[Path]:
     """Draw the figure into ``stem.png`` and ``stem.svg`` and return their paths."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(15, 8.2))
-        FigureCanvasAgg(figure)
-        _draw(figure, headline, machine, source)
-        for path in paths:
-            undated = {"Date": None} if path.suffix == ".svg" else None  # the same figures make the same file
-            figure.savefig(path, dpi=150, facecolor="white", metadata=undated)
-    return paths
+    return canvas.write(stem, (15, 8.2), lambda figure: _draw(figure, headline, machine, source))
 
 
 def _draw(figure: Any, headline: Headline, machine: Machine, source: str) -> None:
@@ -83,13 +58,13 @@ def _draw(figure: Any, headline: Headline, machine: Machine, source: str) -> Non
         f"One {IMAGE_SIZE} x {IMAGE_SIZE} image, float32. Times are medians with quartiles, on {machine.cpu} with "
         f"{_threads(machine)}; numbers stand at the algorithm that 'auto' picks."
     )
-    figure.text(0.015, 0.895, subtitle, fontsize=12.5, color=_GREY, va="center")
+    figure.text(0.015, 0.895, subtitle, fontsize=12.5, color=canvas.GREY, va="center")
     _draw_key(figure, styles)
     calibration = (
         f"Modelled: each plan's prediction. Calibrated in this run: {machine.peak_flops / 1e9:.0f} GFLOP/s, "
         f"{machine.bandwidth / 1e9:.0f} GB/s. Image: {source}. Reproduce: python -m bench"
     )
-    figure.text(0.015, 0.022, calibration, fontsize=10.5, color=_GREY)
+    figure.text(0.015, 0.022, calibration, fontsize=10.5, color=canvas.GREY)
 
 
 def _draw_parameters(axes: Axes, headline: Headline, layers: list[str]) -> None:
@@ -151,8 +126,8 @@ def _draw_key(figure: Any, styles: dict[str, tuple[str, str]]) -> None:
         Line2D([], [], color=colour, marker=marker, ms=9, ls="", label=name)
         for name, (colour, marker) in styles.items()
     ]
-    handles.append(Line2D([], [], color=_GREY, marker="o", ms=8, lw=5, alpha=0.8, label="measured"))
-    handles.append(Line2D([], [], color=_GREY, marker="|", ms=12, mew=2.2, ls="", label="modelled"))
+    handles.append(Line2D([], [], color=canvas.GREY, marker="o", ms=8, lw=5, alpha=0.8, label="measured"))
+    handles.append(Line2D([], [], color=canvas.GREY, marker="|", ms=12, mew=2.2, ls="", label="modelled"))
     figure.legend(
         handles=handles,
         loc="lower right",

@@ -10,9 +10,10 @@ import numpy as np
 
 import fastconv
 from bench import memory, timing
-from bench.cases import MEGAPIXEL, ConvCase
+from bench.cases import MEGAPIXEL
 from bench.contenders import Fastconv, Task, concrete_algorithms, plan
 from bench.data import Pictures
+from bench.shapes import ConvCase
 from fastconv import cost
 from fastconv.machine import Machine
 from fastconv.problem import DIRECTIONS

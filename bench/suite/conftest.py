@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bench import environment, peers
+from bench import environment, libraries
 from bench.contenders import Contender, Fastconv, concrete_algorithms
 from fastconv.machine import Machine
 
 
 def pytest_report_header() -> str:
-    missing = peers.missing()
+    missing = libraries.missing()
     return f"bench: peers not installed: {', '.join(missing)}" if missing else "bench: all peers are installed"
 
 
@@ -23,4 +23,4 @@ def limits() -> Machine:
 @pytest.fixture(scope="session")
 def contenders(limits: Machine) -> dict[str, Contender]:
     """Return everyone who can be timed, by name."""
-    return {c.name: c for c in (*peers.installed(limits.threads), *map(Fastconv, concrete_algorithms()))}
+    return {c.name: c for c in (*libraries.installed(limits.threads), *map(Fastconv, concrete_algorithms()))}

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import peers, timing
-from bench.cases import CASES, ConvCase
+from bench import libraries, timing
+from bench.cases import CASES
 from bench.contenders import Contender, Fastconv, Task, concrete_algorithms, plan, require_equal
+from bench.shapes import ConvCase
 from fastconv import cost
 from fastconv.machine import Machine
 from fastconv.problem import DIRECTIONS
 
 MOST_NAIVE_FLOPS = 1e9
-NAMES = [peer.name for peer in peers.PEERS if peer.is_installed()] + concrete_algorithms()
+NAMES = [peer.name for peer in libraries.PEERS if peer.is_installed()] + concrete_algorithms()
 GROUPS = [(case, direction) for case in CASES for direction in DIRECTIONS]
 
 
