@@ -24,6 +24,8 @@ POLICIES = ("auto", "exact")
 NAMED = tuple(name for name in ALGORITHMS if name not in POLICIES)
 UNIVERSAL = ("auto", "exact", "naive", "im2col", "direct")
 """Algorithms that the contract says take every problem; another one may decline with a ValueError."""
+INEXACT = ("winograd",)
+"""Algorithms that do not sum the plain products, whose results are never exact; "auto" may choose them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ class Case:
         }[direction]
 
 
+def _winograd_tails() -> list[Case]:
+    """3x3 problems of stride 1 around the tiles of 4 x 4 outputs, with enough channels for a vector."""
+    sizes = ((1, 1), (2, 3), (4, 4), (5, 4), (7, 9), (8, 12), (13, 6))
+    cases = [Case(f"winograd-{h}x{w}", 17, 19, (h, w), (3, 3), padding=1) for h, w in sizes]
+    cases += [Case(f"winograd-oc{oc}", 16, oc, (6, 7), (3, 3), padding=1) for oc in (1, 15, 16, 17, 32, 33, 48)]
+    return [
+        *cases,
+        Case("winograd-padding-asymmetric", 33, 18, (6, 9), (3, 3), padding=((0, 3), (2, 1)), n=2),
+        Case("winograd-padding-wide", 16, 16, (2, 3), (3, 3), padding=((5, 4), (3, 6))),
+        Case("winograd-groups", 51, 60, (7, 6), (3, 3), padding=1, groups=3, n=2),
+        Case("threads-winograd", 64, 96, (30, 29), (3, 3), padding=(0, 1)),
+        Case("threads-winograd-batch", 40, 33, (9, 11), (3, 3), padding="same", n=7),
+    ]
+
+
 def _tails() -> list[Case]:
     counts = (1, 3, 5, 15, 16, 17, 31, 32, 33, 48, 65)
     cases = [Case(f"tail-oc{oc}", 5, oc, (4, 8), (3, 2), padding=(1, 0)) for oc in counts]
@@ -88,6 +105,7 @@ def _tails() -> list[Case]:
 
 CASES: tuple[Case, ...] = (
     *_tails(),
+    *_winograd_tails(),
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),
     Case("pointwise", 19, 35, (5, 6), (1, 1), n=2),
@@ -165,12 +183,11 @@ CASES: tuple[Case, ...] = (
     Case("threads-all-together", 24, 54, (34, 37), (3, 2), (2, 3), ((1, 3), (2, 0)), (2, 3), groups=3, n=4),
 )
 
-TARGET_CASES = tuple(
-    case
-    for case in CASES
-    if case.name.startswith(("tail-", "all-together"))
-    or case.name in ("depthwise", "stride-beyond-kernel", "threads-plain", "threads-all-together")
-)
+_TARGETS = (
+    "depthwise", "stride-beyond-kernel", "threads-plain", "threads-all-together", "winograd-7x9", "winograd-oc33",
+    "winograd-groups",
+)  # fmt: skip
+TARGET_CASES = tuple(case for case in CASES if case.name.startswith(("tail-", "all-together")) or case.name in _TARGETS)
 """Rich in tails: for running again in other processes, with other vector widths."""
 
 
@@ -246,6 +263,23 @@ def tolerance(dtype: str, length: int, magnitude: np.ndarray) -> np.ndarray:
     leaves room for the reference, which rounds as well when the data are float64.
     """
     return 2 * np.finfo(dtype).eps * np.sqrt(length) * magnitude
+
+
+def sums_plain_products(case: Case, algorithm: str, direction: str, layout: str, dtype: str) -> bool:
+    """Whether an algorithm, or the one that it chooses, sums the plain products of this case."""
+    if algorithm == "auto":
+        x_shape, w_shape, _ = case.shapes(layout)
+        keywords = {"dtype": dtype, "direction": direction, "layout": layout}
+        algorithm = fastconv.plan_conv2d(x_shape, w_shape, **case.arguments, **keywords).algorithm
+    return algorithm not in INEXACT
+
+
+def inexact_tolerance(dtype: str, length: int, magnitude: np.ndarray) -> np.ndarray:
+    """The rule for transformed data: ``8 * eps * sqrt(length) * max(sum|products|)``.
+
+    Each output mixes all values of its tile, so its error follows the largest of them (docs/design.md, Rounding).
+    """
+    return np.full_like(magnitude, 8 * np.finfo(dtype).eps * np.sqrt(length) * magnitude.max())
 
 
 def by_name(name: str) -> Case:

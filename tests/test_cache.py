@@ -42,7 +42,7 @@ EVERY_ALGORITHM = (
 import numpy as np
 import fastconv
 
-for algorithm in fastconv.conv2d_algorithms():
+for algorithm in ("auto", "exact", "direct", "im2col", "naive"):
     for layout, x_shape, w_shape in (
         ("NHWC", (2, 5, 6, 3), (3, 3, 3, 4)),
         ("NCHW", (2, 3, 5, 6), (4, 3, 3, 3)),
@@ -54,6 +54,10 @@ for algorithm in fastconv.conv2d_algorithms():
         fastconv.conv2d_grad_weight(y, x, (3, 3), **keywords)
         fastconv.conv2d_backward(y, x, w, **keywords)
         fastconv.prepare_conv2d(w, **keywords)(x)
+
+x, w = np.ones((1, 6, 6, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+fastconv.conv2d(x, w, algorithm="winograd")
+fastconv.conv2d(x, np.ones((3, 3, 1, 16), np.float32), groups=16, algorithm="direct")
 
 x, w = np.ones((2, 5), np.float32), np.ones((5, 7), np.float32)
 y = fastconv.dense(x, w)

@@ -5,7 +5,7 @@ import pytest
 
 import fastconv
 
-from .cases import ALGORITHMS, NAMED
+from .cases import NAMED, UNIVERSAL
 
 X = np.ones((2, 8, 9, 4), np.float32)
 W = np.ones((3, 3, 4, 6), np.float32)
@@ -240,7 +240,7 @@ def test_unknown_activation(name, activation):
     refused(name, ValueError, ("activation", repr(activation), "relu"), activation=activation)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", UNIVERSAL)
 @pytest.mark.parametrize("name", RESULT_SHAPES)
 def test_out_that_does_not_fit(name, algorithm):
     function, arguments = FUNCTIONS[name]

@@ -10,7 +10,7 @@ from fastconv import cost, machine
 from fastconv.problem import ConvProblem
 
 from . import reference
-from .cases import ALGORITHMS, DIRECTIONS, DTYPES, LAYOUTS, NAMED, UNIVERSAL, Case, by_name, call, data
+from .cases import DIRECTIONS, DTYPES, LAYOUTS, NAMED, UNIVERSAL, Case, by_name, call, data
 from .reference import CountingConv
 
 COUNTED = (
@@ -138,7 +138,7 @@ def test_machine_is_measured_and_remembered(dtype):
 
 @each_direction
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", UNIVERSAL)
 def test_plan_describes_the_problem(algorithm, layout, direction):
     case = by_name("all-together")
     plan = plan_of(case, layout, algorithm=algorithm, direction=direction)
@@ -226,6 +226,8 @@ def test_predicted_time_is_not_below_what_the_peak_allows():
 @pytest.mark.parametrize("algorithm", NAMED)
 def test_workspace_is_bounded(algorithm, direction):
     """No algorithm holds anything like the patch matrix of a large problem, 3.8 GB here."""
+    if (algorithm, direction) == ("winograd", "grad_weight"):
+        pytest.skip("winograd has no weight gradient")
     shapes = (4, 512, 512, 100), (3, 3, 100, 100)
     plan = fastconv.plan_conv2d(*shapes, padding=1, algorithm=algorithm, direction=direction)
     assert cost.im2col_bytes(plan.problem) > 3.5e9

@@ -6,6 +6,7 @@ from fastconv.algorithms.base import Algorithm
 from fastconv.algorithms.direct import Direct
 from fastconv.algorithms.im2col import Im2col
 from fastconv.algorithms.naive import Naive
+from fastconv.algorithms.winograd import Winograd
 
-REGISTRY: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Direct(), Im2col(), Naive())}
+REGISTRY: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Direct(), Winograd(), Im2col(), Naive())}
 """Name to algorithm; the plain reference comes last."""

@@ -14,15 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-I64 = ir.IntType(64)
-I32 = ir.IntType(32)
-
-
-def literal(value: Any) -> int:
-    """The integer of a compile-time argument of an intrinsic."""
-    if not isinstance(value, types.IntegerLiteral):
-        raise TypeError(f"a tile size must be a compile-time integer, got {value}")
-    return value.literal_value
+from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
 
 
 @intrinsic
@@ -99,90 +91,6 @@ def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
         return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
 
     return types.intp(types.intp, types.intp, types.intp), codegen
-
-
-def scalar_ir(real: Any) -> ir.Type:
-    """The LLVM type of a Numba floating-point type."""
-    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[real]
-
-
-def _fma(builder: Any, scalar: ir.Type, lanes: int) -> tuple[ir.Type, Any]:
-    """The vector type and the fused multiply-add that every target can do.
-
-    ``llvm.fma`` on a CPU without FMA becomes a call of libm per lane; ``llvm.fmuladd`` becomes multiply and add.
-    """
-    vector = ir.VectorType(scalar, lanes)
-    suffix = "f32" if isinstance(scalar, ir.FloatType) else "f64"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}{suffix}"
-    )
-    return vector, function
-
-
-class Emitter:
-    """Short names for the LLVM instructions that the tiles are made of; addresses are int64 bytes."""
-
-    def __init__(self, builder: Any, scalar: ir.Type, lanes: int) -> None:
-        self.builder = builder
-        self.scalar = scalar
-        self.vector, self._fma = _fma(builder, scalar, lanes)
-        self.item = 4 if isinstance(scalar, ir.FloatType) else 8
-        self._undef = ir.Constant(self.vector, ir.Undefined)
-        self._lane0 = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
-
-    def const(self, value: int) -> ir.Constant:
-        return ir.Constant(I64, value)
-
-    def constant(self, value: float) -> ir.Constant:
-        return ir.Constant(self.vector, [value] * self.vector.count)
-
-    def add(self, a: Any, b: Any) -> Any:
-        return self.builder.add(a, b)
-
-    def load_int(self, address: Any) -> Any:
-        return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))
-
-    def load(self, address: Any) -> Any:
-        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
-
-    def store(self, value: Any, address: Any) -> None:
-        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
-
-    def broadcast(self, scalar: Any) -> Any:
-        one = self.builder.insert_element(self._undef, scalar, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(one, self._undef, self._lane0)
-
-    def load_broadcast(self, address: Any) -> Any:
-        return self.broadcast(self.builder.load(self.builder.inttoptr(address, self.scalar.as_pointer())))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self._fma, [a, b, c])
-
-    def loop(self, count: Any, body: Any, carried: list[Any]) -> list[Any]:
-        """``for i in range(count)`` with loop-carried values; `body(i, values)` returns the next ones."""
-        builder = self.builder
-        before = builder.block
-        head = builder.append_basic_block()
-        work = builder.append_basic_block()
-        done = builder.append_basic_block()
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(I64)
-        index.add_incoming(self.const(0), before)
-        values = []
-        for value in carried:
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, before)
-            values.append(phi)
-        builder.cbranch(builder.icmp_signed("<", index, count), work, done)
-        builder.position_at_end(work)
-        following = body(index, values)
-        for phi, value in zip(values, following, strict=True):
-            phi.add_incoming(value, builder.block)
-        index.add_incoming(builder.add(index, self.const(1)), builder.block)
-        builder.branch(head)
-        builder.position_at_end(done)
-        return values
 
 
 @intrinsic(prefer_literal=True)

@@ -82,3 +82,31 @@ def dot_tile_shape(dtype: str, channels: int) -> Tile:
     planes = 4 if channels >= 4 else 1
     rows = {(32, 1): 14, (32, 4): 6, (16, 1): 6, (16, 4): 2}[registers(), planes]
     return Tile(VL=lanes, MR=rows, NV=planes)
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """A register tile for depthwise convolution: MR pixels of a row by one vector of VL channels.
+
+    KW taps of a kernel row are multiplied at once, REST after them, by source pixels S apart from target pixel to
+    target pixel.
+    """
+
+    VL: int
+    MR: int
+    KW: int
+    REST: int
+    S: int
+
+
+def row_tile_shape(dtype: str, taps: int, columns: int, stride: int) -> RowTile:
+    """Choose the tile for a kernel row of that many taps and rows of that many target pixels.
+
+    Weights and sums share the registers. Among the widths that fit, the one wins that leaves the fewest pixels to
+    compute for nothing.
+    """
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    most, widths = (7, (14, 7)) if registers() == 32 else (5, (8, 4))
+    width = min(taps, most)
+    pixels = min(widths, key=lambda MR: (-(-columns // MR) * MR, -MR))
+    return RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride)

@@ -19,6 +19,7 @@ from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Opera
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.correlate import plan_correlate
+from fastconv.algorithms.direct.depthwise import plan_depthwise
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather
 from fastconv.algorithms.direct.grids import sub_problems
@@ -39,7 +40,7 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     if direction == "grad_weight":
         return (_faster((plan_correlate(problem, threads), plan_dots(problem, threads))),)
     return tuple(
-        _faster(plan(problem, direction, rows, columns, threads) for plan in (plan_gather, plan_strips))
+        _faster(plan(problem, direction, rows, columns, threads) for plan in (plan_gather, plan_strips, plan_depthwise))
         for rows, columns in sub_problems(problem, direction)
     )
 
@@ -68,7 +69,7 @@ class DirectOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
-        seconds = sum(step.seconds(model.slot_rate(machine, step.tile)) for step in self.passes)
+        seconds = sum(step.seconds(model.slot_rate(machine, step.tile.VL)) for step in self.passes)
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.target import Tile
 from fastconv.problem import ConvProblem
 
 
@@ -20,7 +19,7 @@ class Pass(ABC):
 
     problem: ConvProblem
     threads: int
-    tile: Tile
+    tile: Any
     launch: Launch
 
     @property

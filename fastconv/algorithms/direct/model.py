@@ -44,15 +44,21 @@ TRANSPOSE_SECONDS = 0.35e-9
 """Moving one value of such a tile to a pixel whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
+DEPTHWISE_SHARE = 0.85
+"""Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+DEPTHWISE_SLOTS = 60
+"""Slots lost at the beginning and end of a depthwise tile."""
+STREAM_SECONDS = 0.06e-9
+"""Moving a byte of an image that does not stay in a core's caches."""
 LAUNCH_SECONDS = 12e-6
 """Arguments, tables and the start of the threads."""
 NOMINAL_RATE = 5e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
 
 
-def slot_rate(machine: Machine, shape: Tile) -> float:
+def slot_rate(machine: Machine, lanes: int) -> float:
     """Slots a second of one thread."""
-    return machine.peak_flops / machine.threads / (2 * shape.VL)
+    return machine.peak_flops / machine.threads / (2 * lanes)
 
 
 def tile_slots(channels: int, shape: Tile) -> float:

@@ -1,0 +1,123 @@
+"""Depthwise passes with channels in the lanes: `fastconv.kernels.depthwise` on weights as they lie."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.kernels import depthwise
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import address, fill
+from fastconv.kernels.target import RowTile, row_tile_shape
+from fastconv.problem import ConvProblem
+
+_MOST_STRIDE = 4
+_SOURCE_BYTES = 256 << 10
+"""Source rows of a task: the next target row finds most of them in the second cache level."""
+
+
+@dataclass(frozen=True, eq=False)
+class DepthwisePass(Pass):
+    """The launch of a depthwise forward pass or input gradient, planned."""
+
+    tile: RowTile
+    zeros: np.ndarray
+    """Padding, and what sums begin with where there is no bias."""
+    tables: tuple[np.ndarray, ...]
+    """Offsets whose addresses the record holds, and which it keeps alive."""
+
+    def describe(self) -> str:
+        tile = f"register tiles of {self.tile.MR} pixels with channels in the lanes"
+        return f"{tile}, {self._lanes_share():.0%} of them in use"
+
+    def _lanes_share(self) -> float:
+        p, shape = self.launch.plan[0], self.tile
+        per_phase = -(-int(p["columns"]) // int(p["phases"]))
+        return model.filled(self.problem.ic, shape.VL) * model.filled(per_phase, shape.MR)
+
+    def seconds(self, rate: float) -> float:
+        p, shape, problem = self.launch.plan[0], self.tile, self.problem
+        pixels = int(p["n"] * p["rows"] * p["columns"])
+        vectors = pixels * problem.ic / shape.VL / self._lanes_share()
+        chunks, rows = int(p["chunks"]), int(p["taps_r"])
+        taps = rows * (chunks * shape.KW + shape.REST)
+        sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
+        slots = taps / model.DEPTHWISE_SHARE + sources / shape.MR + model.DEPTHWISE_SLOTS / shape.MR
+        trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
+        traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
+        work = max(vectors * slots / rate, traffic) + trace
+        return model.LAUNCH_SECONDS + work * model.balance(self.launch.tasks, self.threads) / self.threads
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        start = self.zeros if epilogue.bias is None else epilogue.bias
+        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+def _step(values: tuple[int, ...]) -> int | None:
+    """The difference between neighbours where it is the same for all; 1 for a single value."""
+    steps = {b - a for a, b in itertools.pairwise(values)}
+    return (steps or {1}).pop() if len(steps) <= 1 else None
+
+
+def plan_depthwise(
+    problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int
+) -> DepthwisePass | None:
+    """Plan the launch for one dense sub-problem; None where it is not depthwise, or channels do not fill a vector."""
+    source, target, source_size, _, _, (w_r, w_c, _, _), _ = roles(problem, direction)
+    item, channels = problem.itemsize, problem.ic
+    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step)
+    if problem.groups != channels or problem.oc != channels or source[3] != item or channels < shape.VL:
+        return None
+    spread, tap_step = _step(columns.offsets), _step(columns.taps)
+    if spread is None or tap_step is None or columns.step > _MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
+        return None
+    first_tap = columns.taps[0]
+    if spread < 0:  # taps in the order of the source pixels that they read
+        spread, tap_step, first_tap = -spread, -tap_step, columns.taps[-1]
+
+    chunks = len(columns.taps) // shape.KW
+    row_bytes = problem.input_size[1] * channels * item
+    row_block = max(1, min(rows.count, _SOURCE_BYTES // row_bytes))
+    parts = 1
+    if threads > 1:
+        wanted = TASKS_PER_THREAD * threads
+        row_block = max(1, min(row_block, problem.n * rows.count // wanted))
+        vectors = -(-channels // shape.VL)
+        parts = min(vectors, max(1, wanted // (problem.n * -(-rows.count // row_block))))
+    reach, taps_r = (shape.MR - 1) * shape.S + shape.KW, len(rows.taps)
+    tiles = spread * -(-columns.count // (spread * shape.MR))
+    reach_rest = reach - shape.KW + shape.REST
+    tile_bytes = (chunks * reach + reach_rest) * 8
+    places, table, rest, targets, unused, total = workspace_offsets(
+        tiles * tile_bytes, taps_r * chunks * (reach + 1) * 8, taps_r * (reach_rest + 1) * 8, shape.MR * 8,
+        channels * item,
+    )  # fmt: skip
+    zeros = np.zeros(channels, problem.dtype)
+    row_offsets = np.array(rows.offsets, np.int64)
+    row_weights = np.array([tap * w_r for tap in rows.taps], np.int64)
+    template = fill(
+        depthwise.DEPTHWISE,
+        source_n=source[0], source_r=source[1], source_c=source[2],
+        source_rows=source_size[0], source_columns=source_size[1],
+        target_offset=rows.first * target[1] + columns.first * target[2],
+        target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
+        weight_offset=first_tap * w_c, weight_c=tap_step * w_c,
+        n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
+        phases=spread, taps_r=taps_r, chunks=chunks, row_offsets=address(row_offsets),
+        row_weights=address(row_weights), first_column=min(columns.offsets),
+        channels=channels, zeros=address(zeros), row_block=row_block, row_blocks=-(-rows.count // row_block),
+        parts=parts, workspace_bytes=total, tile_bytes=tile_bytes, places=places, table=table, rest=rest,
+        targets=targets, unused=unused,
+    )  # fmt: skip
+    tasks = problem.n * -(-rows.count // row_block) * parts
+    launch = Launch(lambda: depthwise.depthwise(problem.dtype, shape), problem.dtype, template, tasks, threads, total)
+    return DepthwisePass(problem, threads, shape, launch, zeros, (row_offsets, row_weights))

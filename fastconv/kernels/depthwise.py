@@ -1,0 +1,185 @@
+"""Depthwise convolution with channels in the lanes: every channel has a kernel of its own, so nothing is broadcast.
+
+A tile is MR neighbouring target pixels of one row for one vector of channels. A kernel row's weights stay in registers
+while each source pixel is loaded once and multiplied into every target pixel that it reaches. What a tile reads is
+traced once, as addresses, and used for all vectors of channels; padding is the address of a row of zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import carray, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.target import RowTile
+
+DEPTHWISE = record("""
+    source_n source_r source_c source_rows source_columns
+    target_offset target_n target_r target_c
+    weight_offset weight_c
+    n rows columns row_step column_step phases
+    taps_r chunks row_offsets row_weights first_column
+    channels zeros row_block row_blocks parts
+    workspace_bytes tile_bytes places table rest targets unused
+""")
+"""Strides are in bytes. The columns of each phase are `phases` apart, in source and target alike; a kernel row is cut
+into chunks of KW taps and a rest. `tile_bytes` are those of a tile at
+`places`, which with the rest of the last line's fields are offsets into each thread's workspace."""
+
+
+@intrinsic(prefer_literal=True)
+def row_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any,
+    rows: Any, table: Any, rest_rows: Any, rest: Any, offset: Any, weights: Any, weight_step: Any, start: Any,
+    floor: Any, targets: Any,
+) -> Any:  # fmt: skip
+    """Register tile of MR pixels: ``target[m] = max(start + sum of source[r, m S + b] w[r, b] over r and b, floor)``.
+
+    A row of KW taps is (MR - 1) S + KW + 1 integers of `table`: the addresses of its source pixels and the offset of
+    its first weights from `weights`; from tap to tap these move by `weight_step`. The same holds for the rows of REST
+    taps at `rest`. `offset` bytes are added to all source, target and weight addresses, and to `start`, that of the
+    vector which the sums begin with.
+    """
+    lanes, pixels, stride, widths = literal(VL), literal(MR), literal(S), (literal(KW), literal(REST))
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, table, rest_rows, rest, offset, weights, weight_step, start, floor, targets = args[6:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        weights = add(weights, offset)
+
+        def add_rows(count: Any, entries: Any, taps: int, sums: list[Any]) -> list[Any]:
+            sources = (pixels - 1) * stride + taps
+
+            def row(r: Any, sums: list[Any]) -> list[Any]:
+                entry = add(entries, builder.mul(r, const(8 * (sources + 1))))
+                weight = add(weights, emit.load_int(add(entry, const(8 * sources))))
+                kernel = []
+                for _ in range(taps):
+                    kernel.append(emit.load(weight))
+                    weight = add(weight, weight_step)
+                sums = list(sums)
+                for q in range(sources):
+                    reached = [(m, q - m * stride) for m in range(pixels) if 0 <= q - m * stride < taps]
+                    if not reached:
+                        continue
+                    value = emit.load(add(emit.load_int(add(entry, const(8 * q))), offset))
+                    for m, b in reached:
+                        sums[m] = emit.fma(value, kernel[b], sums[m])
+                return sums
+
+            return emit.loop(count, row, sums) if taps else sums
+
+        sums = add_rows(rows, table, widths[0], [emit.load(add(start, offset))] * pixels)
+        lowest = emit.broadcast(floor)
+        for m, value in enumerate(add_rows(rest_rows, rest, widths[1], sums)):
+            # An ordered "<" is false for NaN, which therefore passes.
+            below = builder.fcmp_ordered("<", value, lowest)
+            place = add(emit.load_int(add(targets, const(8 * m))), offset)
+            emit.store(builder.select(below, lowest, value), place)
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 8
+    return types.void(REAL, VL, MR, KW, REST, S, *integers, real, types.intp), codegen
+
+
+@jit.inline
+def trace_columns(p, Q, table, column):
+    """Write where in a row the Q source pixels from `column` on lie, -1 for those in the padding."""
+    places = carray(pointer(table), Q, np.int64)
+    for q in range(Q):
+        at = column + q * p.phases
+        places[q] = at * p.source_c if 0 <= at < p.source_columns else -1
+
+
+@jit.inline
+def trace_row(p, Q, columns, entry, above, weight):
+    """Write the addresses of a tile's source pixels in the row at `above`, and the offset of their weights."""
+    places = carray(pointer(columns), Q, np.int64)
+    addresses = carray(pointer(entry), Q + 1, np.int64)
+    for q in range(Q):
+        addresses[q] = above + places[q] if places[q] >= 0 else p.zeros
+    addresses[Q] = weight
+
+
+@functools.cache
+def depthwise(dtype: str, tile: RowTile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (image, block of rows, part of the channels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
+    Q, Q_REST = (MR - 1) * S + KW, (MR - 1) * S + REST
+
+    def depthwise_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, DEPTHWISE)
+        own = call.workspace + thread * p.workspace_bytes
+        targets = carray(pointer(own + p.targets), MR, np.int64)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        weights = call.other + p.weight_offset
+        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
+        row_weights = carray(pointer(p.row_weights), p.taps_r, np.int64)
+        vectors = (p.channels + VL - 1) // VL
+        phases = min(p.phases, p.columns)
+        tiles = (p.columns + MR * p.phases - 1) // (MR * p.phases)
+        for task in range(begin, end):
+            part = task % p.parts
+            block = task // p.parts % p.row_blocks
+            image = task // p.parts // p.row_blocks
+            source = call.source + image * p.source_n
+            for phase in range(phases):
+                for t in range(tiles):
+                    columns = own + p.places + (phase * tiles + t) * p.tile_bytes
+                    column = (phase + t * MR * p.phases) * S + p.first_column
+                    for chunk in range(p.chunks):
+                        trace_columns(p, Q, columns + chunk * Q * 8, column + chunk * KW * p.phases)
+                    if REST:
+                        trace_columns(p, Q_REST, columns + p.chunks * Q * 8, column + p.chunks * KW * p.phases)
+            for i in range(block * p.row_block, min((block + 1) * p.row_block, p.rows)):
+                line = call.target + p.target_offset + image * p.target_n + i * p.target_r
+                for phase in range(phases):
+                    for t in range(tiles):
+                        j = phase + t * MR * p.phases
+                        if j >= p.columns:
+                            continue
+                        columns = own + p.places + (phase * tiles + t) * p.tile_bytes
+                        rows = 0
+                        for a in range(p.taps_r):
+                            row = i * p.row_step + row_offsets[a]
+                            if row < 0 or row >= p.source_rows:
+                                continue
+                            above, weight = source + row * p.source_r, row_weights[a]
+                            for chunk in range(p.chunks):
+                                entry = own + p.table + (rows * p.chunks + chunk) * (Q + 1) * 8
+                                trace_row(p, Q, columns + chunk * Q * 8, entry, above, weight)
+                                weight += KW * p.weight_c
+                            if REST:
+                                entry = own + p.rest + rows * (Q_REST + 1) * 8
+                                trace_row(p, Q_REST, columns + p.chunks * Q * 8, entry, above, weight)
+                            rows += 1
+                        there = min(MR, (p.columns - j + p.phases - 1) // p.phases)
+                        for m in range(MR):
+                            # Pixels of the tile past the end of the row are written to a place that nobody reads.
+                            targets[m] = line + (j + m * p.phases) * p.target_c if m < there else own + p.unused
+                        for v in range(vectors * part // p.parts, vectors * (part + 1) // p.parts):
+                            # The last vector overlaps the one before where channels do not fill it.
+                            offset = min(v * VL, p.channels - VL) * ITEM
+                            row_tile(
+                                REAL, VL, MR, KW, REST, S, rows * p.chunks, own + p.table, rows, own + p.rest, offset,
+                                weights, p.weight_c, call.start, lowest, own + p.targets,
+                            )  # fmt: skip
+                            if call.activation != 0:
+                                for m in range(there):
+                                    activate(call, targets[m] + offset, VL)
+
+    return jit.kernel(depthwise_tiles)

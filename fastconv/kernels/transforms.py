@@ -1,0 +1,128 @@
+"""Winograd's transforms of one tile of values, vector by vector: an intrinsic that keeps a whole tile in registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.toomcook import Matrix, transforms
+
+INPUT = 0
+WEIGHTS = 1
+OUTPUT = 2
+
+
+class _Combiner:
+    """Emits the product of a constant matrix with a column of vectors, using its symmetries.
+
+    Points come in pairs +-p, so rows of G and B come in pairs that differ in the sign of every other coefficient, and
+    columns of A do. Each pair shares its even and its odd part, which halves the operations.
+    """
+
+    def __init__(self, emit: Emitter, matrix: Matrix) -> None:
+        self.emit = emit
+        self.matrix = matrix
+        self.row_pairs = self._pairs(matrix)
+        self.column_pairs = self._pairs(tuple(zip(*matrix, strict=True)))
+
+    @staticmethod
+    def _pairs(rows: Any) -> dict[int, int]:
+        """Index of each row's partner: the same coefficients, the odd ones negated, with at least one of each kind."""
+        pairs = {}
+        for p, row in enumerate(rows):
+            for q in range(p + 1, len(rows)):
+                mirrored = tuple(-c if k % 2 else c for k, c in enumerate(rows[q]))
+                if row == mirrored and any(row[::2]) and any(row[1::2]):
+                    pairs[p] = q
+        return pairs
+
+    def _sum(self, terms: list[tuple[float, Any]]) -> Any:
+        """The sum of coefficient * value; the coefficients of 1 come first, as they need no multiplication."""
+        builder, emit = self.emit.builder, self.emit
+        terms = sorted((t for t in terms if t[0] != 0), key=lambda t: t[0] != 1)
+        first, value = terms[0]
+        total = value if first == 1 else builder.fmul(value, emit.constant(first))
+        for coefficient, value in terms[1:]:
+            if coefficient == 1:
+                total = builder.fadd(total, value)
+            elif coefficient == -1:
+                total = builder.fsub(total, value)
+            else:
+                total = emit.fma(value, emit.constant(coefficient), total)
+        return total
+
+    def __call__(self, values: list[Any]) -> list[Any]:
+        """The rows of matrix @ values."""
+        if self.column_pairs:
+            return self._by_columns(values)
+        results: dict[int, Any] = {}
+        for p, row in enumerate(self.matrix):
+            if p in results:
+                continue
+            if p not in self.row_pairs:
+                results[p] = self._sum(list(zip(row, values, strict=True)))
+                continue
+            even = self._sum([(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 == 0])
+            odd = [(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 and c != 0]
+            scale = odd[-1][0]
+            part = self._sum([(c / scale, v) for c, v in odd])
+            results[p] = self._sum([(1.0, even), (scale, part)])
+            results[self.row_pairs[p]] = self._sum([(1.0, even), (-scale, part)])
+        return [results[p] for p in range(len(self.matrix))]
+
+    def _by_columns(self, values: list[Any]) -> list[Any]:
+        builder = self.emit.builder
+        paired = set(self.column_pairs) | set(self.column_pairs.values())
+        sums = {j: builder.fadd(values[j], values[k]) for j, k in self.column_pairs.items()}
+        differences = {j: builder.fsub(values[j], values[k]) for j, k in self.column_pairs.items()}
+        results = []
+        for i, row in enumerate(self.matrix):
+            shared = differences if i % 2 else sums
+            terms = [(row[j], shared[j]) for j in self.column_pairs]
+            terms += [(row[j], values[j]) for j in range(len(row)) if j not in paired]
+            results.append(self._sum(terms))
+        return results
+
+
+@intrinsic(prefer_literal=True)
+def transform_tile(
+    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M: Any,
+    sources: Any, source_offset: Any, targets: Any, target_offset: Any, start: Any, floor: Any,
+) -> Any:  # fmt: skip
+    """Transform VL tiles at once, one in each lane: ``target = T source T'`` with KIND's matrix of F(M x M, 3 x 3).
+
+    `sources` and `targets` are the addresses of tables with the address of each value of a tile, row by row; the
+    offsets are added to all of them. The output transform adds the vector at `start` and does not go below `floor`.
+    """
+    lanes, kind, m = literal(VL), literal(KIND), literal(M)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sources, source_offset, targets, target_offset, start, floor = args[4:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        matrices = transforms(m)
+        matrix = {INPUT: matrices.input, WEIGHTS: matrices.weights, OUTPUT: matrices.output}[kind]
+        combine = _Combiner(emit, matrix)
+        rows, size = len(matrix), len(matrix[0])
+
+        def address(table: Any, index: int, offset: Any) -> Any:
+            return emit.add(emit.load_int(emit.add(table, emit.const(8 * index))), offset)
+
+        columns = []
+        for j in range(size):
+            columns.append(combine([emit.load(address(sources, i * size + j, source_offset)) for i in range(size)]))
+        if kind == OUTPUT:
+            first, lowest = emit.load(start), emit.broadcast(floor)
+        for i in range(rows):
+            for j, result in enumerate(combine([column[i] for column in columns])):
+                if kind == OUTPUT:
+                    result = builder.fadd(result, first)
+                    # An ordered "<" is false for NaN, which therefore passes.
+                    result = builder.select(builder.fcmp_ordered("<", result, lowest), lowest, result)
+                emit.store(result, address(targets, i * rows + j, target_offset))
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, KIND, M, *[types.intp] * 5, real), codegen

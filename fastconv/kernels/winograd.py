@@ -1,0 +1,218 @@
+"""Winograd's minimal filtering F(m x m, 3 x 3): fewer multiplications than the plain sum has products.
+
+A task takes a block of tiles of m x m target pixels. It transforms what they read, multiplies the (m + 2)^2 matrices of
+transformed values (tiles x source channels) with the transformed weights (source x target channels), panel by panel of
+target channels, and transforms each panel back, so that nothing of the transformed tensors leaves the second cache
+level. Padding and edges are addresses, as in the gather kernel: a pixel in the padding reads a row of zeros, a target
+past the edge is written to a row that nobody reads.
+
+Weights are transformed by the tasks themselves where they come as they lie: reading them transformed would move
+(m + 2)^2 / 9 times as many bytes, from a slower cache.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at
+from fastconv.kernels.target import Tile
+from fastconv.kernels.toomcook import TAPS
+from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
+
+WINOGRAD = record("""
+    source_n source_r source_c source_group source_rows source_columns
+    target_offset target_n target_r target_c target_group
+    rows columns first_row first_column
+    tile_rows tile_columns tiles block blocks parts
+    reduction channels panels
+    transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel start_group
+    value_step weight_step product_step zeros
+    workspace_bytes sources targets values weights products value_table weight_table product_table
+    weight_source unused tile_table panel_targets buffer
+""")
+"""Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
+The last lines' fields are offsets into each thread's workspace."""
+
+
+@jit.inline
+def trace_sources(p, N, image, i, j, source, table):
+    """Write the addresses of the N x N source pixels of the tile at target pixel (i, j)."""
+    addresses = carray(pointer(table), (N, N), np.int64)
+    for a in range(N):
+        row = i + p.first_row + a
+        above = source + image * p.source_n + row * p.source_r
+        inside = 0 <= row < p.source_rows
+        for b in range(N):
+            column = j + p.first_column + b
+            if inside and 0 <= column < p.source_columns:
+                addresses[a, b] = above + column * p.source_c
+            else:
+                addresses[a, b] = p.zeros
+
+
+@jit.inline
+def trace_targets(p, M, image, i, j, target, table, unused):
+    """Write the addresses of the M x M target pixels of that tile."""
+    addresses = carray(pointer(table), (M, M), np.int64)
+    for a in range(M):
+        for b in range(M):
+            if i + a < p.rows and j + b < p.columns:
+                addresses[a, b] = target + image * p.target_n + (i + a) * p.target_r + (j + b) * p.target_c
+            else:
+                addresses[a, b] = unused
+
+
+@jit.inline
+def trace_matrix(count, table, base, step):
+    """Write the addresses of the `count` values of a transformed tile, `step` bytes apart."""
+    addresses = carray(pointer(table), count, np.int64)
+    for e in range(count):
+        addresses[e] = base + e * step
+
+
+@jit.inline
+def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, packed):
+    """Transform one panel of weights into `packed`: (M + 2)^2 matrices of source channels x NR target channels.
+
+    Lanes past the last channel repeat it; their products are not used.
+    """
+    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    rows = carray(pointer(own + p.buffer), (3, 3, NR), REAL)
+    trace_matrix((M + 2) * (M + 2), own + p.weight_table, packed, p.weight_step)
+    lanes = min(NR, p.channels - panel * NR)
+    in_place = p.weight_d == ITEM and lanes == NR
+    for k in range(p.reduction):
+        tap = weights + k * p.weight_k + panel * NR * p.weight_d
+        for a in range(3):
+            for b in range(3):
+                place = tap + a * p.weight_r + b * p.weight_c
+                taps[a, b] = place
+                if not in_place:
+                    taps[a, b] = own + p.buffer + (a * 3 + b) * NR * ITEM
+                    for d in range(NR):
+                        rows[a, b, d] = carray(pointer(place + min(d, lanes - 1) * p.weight_d), 1, REAL)[0]
+        for v in range(0, NR, VL):
+            transform_tile(
+                REAL, VL, WEIGHTS, M, own + p.weight_source, v * ITEM, own + p.weight_table, (k * NR + v) * ITEM,
+                p.zeros, REAL(0),
+            )  # fmt: skip
+
+
+@functools.cache
+def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
+    """The kernel for one dtype, register tile and m; its tasks are (group, block of tiles, part of the panels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+    M, N = m, m + TAPS - 1
+
+    def winograd_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, WINOGRAD)
+        own = call.workspace + thread * p.workspace_bytes
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        capacity = (p.block + MR - 1) // MR * MR
+        trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(M * M, own + p.panel_targets, own + p.buffer, VL * ITEM)
+        product_rows = carray(pointer(own + p.targets), capacity, np.int64)
+        for t in range(capacity):
+            product_rows[t] = own + p.products + t * NR * ITEM
+        ready = -1
+        for task in range(begin, end):
+            part = task % p.parts
+            block = task // p.parts % p.blocks
+            group = task // p.parts // p.blocks
+            first = block * p.block
+            tiles = min(p.block, p.tiles - first)
+            groups = (tiles + MR - 1) // MR
+            if ready != task // p.parts:  # else the parts of one block follow each other
+                ready = task // p.parts
+                for t in range(tiles):
+                    image = (first + t) // (p.tile_rows * p.tile_columns)
+                    i = (first + t) // p.tile_columns % p.tile_rows * M
+                    j = (first + t) % p.tile_columns * M
+                    source = call.source + group * p.source_group
+                    target = call.target + p.target_offset + group * p.target_group
+                    trace_sources(p, N, image, i, j, source, own + p.tile_table)
+                    trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
+                    for k in range(0, p.reduction, VL):
+                        # The last vector overlaps the one before where channels do not fill it.
+                        offset = min(k, p.reduction - VL) * ITEM
+                        transform_tile(
+                            REAL, VL, INPUT, M, own + p.tile_table, offset, own + p.value_table,
+                            t * p.reduction * ITEM + offset, p.zeros, REAL(0),
+                        )  # fmt: skip
+            for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
+                weights = call.other + p.weight_offset + group * p.weight_group
+                if p.transformed != 0:
+                    packed = weights + panel * p.weight_panel
+                else:
+                    packed = own + p.weights
+                    transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, packed)
+                lanes = min(NR, p.channels - panel * NR)
+                run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
+                run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, p.reduction
+                for e in range(N * N):
+                    for g in range(groups):
+                        for q in range(MR):
+                            run[q] = own + p.values + e * p.value_step + min(g * MR + q, tiles - 1) * p.reduction * ITEM
+                        multiply_tile(
+                            REAL, VL, MR, NV, CHANNEL_START, 1, own + p.tile_table,
+                            packed + e * p.weight_step, NR * ITEM, p.zeros, REAL(-np.inf),
+                            own + p.targets + g * MR * 8, e * p.product_step,
+                        )  # fmt: skip
+                start = call.start + group * p.start_group + panel * NR * ITEM
+                for t in range(tiles):
+                    table = own + p.sources + t * M * M * 8
+                    written = carray(pointer(table), M * M, np.int64)
+                    for v in range(0, lanes, VL):
+                        there = min(VL, lanes - v)
+                        place = (panel * NR + v) * ITEM
+                        transform_tile(
+                            REAL, VL, OUTPUT, M, own + p.product_table, (t * NR + v) * ITEM,
+                            table if there == VL else own + p.panel_targets, place if there == VL else 0,
+                            start + v * ITEM, lowest,
+                        )  # fmt: skip
+                        if there == VL and call.activation == 0:
+                            continue
+                        for e in range(M * M):
+                            if written[e] == own + p.unused:
+                                continue
+                            if there < VL:
+                                row = carray(pointer(own + p.buffer + e * VL * ITEM), VL, REAL)
+                                pixel = carray(pointer(written[e] + place), there, REAL)
+                                for d in range(there):
+                                    pixel[d] = row[d]
+                            if call.activation != 0:
+                                activate(call, written[e] + place, there)
+
+    return jit.kernel(winograd_tiles)
+
+
+@functools.cache
+def pack(dtype: str, tile: Tile, m: int) -> CFunc:
+    """Transform all weights once; a task is one panel of one group."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, NR = tile.VL, tile.NR
+    M = m
+
+    def transform_panels(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, WINOGRAD)
+        own = call.workspace + thread * p.workspace_bytes
+        for task in range(begin, end):
+            weights = call.source + p.weight_offset + task // p.panels * p.weight_group
+            transform_weights(
+                REAL, ITEM, VL, NR, M, p, own, weights, task % p.panels, call.target + task * p.weight_panel
+            )
+
+    return jit.kernel(transform_panels)
