@@ -29,7 +29,7 @@ CORRELATE = record("""
     reduction channels
     target_a target_b target_k target_d target_group
     row_block column_block row_blocks column_blocks panels parts channel_tiles
-    workspace_bytes panel table targets buffer
+    workspace_bytes panel table targets starts buffer
 """)
 
 
@@ -81,6 +81,7 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
         targets = carray(pointer(own + p.targets), MR, np.int64)
         for m in range(MR):
             targets[m] = own + p.buffer + m * NR * ITEM
+            carray(pointer(own + p.starts), MR, np.int64)[m] = call.start
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
         combinations = p.taps_r * p.taps_c * p.channel_tiles
@@ -125,16 +126,10 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                         runs += 1
                     if runs == 0:
                         continue
-                    if lanes > VL:
-                        multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            call.start, REAL(-np.inf), own + p.targets, 0,
-                        )  # fmt: skip
-                    else:
-                        multiply_tile(
-                            REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            call.start, REAL(-np.inf), own + p.targets, 0,
-                        )  # fmt: skip
+                    multiply_tile(
+                        REAL, VL, MR, NV, CHANNEL_START, 0, runs, own + p.table, own + p.panel, NR * ITEM,
+                        own + p.starts, 0, REAL(-np.inf), own + p.targets, 0,
+                    )  # fmt: skip
                     target = (
                         call.target + group * p.target_group + a * p.target_a + b * p.target_b
                         + k * p.target_k + panel * NR * p.target_d

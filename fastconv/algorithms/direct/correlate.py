@@ -60,7 +60,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     """Plan the launch of the weight gradient."""
     item, groups = problem.itemsize, problem.groups
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    shape = tile(problem.dtype, problem.ic_per_group)
+    shape = tile(problem.dtype, problem.ic_per_group, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -70,8 +70,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     pixels = _PANEL_BYTES // (shape.NR * item)
     column_block = min(columns.count, pixels)
     row_block = min(problem.n * rows.count, max(1, pixels // column_block))
-    panel, table, targets, buffer, total = workspace_offsets(
-        row_block * column_block * shape.NR * item, row_block * (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+    panel, table, targets, starts, buffer, total = workspace_offsets(
+        row_block * column_block * shape.NR * item, row_block * (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, shape.MR * 8,
         shape.MR * shape.NR * item,
     )  # fmt: skip
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
@@ -91,7 +91,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         row_block=row_block, column_block=column_block,
         row_blocks=-(-problem.n * rows.count // row_block), column_blocks=-(-columns.count // column_block),
         panels=panels, parts=parts, channel_tiles=channel_tiles,
-        workspace_bytes=total, panel=panel, table=table, targets=targets, buffer=buffer,
+        workspace_bytes=total, panel=panel, table=table, targets=targets, starts=starts, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
         lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template, groups * panels * parts, threads,

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import TILE_SHARE, Tile
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 PEAK_SHARE = 0.94
-"""Share of the peak that a tile of full width reaches."""
-NARROW_SHARE = 0.72
-"""The same for one vector: each multiply-add needs a load of its own."""
+"""Share of the peak that a tile with pixels in the lanes reaches."""
 LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
@@ -63,11 +61,8 @@ def slot_rate(machine: Machine, lanes: int) -> float:
 
 def tile_slots(channels: int, shape: Tile) -> float:
     """Slots of one step of all panels of a tile that has channels in its lanes."""
-    whole, rest = divmod(channels, shape.NR)
-    slots = whole * shape.NV / PEAK_SHARE
-    if rest:
-        slots += 1 / NARROW_SHARE if rest <= shape.VL else shape.NV / PEAK_SHARE
-    return slots * max(shape.MR, LATENCY_ROWS)
+    panels = -(-channels // shape.NR)
+    return panels * shape.NV / TILE_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
 
 
 def balance(tasks: int, threads: int) -> float:
