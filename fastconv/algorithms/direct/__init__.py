@@ -20,6 +20,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.correlate import plan_correlate
 from fastconv.algorithms.direct.depthwise import plan_depthwise
+from fastconv.algorithms.direct.depthwise_dots import plan_depthwise_dots
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather
 from fastconv.algorithms.direct.grids import sub_problems
@@ -38,7 +39,7 @@ def _faster(kinds: Iterable[Pass | None]) -> Pass:
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
     """Plan the launches of a direction, each the fastest of the kinds that take it."""
     if direction == "grad_weight":
-        return (_faster((plan_correlate(problem, threads), plan_dots(problem, threads))),)
+        return (_faster(plan(problem, threads) for plan in (plan_correlate, plan_dots, plan_depthwise_dots)),)
     return tuple(
         _faster(plan(problem, direction, rows, columns, threads) for plan in (plan_gather, plan_strips, plan_depthwise))
         for rows, columns in sub_problems(problem, direction)

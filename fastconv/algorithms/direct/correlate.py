@@ -91,6 +91,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         row_block=row_block, column_block=column_block,
         row_blocks=-(-problem.n * rows.count // row_block), column_blocks=-(-columns.count // column_block),
         panels=panels, parts=parts, channel_tiles=channel_tiles,
+        rows_adjoin=y[0] == rows.count * y[1],
         workspace_bytes=total, panel=panel, table=table, targets=targets, starts=starts, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
