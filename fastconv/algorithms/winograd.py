@@ -14,6 +14,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
@@ -71,14 +72,18 @@ class Winograd(Algorithm):
             return f"winograd is for stride 1 and dilation 1, not {problem.stride} and {problem.dilation}"
         if direction == "grad_weight":
             return "winograd has no weight gradient"
-        if problem.layout != "NHWC":
-            return f"winograd is for layout 'NHWC', not {problem.layout!r}"
         reduction = problem.ic_per_group if direction == "forward" else problem.oc_per_group
         if reduction < lanes:
             return f"winograd needs {lanes} channels in a group to read, not {reduction}"
+        if problem.layout == "NCHW" and bands_of(problem, direction) is None:
+            return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if problem.layout == "NCHW":
+            bands = bands_of(problem, direction)
+            assert bands is not None  # or it would have declined
+            return TransposedOperation(problem, direction, bands, self, threads)
         return WinogradOperation(problem, direction, threads)
 
 

@@ -39,10 +39,13 @@ class CorrelatePass(Pass):
         p, problem, shape = self.launch.plan[0], self.problem, self.tile
         pixels = problem.n * math.prod(problem.output_size)
         tiles = int(p["channel_tiles"]) * math.prod(problem.kernel_size) * problem.groups
-        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / model.CORRELATE_SHARE / rate
+        apart = p["source_k"] != problem.itemsize
+        share = model.CORRELATE_APART_SHARE if apart else model.CORRELATE_SHARE
+        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / share / rate
         blocks, panels = int(p["row_blocks"] * p["column_blocks"]), int(p["panels"])
         add = tiles * blocks * panels * shape.MR * shape.NR * model.ADD_SECONDS
-        pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * model.PACK_SECONDS
+        each = model.SCATTER_SECONDS if apart else model.PACK_SECONDS
+        pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * each
         return (
             model.LAUNCH_SECONDS
             + (multiply + add + pack) * model.balance(self.launch.tasks, self.threads) / self.threads

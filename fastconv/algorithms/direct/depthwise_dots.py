@@ -67,7 +67,7 @@ def plan_depthwise_dots(problem: ConvProblem, threads: int) -> DepthwiseDotPass 
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step)
     item, channels = problem.itemsize, problem.ic
-    depthwise = problem.groups == channels == problem.oc and problem.layout == "NHWC"
+    depthwise = problem.groups == channels == problem.oc and problem.layout != "NCHW"
     spread = even_step(columns.offsets)
     if not depthwise or channels < shape.VL or len(columns.taps) != shape.KW or spread is None:
         return None

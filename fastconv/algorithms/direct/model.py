@@ -28,8 +28,10 @@ PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
-CORRELATE_SHARE = 0.75
+CORRELATE_SHARE = 0.7
 """Share of the peak that the weight gradient's tile with channels in the lanes reaches: its runs end with every row."""
+CORRELATE_APART_SHARE = 0.4
+"""The same where channels lie apart: every scalar is on a cache line of its own."""
 DOT_SHARE = 0.45
 """The same for dot products over pixels: most of their vectors straddle two cache lines."""
 DOT_SECONDS = 6e-9
