@@ -2,9 +2,10 @@
 
 `conv2d` and its gradients take images as (n, rows, columns, channels) or, with ``layout="NCHW"``, (n, channels, rows,
 columns). `plan_conv2d` says which algorithm runs and what it should cost; `dense` is the fully connected layer that a
-convolution replaces.
+convolution replaces. `datasets` loads pictures to try them on.
 """
 
+from fastconv import datasets
 from fastconv.conv2d import (
     conv2d,
     conv2d_backward,
@@ -25,6 +26,7 @@ __all__ = [
     "conv2d_grad_bias",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "datasets",
     "dense",
     "dense_grad_input",
     "dense_grad_weight",
