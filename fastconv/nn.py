@@ -68,7 +68,7 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     y : array of the shape and dtype of grad_y
         The result of `relu`; its input does as well.
     out : array of the same shape and dtype, optional
-        Receives the result; it may be grad_y or y itself.
+        Receives the result; it may be grad_y itself.
 
     Returns
     -------
@@ -89,16 +89,15 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     same_dtype("y", y, "grad_y", grad_y)
     expect_shape("y", y, grad_y.shape, "the shape of grad_y")
     dtype = compute_dtype("grad_y", grad_y.dtype)
-    others = {name: array for name, array in (("grad_y", grad_y), ("y", y)) if array is not out}
+    others = {"y": y} if out is grad_y else {"y": y, "grad_y": grad_y}
     grad_x = allocate(grad_y.shape, dtype, grad_y.dtype, out, others)
     gradient, values = ready(grad_y, dtype), ready(y, dtype)
     params = fill(
         kernels.RELU_GRADIENT, grad_y=address(gradient), y=address(values), grad_x=address(grad_x.array),
         count=gradient.size, block=_BLOCK,
     )  # fmt: skip
-    launch.run(
-        kernels.relu_gradient(dtype), params, -(-gradient.size // _BLOCK), threads=launch.threads_for(2 * gradient.size)
-    )
+    kernel = kernels.relu_gradient(dtype, address(gradient) == address(grad_x.array))
+    launch.run(kernel, params, -(-gradient.size // _BLOCK), threads=launch.threads_for(2 * gradient.size))
     return grad_x.deliver()
 
 

@@ -51,21 +51,25 @@ def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
 
 
 @functools.cache
-def relu_gradient(dtype: str) -> Any:
-    """The gradient where y is not closed, else 0; a task is a block. NumPy's masked copy takes 10 times longer."""
+def relu_gradient(dtype: str, in_place: bool) -> Any:
+    """The gradient where y is not closed, else 0; a task is a block. NumPy's masked copy takes 10 times longer.
+
+    In place is a kernel of its own: LLVM's vectors need arrays that do not overlap, or are one.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    ZERO = REAL(0)
+    IN_PLACE, ZERO = int(in_place), REAL(0)
 
     def pass_open(address, begin, end, thread):
         p = record_at(address, RELU_GRADIENT)
         for task in range(begin, end):
             first = task * p.block * ITEM
             count = min(p.block, p.count - task * p.block)
-            grad_y = carray(pointer(p.grad_y + first), count, REAL)
             y = carray(pointer(p.y + first), count, REAL)
             grad_x = carray(pointer(p.grad_x + first), count, REAL)
+            grad_y = grad_x if IN_PLACE else carray(pointer(p.grad_y + first), count, REAL)
             for k in range(count):
-                grad_x[k] = ZERO if y[k] <= ZERO else grad_y[k]
+                value = grad_y[k]
+                grad_x[k] = ZERO if y[k] <= ZERO else value
 
     return jit.kernel(pass_open)
