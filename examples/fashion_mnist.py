@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 import numba
 from fashion import compare, figures, invariance
 from fashion.networks import NETWORKS, parameter_count
-from fashion.train import DEFAULTS, Settings, State, train
+from fashion.train import DEFAULTS, Settings, State, mirrored_accuracy, train
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -83,6 +83,9 @@ def run_train(options: argparse.Namespace, data: datasets.FashionMNIST) -> None:
         f"after {seconds:.0f} s of training. Checkpoint: {path}"
     )
     if len(state.history) == settings.epochs:
+        if settings.flip:
+            mirrored = mirrored_accuracy(state.network, data)
+            console.print(f"By the mean logits of each image and its mirror image: test accuracy {mirrored:.4f}")
         show_paths(figures.write_all(state, data, options.output))
 
 

@@ -79,7 +79,8 @@ def features(network: Network, data: FashionMNIST) -> Any:
     for image in (data.test_images[np.argmax(data.test_labels == label)] for label in (0, 9, 8)):
         outputs = network.outputs(as_input(image[None]))
         title = data.class_names[int(outputs[-1].argmax())]
-        rows.append((f"taken for {title}: the image and the first 15 maps", _maps(image, outputs)))
+        maps = _maps(image, outputs)
+        rows.append((f"taken for {title}: the image and its first {len(maps) - 1} maps", maps))
     return _gallery(rows, "gray", signed=False)
 
 
@@ -100,6 +101,7 @@ def invariance(accuracies: Mapping[str, Sequence[float]]) -> Any:
             color=colour,
         )  # fmt: skip
     axes.set(xlabel="shift of the test images, pixels", ylabel="accuracy", title="Shifted test images")
+    axes.margins(x=0.12)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(color="#DDDDDD")
     axes.legend(frameon=False, loc="lower left")
@@ -110,8 +112,9 @@ def save_invariance(accuracies: Mapping[str, Sequence[float]], folder: Path) -> 
     return _save(invariance(accuracies), folder / "invariance.png")
 
 
-def _gallery(rows: Sequence[tuple[str, Any]], colours: str, signed: bool, across: int = 16) -> Any:
+def _gallery(rows: Sequence[tuple[str, Any]], colours: str, signed: bool) -> Any:
     """Pictures side by side under a title for each row of them."""
+    across = min(16, max(8, *(len(pictures) for _, pictures in rows)))
     lines = [-(-len(pictures) // across) for _, pictures in rows]
     figure = _figure(0.75 * across, 0.8 * sum(lines) + 0.45 * len(rows))
     for part, (title, pictures), height in zip(
