@@ -2,9 +2,10 @@
 
 `conv2d` and its gradients take images as (n, rows, columns, channels) or, with ``layout="NCHW"``, (n, channels, rows,
 columns). `plan_conv2d` says which algorithm runs and what it should cost; `dense` is the fully connected layer that a
-convolution replaces.
+convolution replaces. `nn` has what training needs beside them, `datasets` pictures to train on.
 """
 
+from fastconv import datasets, nn
 from fastconv.conv2d import (
     conv2d,
     conv2d_backward,
@@ -25,9 +26,11 @@ __all__ = [
     "conv2d_grad_bias",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "datasets",
     "dense",
     "dense_grad_input",
     "dense_grad_weight",
+    "nn",
     "plan_conv2d",
     "prepare_conv2d",
 ]
