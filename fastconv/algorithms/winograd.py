@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 M = 4
 """Output rows and columns of a tile."""
 _N = M + TAPS - 1
-_CHUNK = 128
+_CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
-_VALUES_BYTES = 4 << 20
-"""Most transformed input of a block: more tiles share the transformed weights, until they leave the caches."""
+_TASK_BYTES = 2 << 20
+"""Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
 _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.85
@@ -123,7 +123,10 @@ class WinogradOperation(Operation):
         """Tiles of a block, parts of the panels, and the slots of the thread that works longest."""
         problem, height = self.problem, self.tile.MR
         reduction = self._roles.reduction
-        most = max(1, _VALUES_BYTES // (_N * _N * reduction * problem.itemsize * height))
+        beside = _N * _N * min(reduction, _CHUNK) * self.tile.NR * problem.itemsize
+        # A tile takes its transformed input, its products with a panel, and the addresses of its targets.
+        each = _N * _N * (reduction + self.tile.NR) * problem.itemsize + M * M * 8
+        most = max(1, (_TASK_BYTES - beside) // (each * height))
         blocks = sorted({min(self._tiles, height * count) for count in range(1, most + 1)})
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         best = min(

@@ -60,15 +60,16 @@ TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 def tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a problem with that many rows and channels in the lanes.
 
-    The number of vectors is the one that leaves the fewest of the multiply-adds unused. Few rows take a lower tile, so
-    that at most a few of its rows compute for nothing.
+    The number of vectors is the one that leaves the fewest of the multiply-adds unused. At most four rows take a lower
+    tile, which would compute most of its rows for nothing otherwise.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     heights = _HEIGHTS[registers()]
     vectors = -(-channels // lanes)
+    if rows <= 4:
+        return Tile(VL=lanes, MR=1 if rows == 1 else 4, NV=next(w for w in (4, 2, 1) if w in heights and w <= vectors))
     width = max(heights, key=lambda NV: (TILE_SHARE[NV] * vectors / (-(-vectors // NV) * NV), NV))
-    height = next(h for h in (1, 4, heights[width]) if rows <= h or h == heights[width])
-    return Tile(VL=lanes, MR=height, NV=width)
+    return Tile(VL=lanes, MR=heights[width], NV=width)
 
 
 def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:

@@ -27,7 +27,7 @@ _MAX_TILES = 32
 _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
-_PACKING_BALANCE = 1.15
+_PACKING_BALANCE = 1.25
 _LAUNCH_WEIGHTS = 1 << 14
 """Weights whose packing takes as long as starting another thread."""
 
@@ -81,10 +81,12 @@ class GatherPass(Pass):
     def seconds(self, rate: float) -> float:
         p = self.launch.plan[0]
         taps, groups, panels = int(p["taps_r"] * p["taps_c"]), *self.packed_shape[:2]
-        slots = model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"]) + panels * model.RUN_SLOTS
         tiles = int(p["tiles"]) * groups
-        multiply = tiles * taps * slots / rate
-        trace = tiles * int(p["panel_parts"]) * taps * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        runs = int(p["taps_r"]) if p["touching"] else taps
+        slots = taps * model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"])
+        slots += panels * (runs * model.RUN_SLOTS + model.TILE_SLOTS)
+        multiply = tiles * slots / rate
+        trace = tiles * int(p["panel_parts"]) * runs * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         pack = 0.0 if self.in_place_weights else math.prod(self.packed_shape) * model.PACK_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
@@ -148,7 +150,7 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     if packs:
         size, parts = tiles, panels
 
-    dense = not in_place and not apart
+    dense = not in_place and not apart and tiles > 1
     packed_shape = (groups, panels, taps, reduction, shape.NR)
 
     table, counts, targets, row_parts, column_parts, spare, starts, buffer, copies, packed, total = workspace_offsets(

@@ -18,11 +18,13 @@ LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
-RUN_SLOTS = 60
+RUN_SLOTS = 50
 """Slots lost at the beginning and end of a run."""
+TILE_SLOTS = 120
+"""Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-TRACE_SECONDS = 0.6e-9
+TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
