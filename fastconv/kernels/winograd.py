@@ -222,8 +222,9 @@ def pack(dtype: str, tile: Tile, m: int) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         for task in range(begin, end):
             weights = call.source + p.weight_offset + task // p.panels * p.weight_group
-            transform_weights(
-                REAL, ITEM, VL, NR, M, p, own, weights, task % p.panels, call.target + task * p.weight_panel
-            )
+            panel, target = task % p.panels, call.target + task * p.weight_panel
+            for k in range(0, p.reduction, p.chunk):
+                packed = target + k // p.chunk * p.weight_chunk
+                transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
 
     return jit.kernel(transform_panels)
