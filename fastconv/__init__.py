@@ -13,6 +13,7 @@ from fastconv.conv2d import (
     conv2d_grad_weight,
 )
 from fastconv.dense import dense, dense_grad_input, dense_grad_weight
+from fastconv.local2d import local2d, local2d_grad_bias, local2d_grad_input, local2d_grad_weight
 from fastconv.plan import conv2d_algorithms, plan_conv2d
 from fastconv.prepare import prepare_conv2d
 
@@ -28,6 +29,10 @@ __all__ = [
     "dense",
     "dense_grad_input",
     "dense_grad_weight",
+    "local2d",
+    "local2d_grad_bias",
+    "local2d_grad_input",
+    "local2d_grad_weight",
     "plan_conv2d",
     "prepare_conv2d",
 ]
