@@ -1,10 +1,11 @@
 """Fast convolutions with gradients for NumPy arrays, compiled by Numba.
 
 `conv2d` and its gradients take images as (n, rows, columns, channels) or, with ``layout="NCHW"``, (n, channels, rows,
-columns). `plan_conv2d` says which algorithm runs and what it should cost; `dense` is the fully connected layer that a
-convolution replaces.
+columns). `plan_conv2d` says which algorithm runs and what it should cost. `dense` is the fully connected layer that a
+convolution replaces, `local2d` the one whose weights are local and not yet shared, and `ladder` has every step between.
 """
 
+from fastconv import ladder
 from fastconv.conv2d import (
     conv2d,
     conv2d_backward,
@@ -29,6 +30,7 @@ __all__ = [
     "dense",
     "dense_grad_input",
     "dense_grad_weight",
+    "ladder",
     "local2d",
     "local2d_grad_bias",
     "local2d_grad_input",

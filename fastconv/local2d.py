@@ -7,26 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import QUIET, Result, ready
-from fastconv.kernels import launch
-from fastconv.kernels import local as kernels
-from fastconv.kernels.params import address, fill
-from fastconv.kernels.target import vector_bytes
-from fastconv.operands import ArrayLike, allocate, array_argument, expect_grad_y, expect_shape, same_dtype
-from fastconv.problem import (
-    ConvProblem,
-    canonical,
-    check_image_rank,
-    check_layout,
-    check_pair,
-    check_sizes,
-    problem_from,
+from fastconv.arrays import QUIET, ready
+from fastconv.local_pass import (
+    deliver,
+    expect_weights,
+    geometry,
+    nhwc,
+    run,
+    target_of,
+    weights_argument,
+    weights_shape,
 )
-
-_GRAIN_BYTES = 1 << 18
-"""Weights that a thread takes at a time, at most; the input gradient shares them between its rows."""
-_GRAINS_PER_THREAD = 8
-_AXES = "(oh, ow, kh, kw, ic, oc)"
+from fastconv.operands import ArrayLike, allocate, array_argument, expect_grad_y, expect_shape, same_dtype
+from fastconv.problem import check_image_rank, check_layout, check_pair, check_sizes
 
 
 def local2d(
@@ -92,19 +85,19 @@ def local2d(
     array([[ 0.,  4.],
            [ 8., 12.]], dtype=float32)
     """
-    x, w = array_argument("x", x), _weights(w)
+    x, w = array_argument("x", x), weights_argument(w)
     same_dtype("w", w, "x", x)
-    problem, batchless = _problem("x", x.shape, "w", w.shape[2:], x.dtype, stride, padding, dilation, layout)
-    _expect_weights(w, problem)
+    problem, batchless = geometry("x", x.shape, "w", w.shape[2:], x.dtype, stride, padding, dilation, layout)
+    expect_weights(w, problem)
     if bias is not None:
         bias = array_argument("bias", bias)
         same_dtype("bias", bias, "w", w)
         expect_shape("bias", bias, problem.y_shape[1:], "one value for each output of an image")
     y = allocate(problem.y_shape, problem.dtype, x.dtype, out, batchless, x=x, w=w, bias=bias)
     start = np.zeros(problem.y_shape[1:], problem.dtype) if bias is None else bias
-    target = _target(y.array, problem)
-    _run("forward", problem, _nhwc(x, problem), ready(w, problem.dtype), target, _nhwc(start, problem))
-    return _deliver(y, target, problem)
+    target = target_of(y.array, problem)
+    run("forward", problem, nhwc(x, problem), ready(w, problem.dtype), target, nhwc(start, problem))
+    return deliver(y, target, problem)
 
 
 def local2d_grad_input(
@@ -154,18 +147,18 @@ def local2d_grad_input(
            [2., 6., 4.],
            [2., 5., 3.]], dtype=float32)
     """
-    grad_y, w = array_argument("grad_y", grad_y), _weights(w)
+    grad_y, w = array_argument("grad_y", grad_y), weights_argument(w)
     same_dtype("w", w, "grad_y", grad_y)
-    problem, batchless = _problem(
+    problem, batchless = geometry(
         "input_shape", check_sizes("input_shape", input_shape), "w", w.shape[2:], grad_y.dtype, stride, padding,
         dilation, layout,
     )  # fmt: skip
-    _expect_weights(w, problem)
+    expect_weights(w, problem)
     expect_grad_y(grad_y, problem, batchless)
     grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, batchless, grad_y=grad_y, w=w)
-    target = _target(grad_x.array, problem)
-    _run("grad_input", problem, target, ready(w, problem.dtype), _nhwc(grad_y, problem))
-    return _deliver(grad_x, target, problem)
+    target = target_of(grad_x.array, problem)
+    run("grad_input", problem, target, ready(w, problem.dtype), nhwc(grad_y, problem))
+    return deliver(grad_x, target, problem)
 
 
 def local2d_grad_weight(
@@ -220,12 +213,12 @@ def local2d_grad_weight(
     x_shape, _ = check_image_rank("x", x.shape, layout)
     y_shape, _ = check_image_rank("grad_y", grad_y.shape, layout)
     windows = (*check_pair("kernel_size", kernel_size), x_shape[channels], y_shape[channels])
-    problem, batchless = _problem(
+    problem, batchless = geometry(
         "x", x.shape, "the kernel (kernel_size, grad_y)", windows, x.dtype, stride, padding, dilation, layout
     )
     expect_grad_y(grad_y, problem, batchless)
-    grad_w = allocate(_weights_shape(problem), problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
-    _run("grad_weight", problem, _nhwc(x, problem), grad_w.array, _nhwc(grad_y, problem))
+    grad_w = allocate(weights_shape(problem), problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
+    run("grad_weight", problem, nhwc(x, problem), grad_w.array, nhwc(grad_y, problem))
     return grad_w.deliver()
 
 
@@ -260,78 +253,3 @@ def local2d_grad_bias(grad_y: ArrayLike, *, layout: str = "NHWC") -> np.ndarray:
     grad_y = array_argument("grad_y", grad_y)
     shape, _ = check_image_rank("grad_y", grad_y.shape, check_layout(layout))
     return grad_y.reshape(shape).sum(axis=0, dtype=np.float64).astype(grad_y.dtype.newbyteorder("="))
-
-
-def _weights(w: ArrayLike) -> np.ndarray:
-    array = array_argument("w", w)
-    if array.ndim != 6:
-        raise ValueError(f"w must have 6 axes {_AXES}, got shape {array.shape}")
-    return array
-
-
-def _problem(
-    x_name: str, x_shape: Any, w_name: str, windows: Sequence[int], dtype: np.dtype, stride: Any, padding: Any,
-    dilation: Any, layout: Any,
-) -> tuple[ConvProblem, bool]:  # fmt: skip
-    """The geometry, that of a convolution with a kernel (kh, kw, ic, oc), and whether the batch axis is missing."""
-    shape, batchless = check_image_rank(x_name, x_shape, check_layout(layout))
-    kh, kw, ic, oc = windows
-    w_shape = (kh, kw, ic, oc) if layout == "NHWC" else (oc, ic, kh, kw)
-    problem = problem_from(shape, w_shape, dtype, stride, padding, dilation, 1, layout, x_name=x_name, w_name=w_name)
-    return problem, batchless
-
-
-def _weights_shape(problem: ConvProblem) -> tuple[int, ...]:
-    return (*problem.output_size, *problem.kernel_size, problem.ic, problem.oc)
-
-
-def _expect_weights(w: np.ndarray, problem: ConvProblem) -> None:
-    expect_shape("w", w, _weights_shape(problem), f"{_AXES}, weights for each of the {problem.output_size} outputs")
-
-
-def _nhwc(array: np.ndarray, problem: ConvProblem) -> np.ndarray:
-    """An image as the kernels read it, with a batch axis."""
-    return ready(canonical(array if array.ndim == 4 else array[None], problem.layout), problem.dtype)
-
-
-def _target(result: np.ndarray, problem: ConvProblem) -> np.ndarray:
-    """Where the kernels write an image: the result itself where its axes lie as they take them."""
-    view = canonical(result, problem.layout)
-    return view if view.flags.c_contiguous else np.empty(view.shape, problem.dtype)
-
-
-def _deliver(result: Result, target: np.ndarray, problem: ConvProblem) -> np.ndarray:
-    view = canonical(result.array, problem.layout)
-    if view is not target and not view.flags.c_contiguous:
-        view[...] = target
-    return result.deliver()
-
-
-def _run(
-    direction: str, problem: ConvProblem, x: np.ndarray, w: np.ndarray, y: np.ndarray, start: np.ndarray | None = None
-) -> None:  # fmt: skip
-    """Launch the kernel of a direction on arrays of NHWC."""
-    (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
-    side_by_side = problem.dilation[1] == 1 or kw == 1
-    threads = launch.threads_for(2 * problem.n * w.size)
-    params = fill(
-        kernels.LOCAL, x=address(x), v=address(w), h=address(y), u=address(start),
-        n=problem.n, ih=ih, iw=iw, ic=problem.ic, oh=oh, ow=ow, oc=problem.oc, kh=kh, kw=kw,
-        stride_i=problem.stride[0], stride_j=problem.stride[1],
-        pad_i=problem.padding[0][0], pad_j=problem.padding[1][0],
-        dilation_i=problem.dilation[0], dilation_j=problem.dilation[1], taps=kw if side_by_side else 1,
-    )  # fmt: skip
-    tasks, grain_bytes = (ih, w.nbytes) if direction == "grad_input" else (oh * ow, _GRAIN_BYTES)
-    single = problem.oc == 1
-    kernel = getattr(kernels, direction)(
-        problem.dtype, _lanes(problem, kw * problem.ic if single else problem.oc), single
-    )
-    fair = -(-tasks // (_GRAINS_PER_THREAD * threads))
-    grain = max(1, min(fair, grain_bytes * tasks // max(w.nbytes, 1)))
-    launch.run(kernel, params, tasks, threads=threads, grain=grain)
-
-
-def _lanes(problem: ConvProblem, length: int) -> int:
-    """Lanes of a vector that fits runs of that length."""
-    fitting = 1 << (length - 1).bit_length()
-    return max(16, min(vector_bytes(), fitting * problem.itemsize)) // problem.itemsize

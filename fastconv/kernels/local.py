@@ -106,7 +106,7 @@ def grad_weight(dtype: str, lanes: int, single: int) -> CFunc:
 
     def local_grad_weight(address, begin, end, thread):
         p = record_at(address, LOCAL)
-        _, V, _ = views(p, REAL, ITEM)
+        _, V, H = views(p, REAL, ITEM)
         ow, oc, kh, kw, taps, iw, ic = p.ow, p.oc, p.kh, p.kw, p.taps, p.iw, p.ic
         images, runs, x_address, v_address, h_address = p.n, kw // taps, p.x, p.v, p.h
         image, output, weights = p.ih * iw * ic, p.oh * ow * oc, kh * kw * ic * oc
@@ -126,10 +126,10 @@ def grad_weight(dtype: str, lanes: int, single: int) -> CFunc:
                         x = x_address + ((top + a * p.dilation_i) * iw + column + first) * ic * ITEM
                         v = v_address + (pixel * weights + a * v_step + (r + first) * ic * oc) * ITEM
                         h = h_address + pixel * oc * ITEM
-                        if SINGLE:
-                            combine_runs(
-                                REAL, VL, 0, images, h, output * ITEM, x, image * ITEM, count * ic, v
-                            )  # fmt: skip
+                        if SINGLE and images == 1:
+                            scale_run(REAL, VL, H[pixel], x, count * ic, v)
+                        elif SINGLE:
+                            combine_runs(REAL, VL, 0, images, h, output * ITEM, x, image * ITEM, count * ic, v)
                         elif images == 1:
                             pixels = tensor(REAL, 1, x, (count * ic,), (ITEM,))
                             for k in range(count * ic):
