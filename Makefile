@@ -30,8 +30,9 @@ test: setup ## run the tests
 bench: setup ## the whole comparison that demo abridges
 	$(BIN)/python -m bench $(ARGS)
 
-figures: setup ## measure the whole comparison and redraw the figure in docs/figures
+figures: setup ## measure the comparison and the ladder, and redraw the figures in docs/figures
 	$(BIN)/python -m bench --figure docs/figures/headline --json docs/figures/headline.json $(ARGS)
+	$(BIN)/python -m bench.ladder --figure docs/figures/ladder --json docs/figures/ladder.json $(ARGS)
 
 dashboard: setup ## measure the newest COMMITS=2 commits with asv and make the site of all results
 	$(BIN)/asv machine --yes

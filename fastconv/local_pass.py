@@ -13,7 +13,8 @@ from fastconv.kernels import local as kernels
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import vector_bytes
 from fastconv.operands import ArrayLike, array_argument, expect_shape
-from fastconv.problem import ConvProblem, canonical, check_image_rank, check_layout, problem_from
+from fastconv.plan import request
+from fastconv.problem import ConvProblem, canonical, check_layout
 
 _GRAIN_BYTES = 1 << 18
 """Weights that a thread takes at a time, at most; the input gradient shares them between its rows."""
@@ -33,12 +34,15 @@ def geometry(
     x_name: str, x_shape: Any, w_name: str, windows: Sequence[int], dtype: np.dtype, stride: Any, padding: Any,
     dilation: Any, layout: Any,
 ) -> tuple[ConvProblem, bool]:  # fmt: skip
-    """The geometry, that of a convolution with a kernel (kh, kw, ic, oc), and whether the batch axis is missing."""
-    shape, batchless = check_image_rank(x_name, x_shape, check_layout(layout))
-    kh, kw, ic, oc = windows
-    w_shape = (kh, kw, ic, oc) if layout == "NHWC" else (oc, ic, kh, kw)
-    problem = problem_from(shape, w_shape, dtype, stride, padding, dilation, 1, layout, x_name=x_name, w_name=w_name)
-    return problem, batchless
+    """The geometry, that of a convolution with a kernel (kh, kw, ic, oc), and whether the batch axis is missing.
+
+    Convolutions remember theirs, and a geometry that was met before takes a microsecond.
+    """
+    w_shape = tuple(windows) if check_layout(layout) == "NHWC" else (windows[3], windows[2], windows[0], windows[1])
+    asked = request(
+        "forward", x_shape, w_shape, dtype, stride, padding, dilation, 1, layout, "auto", x_name, w_name
+    )  # fmt: skip
+    return asked.problem, asked.batchless
 
 
 def weights_shape(problem: ConvProblem) -> tuple[int, ...]:
