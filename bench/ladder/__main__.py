@@ -25,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with output.progress(len(sizes) * len(ladder.steps(1))) as on_step:
         effort = timing.QUICK if options.quick else timing.FULL
         rows = measure.measure(sizes, settings, conditions.machine, effort, on_step)
-    warnings = list(conditions.warnings())
+    warnings = list(conditions.warnings(plans=False))
 
     for (height, width), of_size in measure.of_size(rows):
         print(f"{height} x {width} pixels")
         if options.markdown:
-            print("", *output.markdown(*report.table(of_size)), "", sep="\n")
+            print("", *output.markdown(*report.table(of_size, formulas=False)), "", sep="\n")
         else:
             output.show(output.grid(*report.table(of_size)))
     for line in (conditions.headline(), *report.notes(rows), *warnings):

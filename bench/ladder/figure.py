@@ -31,7 +31,14 @@ _KEY = {
 }
 _TITLES = {"forward": "Time, forward", "grad_input": "Time, input gradient", "grad_weight": "Time, weight gradient"}
 _WEIGHT_TICKS = {10.0**power: label for power, label in ((0, "1"), (3, "10³"), (6, "10⁶"), (9, "10⁹"), (12, "10¹²"))}
-_TIME_TICKS = {1e-6: "1 µs", 1e-4: "0.1 ms", 1e-2: "10 ms", 1.0: "1 s", 1e2: "100 s", 1e4: "10⁴ s"}
+_TIME_TICKS = dict(
+    zip(
+        (10.0**power for power in range(-7, 5)),
+        ("0.1 µs", "1 µs", "10 µs", "0.1 ms", "1 ms", "10 ms", "0.1 s", "1 s", "10 s", "100 s", "10³ s", "10⁴ s"),
+        strict=True,
+    )
+)
+_MOST_TICKS = 5
 _FAINT = 0.35
 _LONGEST_OUTSIDE = 12
 """Characters of a number that fit beside its bar; a longer one stands inside."""
@@ -101,7 +108,8 @@ def _draw_bars(
         )
     axes.set(xscale="log", xlim=(low, high), ylim=(len(rows) - 0.45, -0.55))
     shown = {tick: text for tick, text in ticks.items() if low <= tick < high / 2}
-    axes.set_xticks(list(shown), list(shown.values()))
+    every = -(-len(shown) // _MOST_TICKS)
+    axes.set_xticks(list(shown)[::every], list(shown.values())[::every])
     axes.grid(axis="x", color="#D8D8D8", lw=0.8)
     axes.tick_params(axis="y", length=0, labelsize=12)
     axes.minorticks_off()

@@ -23,12 +23,13 @@ _COLUMNS = {
 }
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Lay the steps of one size out."""
-    return _COLUMNS, [
+def table(rows: Sequence[Row], formulas: bool = True) -> Table:
+    """Lay the steps of one size out, with their formulas where there is room."""
+    columns = {name: side for name, side in _COLUMNS.items() if formulas or name != "formula"}
+    return columns, [
         [
             row.step.layer,
-            row.step.formula,
+            *([row.step.formula] if formulas else []),
             f"{row.step.parameters:,}",
             units.si(row.step.flops),
             units.si(row.bytes, "B"),
@@ -46,7 +47,8 @@ def _time(time: Time) -> str:
 def notes(rows: Sequence[Row]) -> Iterator[str]:
     """Explain the columns and what was not measured."""
     yield "One gray image, float32; times are medians. FLOPs and bytes (each array once) are those of one direction."
-    yield "modelled: the longer of FLOPs / peak and bytes / bandwidth. of limit: that time by the measured forward one."
+    yield "modelled: the longer of FLOPs / peak and bytes / bandwidth. of limit: that time by the measured forward one;"
+    yield "          what stays in a cache from call to call can beat it."
     for row in rows:
         if row.why_modelled:
             yield f"{row.size[0]} x {row.size[1]}, {row.step.layer}: modelled, because {row.why_modelled}"

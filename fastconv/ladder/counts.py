@@ -87,6 +87,7 @@ def steps(
     rows, columns = check_pair("input_size", input_size)
     units, channels = check_whole("units", units, 1), check_whole("channels", channels, 1)
     side = 2 * check_whole("delta", delta, 0) + 1
+    near = f"the same, -{delta} <= a, b <= {delta}"
     pixels, taps, reach = rows * columns, side**2, (2 * rows - 1, 2 * columns - 1)
     return (
         _step("units", f"dense, {units:,} units", "H[u] = sum_kl W[u,k,l] X[k,l]", pixels * units, units, pixels,
@@ -95,11 +96,11 @@ def steps(
               pixels**2),
         _step("reindexed", "the same by offset", "H[i,j] = sum_ab V[i,j,a,b] X[i+a,j+b]", pixels**2, pixels, pixels,
               pixels**2),
-        _step("local", f"locally connected, {side}x{side}", f"the same, |a|, |b| <= {delta}", pixels * taps, pixels,
+        _step("local", f"locally connected, {side}x{side}", near, pixels * taps, pixels,
               pixels, pixels * taps),
         _step("invariant", f"shared, {reach[0]}x{reach[1]}", "H[i,j] = sum_ab V[a,b] X[i+a,j+b]", math.prod(reach), 1,
               pixels, pixels**2, outputs=pixels),
-        _step("conv", f"shared and local, {side}x{side}", f"the same, |a|, |b| <= {delta}", taps, 1, pixels,
+        _step("conv", f"shared and local, {side}x{side}", near, taps, 1, pixels,
               pixels * taps, outputs=pixels),
         _step("channels", f"{side}x{side}, 1 to {channels} channels", "H[i,j,d] = sum_abc V[a,b,c,d] X[i+a,j+b,c]",
               taps * channels, channels, pixels, pixels * taps * channels, outputs=pixels * channels),
