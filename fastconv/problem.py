@@ -173,6 +173,11 @@ def check_pair(name: str, value: Any) -> IntPair:
     return _pair(name, value, 1)
 
 
+def check_whole(name: str, value: Any, low: int) -> int:
+    """An integer that is not below `low`."""
+    return _whole(name, value, low)
+
+
 def check_groups(value: Any) -> int:
     """A positive integer."""
     return _whole("groups", value, 1)
