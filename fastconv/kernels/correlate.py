@@ -150,8 +150,8 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                     if runs == 0:
                         continue
                     multiply_tile(
-                        REAL, VL, MR, NV, CHANNEL_START, 0, runs, own + p.table, vectors, pixel_step,
-                        own + p.starts, 0, REAL(-np.inf), own + p.targets, 0,
+                        REAL, VL, MR, NV, CHANNEL_START, 0, runs, own + p.table, vectors, pixel_step, 1,
+                        own + p.starts, 0, REAL(-np.inf), own + p.targets, 0, NR,
                     )  # fmt: skip
                     target = (
                         call.target + group * p.target_group + a * p.target_a + b * p.target_b
