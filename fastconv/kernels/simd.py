@@ -86,6 +86,19 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def copy_lanes(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) -> Any:
+    """Copy COUNT values that lie side by side."""
+    real, count = REAL.dtype, literal(COUNT)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder, scalar_ir(real), count)
+        emit.store(emit.load(args[2]), args[3])
+        return context.get_dummy_value()
+
+    return types.void(REAL, COUNT, types.intp, types.intp), codegen
+
+
 @intrinsic
 def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
     """Call a compiled kernel by its address."""
@@ -237,7 +250,7 @@ def trace_run(
 def write_places(
     typingctx: Any, MR: Any, place: Any, first: Any, image_step: Any, row_step: Any, column_step: Any, numbers: Any
 ) -> Any:  # fmt: skip
-    """Write ``first + image * image_step + row * row_step + column * column_step`` for the pixels of `number_pixels`."""
+    """Write the places of the pixels of `number_pixels`, those at the given steps from `first`."""
     count = literal(MR)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -367,10 +380,10 @@ def multiply_tile(
 
     The sum goes over `runs` runs of steps. Run r is MR + RUN_FIELDS integers of the table `scalars`: the address of the
     first scalar of each row, then the bytes from one step's scalar to the next, how many `tap_step` the run's first
-    vectors lie after `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts` and `targets`
-    are tables of the MR addresses of what the rows begin with and of what receives the first `lanes` lanes of them;
-    offsets are added to all. With ROW_START, `starts` is the address of MR scalars instead. Addresses and steps are
-    bytes; nothing is checked here. DENSE promises scalars side by side.
+    vectors lie after `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts`
+    and `targets` are tables of the MR addresses of what the rows begin with and of what receives the first `lanes`
+    lanes of them; offsets are added to all. With ROW_START, `starts` is the address of MR scalars instead. Addresses
+    and steps are bytes; nothing is checked here. DENSE promises scalars side by side.
     """
     width, rows, start_kind, dense = literal(NV), literal(MR), literal(START), literal(DENSE)
     real, vector_lanes = REAL.dtype, literal(VL)

@@ -176,7 +176,9 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     dense = not apart
     packed_shape = (groups, panels, taps, reduction, shape.NR)
 
-    table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, total = workspace_offsets(
+    (
+        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, total
+    ) = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
         len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
         panel_bytes if packs or packs_tail else 0,
@@ -212,8 +214,8 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
-        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare,
-        starts=starts, buffer=buffer, copies=copies, packed=packed,
+        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
+        spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
     )  # fmt: skip
     tables = (row_offsets, column_offsets, zeros, inside)
     tasks = groups * -(-tiles // size) * parts
