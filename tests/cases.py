@@ -158,6 +158,9 @@ CASES: tuple[Case, ...] = (
     Case("depth-multiplier-2", 9, 18, (6, 7), (3, 3), padding=1, groups=9),
     Case("depth-multiplier-17", 3, 51, (6, 15), (2, 3), groups=3),
     # everything at once
+    Case("few-targets", 40, 3, (9, 14), (3, 3), padding=1, n=2),
+    Case("few-targets-pointwise", 35, 2, (7, 9), (1, 1)),
+    Case("few-targets-all-together", 34, 10, (8, 13), (3, 2), (1, 2), ((0, 2), (3, 1)), (2, 3), groups=2),
     Case("all-together", 12, 18, (10, 13), (3, 2), (2, 3), ((1, 3), (2, 0)), (2, 3), groups=3, n=2),
     Case("all-together-wide", 6, 66, (9, 33), (2, 3), (3, 2), ((4, 0), (1, 2)), (3, 2), groups=2),
     Case("all-together-depthwise", 20, 40, (9, 8), (2, 3), (2, 1), ((0, 2), (3, 1)), (3, 2), groups=20, n=2),

@@ -93,6 +93,26 @@ class Emitter:
         place = self.builder.inttoptr(address, pointer)
         self.builder.call(function, [value, place, ir.Constant(I32, self.item), mask])
 
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """The lanes of a vector that a mask names, zero in the others; no other place is touched."""
+        pointer = self.vector.as_pointer()
+        scalar = "f32" if self.item == 4 else "f64"
+        kind = ir.FunctionType(self.vector, [pointer, I32, mask.type, self.vector])
+        name = f"llvm.masked.load.v{self.vector.count}{scalar}.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        place = self.builder.inttoptr(address, pointer)
+        return self.builder.call(function, [place, ir.Constant(I32, self.item), mask, self.constant(0.0)])
+
+    def sum_lanes(self, value: Any) -> Any:
+        """The sum of a vector's lanes, added pairwise."""
+        lanes = self.vector.count
+        while lanes > 1:
+            lanes //= 2
+            others = [*range(lanes, 2 * lanes), *range(self.vector.count - lanes)]
+            mask = ir.Constant(ir.VectorType(I32, self.vector.count), others)
+            value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, mask))
+        return self.builder.extract_element(value, ir.Constant(I32, 0))
+
     def broadcast(self, scalar: Any) -> Any:
         """A vector with one scalar in all lanes."""
         one = self.builder.insert_element(self._undef, scalar, ir.Constant(I32, 0))

@@ -24,6 +24,7 @@ from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
     ANY_PITCH,
     CHANNEL_START,
+    ROW_START,
     RUN_FIELDS,
     multiply_tile,
     number_pixels,
@@ -41,7 +42,7 @@ from fastconv.kernels.target import Tile
 GATHER = record("""
     source_n source_r source_c source_k
     target_offset target_n target_r target_c target_d
-    source_group target_group
+    source_group target_group groups
     source_rows source_columns n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
@@ -51,7 +52,8 @@ GATHER = record("""
     workspace_bytes
     table counts targets numbers row_parts column_parts spare starts buffer copies packed
 """)
-"""Strides and `*_group` are in bytes; `source_k` and `target_d` are those of channels. `touching` says that the taps
+"""Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
+weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps
 of a kernel row read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all
 lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
 `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0. The last line's fields
@@ -197,15 +199,15 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
 
 
 @functools.cache
-def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
+def gather(dtype: str, tile: Tile, dense: bool, start_kind: int) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (group, block of pixels, part of the channel panels).
 
-    `dense` promises channels side by side.
+    `dense` promises channels side by side. Sums begin with a value for each channel in the lanes, or for each pixel.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    DENSE = int(dense)
+    DENSE, START = int(dense), start_kind
 
     def gather_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -227,7 +229,7 @@ def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
             group = task // p.panel_parts // p.blocks
             first = block * p.tiles_per_block
             tiles = min(p.tiles_per_block, p.tiles - first)
-            source = call.source + group * p.source_group
+            source = call.source + group % p.groups * p.source_group
             target = call.target + p.target_offset + group * p.target_group
             for t in range(tiles):
                 counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
@@ -243,23 +245,26 @@ def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
                     pack_panel(q, REAL, ITEM, NR, call.other + group * q.source_group, panel, weights)
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
-                start = group * p.start_group + panel * NR * ITEM
+                start = group % p.groups * p.start_group + panel * NR * ITEM
                 shift = panel * NR * p.target_d
                 in_place = p.target_d == ITEM
                 for t in range(tiles):
+                    if START == ROW_START:
+                        start = group % p.groups * p.start_group + (first + t) * MR * ITEM
                     table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
                     targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
                     if counts[t] < 0:
                         pitched_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, DENSE, ANY_PITCH, p.inside_runs, p.inside,
+                            REAL, VL, MR, NV, START, DENSE, ANY_PITCH, p.inside_runs, p.inside,
                             carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
                             call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer,
                             p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
                         )  # fmt: skip
                     else:
+                        starts = own + p.starts if START == CHANNEL_START else call.start
                         multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, DENSE, counts[t], table, weights, weight_step, weight_tap,
-                            own + p.starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
+                            REAL, VL, MR, NV, START, DENSE, counts[t], table, weights, weight_step, weight_tap,
+                            starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
                             shift if in_place else 0, lanes if in_place else NR,
                         )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
@@ -274,11 +279,11 @@ def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
 
 
 @functools.cache
-def pack(dtype: str, tile: Tile) -> CFunc:
-    """Pack all weights; tasks are (group, panel)."""
+def pack(dtype: str, lanes: int) -> CFunc:
+    """Pack all weights in panels of so many channels; tasks are (group, panel)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    NR = tile.NR
+    NR = lanes
 
     def pack_panels(address, begin, end, thread):
         call = record_at(address, CALL)

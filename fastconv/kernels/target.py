@@ -72,6 +72,18 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     return Tile(VL=lanes, MR=heights[width], NV=width)
 
 
+MOST_SUMS = 4
+"""Channels of a tile whose lanes are added up in the end."""
+
+
+def sum_tile_shape(dtype: str, channels: int) -> Tile:
+    """Choose the tile of MR pixels by NV sums over the lanes, for so many target channels."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    sums = -(-channels // -(-channels // MOST_SUMS))
+    rows = {32: {1: 14, 2: 12, 3: 8, 4: 6}, 16: {1: 8, 2: 4, 3: 3, 4: 2}}[registers()][sums]
+    return Tile(VL=lanes, MR=rows, NV=sums)
+
+
 def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:
     """Choose the tile for `columns` pixels in the lanes and `channels` output channels as rows.
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, roles, workspace_offsets
-from fastconv.kernels import gather
+from fastconv.kernels import gather, reduce
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill
-from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import Tile, tile
+from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS
+from fastconv.kernels.target import Tile, sum_tile_shape, tile
 from fastconv.problem import ConvProblem, IntPair
 
 _TABLE_BYTES = 32 << 10
@@ -32,16 +33,18 @@ _IN_PLACE_BYTES = 1 << 20
 """How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
 _CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
+_MOST_REDUCED = 12
+"""Target channels up to which adding up lanes is considered."""
 _LAUNCH_WEIGHTS = 1 << 14
 """Weights whose packing takes as long as starting another thread."""
 
 
-def _lies_well(step: int, panel_bytes: int, steps: int) -> bool:
+def lies_well(step: int, panel_bytes: int, steps: int) -> bool:
     """Whether a panel of weights `step` bytes apart can be read in place over and over: from lines of its own."""
     return steps * step <= _IN_PLACE_BYTES and (step % _CONFLICT_BYTES != 0 or panel_bytes <= _CONFLICT_BYTES)
 
 
-def _blocks(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int) -> tuple[int, int]:
+def blocks_of(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int) -> tuple[int, int]:
     """How many tiles a task takes, and in how many parts it splits the channel panels.
 
     Tasks first get shorter, then narrower, until every thread has several: a short task shares a panel of weights
@@ -129,7 +132,7 @@ class GatherPass(Pass):
         start = self.zeros
         if epilogue.bias is not None:
             groups, panels = self.packed_shape[:2]
-            start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
+            start = epilogue.start(groups, panels * self.packed_shape[-1], self.problem.dtype)
         launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
@@ -147,41 +150,91 @@ def _one_row(part: Roles, n: int, rows: Axis, columns: Axis) -> tuple[int, Axis,
 
 
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
-    """Plan the launch for one dense sub-problem."""
+    """Plan the launch with target channels in the lanes for one dense sub-problem."""
+    part = roles(problem, direction)
+    shape = tile(problem.dtype, problem.n * rows.count * columns.count, part.channels)
+    return _plan(GatherPass, problem, direction, rows, columns, threads, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class ReducePass(GatherPass):
+    """One launch of the kernel that adds up lanes (`fastconv.kernels.reduce`), planned as the gather kernel is."""
+
+    def describe(self) -> str:
+        tile = f"register tiles of {self.tile.MR} pixels x {self.tile.NV} sums over the lanes"
+        return f"{tile}, {self._lanes_share():.0%} of them in use"
+
+    def _run_length(self) -> int:
+        p = self.launch.plan[0]
+        return int(p["reduction"]) * (int(p["taps_c"]) if p["touching"] else 1)
+
+    def _lanes_share(self) -> float:
+        return model.filled(self._run_length(), self.tile.VL)
+
+    def seconds(self, rate: float) -> float:
+        p, shape = self.launch.plan[0], self.tile
+        tiles = int(p["tiles"]) * self.packed_shape[0]
+        passes = -(-int(p["channels"]) // shape.NV)
+        runs = int(p["taps_r"]) * (1 if p["touching"] else int(p["taps_c"]))
+        vectors = -(-self._run_length() // shape.VL)
+        # Each step loads a vector for every pixel and every channel, two in the time of a pair of multiply-adds.
+        step = max(shape.MR * shape.NV, shape.MR + shape.NV) / model.SUM_SHARE
+        ends = shape.MR * shape.NV * model.SUM_SLOTS + model.TILE_SLOTS
+        work = tiles * passes * (runs * (vectors * step + model.STRIP_RUN_SLOTS) + ends) / rate
+        trace = tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        pack = math.prod(self.packed_shape) * model.PACK_SECONDS
+        share = model.balance(self.launch.tasks, self.threads) / self.threads
+        return model.LAUNCH_SECONDS + (work + trace) * share + pack
+
+
+def plan_reduce(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
+    """Plan the launch with source channels in the lanes; None where they lie apart or are many for each target."""
+    part = roles(problem, direction)
+    if part.source[3] != problem.itemsize or part.channels > _MOST_REDUCED:
+        return None
+    shape = sum_tile_shape(problem.dtype, part.channels)
+    return _plan(ReducePass, problem, direction, rows, columns, threads, shape)
+
+
+def _plan(
+    kind: type[GatherPass], problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int, shape: Tile
+) -> GatherPass:
+    """Plan a launch that gathers tiles of pixels."""
+    sums = kind is ReducePass
     item, groups = problem.itemsize, problem.groups
     part = roles(problem, direction)
     source, target, _, reduction, channels, w_strides, _ = part
     pack_taps = rows.taps, columns.taps
     n, rows, columns, source_size = _one_row(part, problem.n, rows, columns)
     pixels = n * rows.count * columns.count
-    shape = tile(problem.dtype, pixels, channels)
-    tiles, panels = -(-pixels // shape.MR), -(-channels // shape.NR)
+    lanes = 1 if sums else shape.NR
+    tiles, panels = -(-pixels // shape.MR), -(-channels // lanes)
     taps = len(rows.taps) * len(columns.taps)
     apart = source[3] != item
     entry_bytes = taps * (shape.MR + RUN_FIELDS) * 8
     copy_bytes = taps * reduction * shape.MR * item if apart else 0
-    panel_bytes = taps * reduction * shape.NR * item
+    panel_bytes = taps * reduction * lanes * item
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    in_place = direction == "forward" and w_strides[3] == item and channels >= shape.NR
+    in_place = not sums and direction == "forward" and w_strides[3] == item and channels >= shape.NR
     in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
-    in_place = in_place and (tiles <= 2 or _lies_well(w_strides[2], panel_bytes, taps * reduction))
-    size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
+    in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
+    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads)
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.
     packs = tiles <= _PACKING_TILES and tiles * copy_bytes <= _COPY_BYTES and tiles * entry_bytes <= _PACKING_BYTES
-    packs = packs and not in_place and model.balance(groups * panels, threads) <= _PACKING_BALANCE
+    packs = packs and not (in_place or sums) and model.balance(groups * panels, threads) <= _PACKING_BALANCE
     if packs:
         size, parts = tiles, panels
     packs_tail = in_place and channels % shape.NR != 0
 
     dense = not apart
-    packed_shape = (groups, panels, taps, reduction, shape.NR)
+    packed_shape = (groups, panels, taps, reduction, lanes)
 
     (
         table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, total
     ) = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
-        len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
-        panel_bytes if packs or packs_tail else 0,
+        len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8, shape.MR * shape.NR * item,
+        size * copy_bytes,        panel_bytes if packs or packs_tail else 0,
     )  # fmt: skip
     evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
     touching = evenly and not apart and source[2] == reduction * item
@@ -200,7 +253,7 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         target_offset=rows.first * target[1] + columns.first * target[2],
         target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
         target_d=target[3],
-        source_group=reduction * source[3], target_group=channels * target[3],
+        source_group=reduction * source[3], target_group=channels * target[3], groups=groups,
         source_rows=source_size[0], source_columns=source_size[1],
         n=n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
@@ -210,7 +263,7 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         reduction=reduction, channels=channels,
         in_place=0, weight_tap=w_strides[1], weight_step=w_strides[2], weight_panel=shape.NR * item,
         weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
-        start_group=panels * shape.NR * item,
+        start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
@@ -220,11 +273,16 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     tables = (row_offsets, column_offsets, zeros, inside)
     tasks = groups * -(-tiles // size) * parts
 
-    def launch_of(plan: np.ndarray) -> Launch:
-        return Launch(lambda: gather.gather(problem.dtype, shape, dense), problem.dtype, plan, tasks, threads, total)
+    def compile_() -> CFunc:
+        return (
+            reduce.reduce(problem.dtype, shape) if sums else gather.gather(problem.dtype, shape, dense, CHANNEL_START)
+        )
 
-    start = np.zeros(groups * panels * shape.NR, problem.dtype)
-    pack, taps_read = _plan_pack(problem, direction, *pack_taps, shape, packed_shape, threads)
+    def launch_of(plan: np.ndarray) -> Launch:
+        return Launch(compile_, problem.dtype, plan, tasks, threads, total)
+
+    start = np.zeros(groups * panels * lanes, problem.dtype)
+    pack, taps_read = _plan_pack(problem, direction, *pack_taps, packed_shape, threads)
     unpacked = None
     if packs or in_place:
         as_they_lie = template.copy()
@@ -232,11 +290,11 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         as_they_lie["packing"] = pack.plan.ctypes.data
         unpacked = launch_of(as_they_lie)
     kept = (*tables, *taps_read)
-    return GatherPass(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, unpacked)
+    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, unpacked)
 
 
 def _plan_pack(
-    problem: ConvProblem, direction: str, rows: tuple[int, ...], columns: tuple[int, ...], shape: Tile,
+    problem: ConvProblem, direction: str, rows: tuple[int, ...], columns: tuple[int, ...],
     packed_shape: tuple[int, ...], threads: int,
 ) -> tuple[Launch, tuple[np.ndarray, ...]]:  # fmt: skip
     """Plan the packing of the weights, and the taps whose addresses its record holds."""
@@ -254,5 +312,5 @@ def _plan_pack(
     )  # fmt: skip
     tasks = groups * panels
     grain = max(1, _LAUNCH_WEIGHTS * tasks // math.prod(packed_shape))
-    pack = Launch(lambda: gather.pack(problem.dtype, shape), problem.dtype, template, tasks, threads, 0, grain)
+    pack = Launch(lambda: gather.pack(problem.dtype, lanes), problem.dtype, template, tasks, threads, 0, grain)
     return pack, (row_taps, column_taps)

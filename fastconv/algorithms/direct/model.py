@@ -12,8 +12,8 @@ from fastconv.kernels.target import TILE_SHARE, Tile
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-PEAK_SHARE = 0.94
-"""Share of the peak that a tile with pixels in the lanes reaches."""
+STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
+"""Share of the peak that a tile of so many vectors of pixels reaches: with one, each multiply-add loads a scalar."""
 LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
@@ -38,6 +38,10 @@ DOT_SHARE = 0.45
 """The same for dot products over pixels: most of their vectors straddle two cache lines."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
+SUM_SHARE = 0.6
+"""Share of the peak that a tile whose lanes are added up reaches: it loads a vector for most multiply-adds."""
+SUM_SLOTS = 12
+"""Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
 STRIP_TILE_SECONDS = 30e-9

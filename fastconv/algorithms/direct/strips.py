@@ -48,7 +48,7 @@ class StripPass(Pass):
         taps, reduction = int(p["taps_r"] * p["taps_c"]), int(p["reduction"])
         runs = taps * reduction // (int(p["taps_c"]) if p["along_taps"] else reduction)
         slots = (
-            taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.PEAK_SHARE
+            taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.STRIP_SHARE[shape.NV]
             + runs * model.STRIP_RUN_SLOTS / shape.NV
         )
         scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.TRANSPOSE_SECONDS

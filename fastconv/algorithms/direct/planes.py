@@ -1,0 +1,116 @@
+"""Pointwise convolution of planes (NCHW): `fastconv.kernels.gather` with the operands' roles exchanged.
+
+Every image is a matrix of channels by pixels, which the weights multiply from the left. To the kernel the rows of the
+weights are pixels, and the planes of the image are weights that lie in panels already: pixels fill the lanes, and
+nothing is transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.gather import blocks_of, lies_well
+from fastconv.algorithms.direct.grids import Axis, roles, workspace_offsets
+from fastconv.kernels import gather
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import address, fill
+from fastconv.kernels.simd import ROW_START, RUN_FIELDS
+from fastconv.kernels.target import tile
+from fastconv.problem import ConvProblem
+
+
+@dataclass(frozen=True, eq=False)
+class PlanePass(Pass):
+    """One launch, planned: its record but for the addresses of a call's arrays."""
+
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
+    tables: tuple[np.ndarray, ...]
+    """Records and offsets whose addresses the record holds, and which it keeps alive."""
+
+    def describe(self) -> str:
+        return model.describe(self.tile, "pixels", model.filled(int(self.launch.plan["channels"][0]), self.tile.NR))
+
+    def seconds(self, rate: float) -> float:
+        p, shape = self.launch.plan[0], self.tile
+        matrices = self.problem.n * self.problem.groups
+        tiles, pixels, reduction = int(p["tiles"]) * matrices, int(p["channels"]), int(p["reduction"])
+        panels = -(-pixels // shape.NR)
+        slots = model.tile_slots(pixels, shape) * reduction + panels * (model.RUN_SLOTS + model.TILE_SLOTS)
+        packed = pixels % shape.NR if p["in_place"] else pixels
+        pack = matrices * int(p["blocks"]) * packed * reduction * model.PACK_SECONDS
+        work = (tiles * slots / rate + pack) * model.balance(self.launch.tasks, self.threads)
+        return model.LAUNCH_SECONDS + work / self.threads
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        start = self.zeros
+        if epilogue.bias is not None:
+            groups = self.problem.groups
+            start = epilogue.start(groups, self.zeros.size // groups, self.problem.dtype)
+        self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
+    """Plan the launch; None where it is not pointwise, or the pixels of a channel do not lie side by side."""
+    item = problem.itemsize
+    part = roles(problem, direction)
+    source, target, size, reduction, channels, weights, weight_group = part
+    pixels = math.prod(size)
+    alone = all(axis.offsets == (0,) and axis.step == axis.every == 1 for axis in (rows, columns))
+    flat = all(stride[2] == item and stride[1] == columns.count * item for stride in (source, target))
+    if not (alone and flat and (rows.count, columns.count) == size):
+        return None
+    shape = tile(problem.dtype, channels, pixels)
+    tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
+    matrices = problem.n * problem.groups
+    panel_bytes = reduction * shape.NR * item
+    in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
+    entry_bytes = (shape.MR + RUN_FIELDS) * 8
+    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
+    packs = not in_place or pixels % shape.NR != 0
+    table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
+        count * entry_bytes, count * 8, (count + 1) * shape.MR * 8, *[3 * shape.MR * 8] * 3, shape.MR * 8,
+        shape.MR * shape.NR * item, panel_bytes if packs else 0,
+    )  # fmt: skip
+    taps = np.zeros(1, np.int64)
+    inside = np.array([(0, weights[2], 0, reduction)], np.int64)
+    pack = fill(
+        gather.PACK, source_r=0, source_c=0, source_k=source[3], source_d=item, source_group=reduction * source[3],
+        target_group=0, target_panel=0, taps_r=1, taps_c=1, rows=address(taps), columns=address(taps),
+        reduction=reduction, channels=pixels, panels=panels,
+    )  # fmt: skip
+    template = fill(
+        gather.GATHER,
+        source_n=0, source_r=0, source_c=weights[3], source_k=weights[2],
+        target_offset=0, target_n=0, target_r=0, target_c=target[3], target_d=item,
+        source_group=weight_group, target_group=channels * target[3], groups=problem.groups,
+        source_rows=1, source_columns=channels,
+        n=1, rows=1, columns=channels, row_step=1, column_step=1,
+        taps_r=1, taps_c=1, row_offsets=address(taps), column_offsets=address(taps),
+        first_row=0, last_row=0, first_column=0, last_column=0,
+        reduction=reduction, channels=pixels,
+        in_place=in_place, weight_tap=0, weight_step=source[3], weight_panel=shape.NR * item,
+        weight_group=reduction * source[3], packed_group=0, packing=pack.ctypes.data,
+        start_group=tiles * shape.MR * item,
+        zeros=0, touching=0, inside=address(inside), inside_runs=1,
+        tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
+        workspace_bytes=total,
+        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
+        spare=spare, starts=spare, buffer=buffer, copies=buffer, packed=packed,
+    )  # fmt: skip
+    dense = weights[2] == item
+    tasks = matrices * -(-tiles // count) * parts
+    launch = Launch(
+        lambda: gather.gather(problem.dtype, shape, dense, ROW_START), problem.dtype, template, tasks, threads, total
+    )
+    zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
+    return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack))

@@ -1,0 +1,140 @@
+"""Direct convolution for few target channels: source channels lie in the lanes, whose products are added up at the end.
+
+Pixels are gathered as in `fastconv.kernels.gather`, but a run is read vector by vector instead of value by value, and
+multiplied by the weights of up to NV target channels. Where the taps of a kernel row touch, their channels fill the
+vectors together.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import carray, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.gather import GATHER, trace_tile
+from fastconv.kernels.params import CALL
+from fastconv.kernels.simd import RUN_FIELDS, pointer, record_at, write_pitched
+from fastconv.kernels.target import Tile
+
+
+@intrinsic(prefer_literal=True)
+def sum_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any, runs: Any, table: Any, weights: Any, tap_bytes: Any,
+    target: Any,
+) -> Any:  # fmt: skip
+    """Register tile of MR pixels by ND channels: ``target[m, d] = sum of source[m] * weight[d]`` over runs of values.
+
+    Run r is MR + RUN_FIELDS integers of `table`, as in `multiply_tile`; its weights begin that many `tap_bytes` as its
+    tap after the ND addresses at `weights`. Lanes past a run's end are neither read nor multiplied.
+    """
+    lanes, pixels, channels = literal(VL), literal(MR), literal(ND)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        runs, table, weights, tap_bytes, target = args[4:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        kernels = [emit.load_int(add(weights, const(8 * d))) for d in range(channels)]
+
+        def run(r: Any, sums: list[Any]) -> list[Any]:
+            entry = add(table, builder.mul(r, const(8 * (pixels + RUN_FIELDS))))
+            sources = [emit.load_int(add(entry, const(8 * m))) for m in range(pixels)]
+            tap = builder.mul(emit.load_int(add(entry, const(8 * (pixels + 1)))), tap_bytes)
+            length = emit.load_int(add(entry, const(8 * (pixels + 2))))
+            whole, rest = builder.sdiv(length, const(lanes)), builder.srem(length, const(lanes))
+            inside = emit.below(rest, 0)
+
+            def multiply(along: Any, load: Any, sums: list[Any]) -> list[Any]:
+                w = [load(add(kernel, add(tap, along))) for kernel in kernels]
+                following = []
+                for m in range(pixels):
+                    x = load(add(sources[m], along))
+                    following += [emit.fma(x, w[d], sums[m * channels + d]) for d in range(channels)]
+                return following
+
+            def step(k: Any, sums: list[Any]) -> list[Any]:
+                return multiply(builder.mul(k, const(emit.vector_bytes)), emit.load, sums)
+
+            def tail(_: Any, sums: list[Any]) -> list[Any]:
+                along = builder.mul(whole, const(emit.vector_bytes))
+                return multiply(along, lambda place: emit.load_masked(place, inside), sums)
+
+            once = builder.zext(builder.icmp_signed(">", rest, const(0)), emit.const(0).type)
+            return emit.loop(once, tail, emit.loop(whole, step, sums))
+
+        for i, value in enumerate(emit.loop(runs, run, [emit.constant(0.0)] * (pixels * channels))):
+            place = builder.inttoptr(add(target, const(i * emit.item)), emit.scalar.as_pointer())
+            builder.store(emit.sum_lanes(value), place)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, MR, ND, *[types.intp] * 5), codegen
+
+
+@jit.inline
+def list_inside(p, MR, table_at):
+    """Write the runs of a tile whose taps all lie inside the image, and whose first pixel is written there."""
+    inside = carray(pointer(p.inside), (p.inside_runs, 1 + RUN_FIELDS), np.int64)
+    first = carray(pointer(table_at), 1, np.int64)[0]
+    for run in range(p.inside_runs):
+        entry = table_at + run * (MR + RUN_FIELDS) * 8
+        write_pitched(MR, entry, first + inside[run, 0], p.column_step * p.source_c)
+        fields = carray(pointer(entry), MR + RUN_FIELDS, np.int64)
+        for q in range(RUN_FIELDS):
+            fields[MR + q] = inside[run, 1 + q]
+    return p.inside_runs
+
+
+@functools.cache
+def reduce(dtype: str, tile: Tile) -> CFunc:
+    """The kernel for one dtype and tile, whose NV is the number of channels; tasks are (group, block of pixels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, ND = tile.VL, tile.MR, tile.NV
+
+    def reduce_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, GATHER)
+        own = call.workspace + thread * p.workspace_bytes
+        sums = carray(pointer(own + p.buffer), (MR, ND), REAL)
+        kernels = carray(pointer(own + p.starts), MR, np.int64)
+        pixels = p.n * p.rows * p.columns
+        tap_bytes = p.reduction * ITEM
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        for task in range(begin, end):
+            block, group = task % p.blocks, task // p.blocks
+            first = block * p.tiles_per_block
+            source = call.source + group * p.source_group
+            target = call.target + p.target_offset + group * p.target_group
+            weights = call.other + group * p.packed_group
+            start = carray(pointer(call.start + group * p.start_group), p.channels, REAL)
+            for t in range(first, min(first + p.tiles_per_block, p.tiles)):
+                # Tiles are traced one by one, in the place of the block's first.
+                runs = trace_tile(p, REAL, ITEM, MR, source, target, own, 0, t * MR)
+                if runs < 0:
+                    runs = list_inside(p, MR, own + p.table)
+                targets = carray(pointer(own + p.targets), MR, np.int64)
+                there = min(MR, pixels - t * MR)
+                for d in range(0, p.channels, ND):
+                    lanes = min(ND, p.channels - d)
+                    for q in range(ND):
+                        # Channels past the last repeat it; they are not stored.
+                        kernels[q] = weights + (d + min(q, lanes - 1)) * p.taps_r * p.taps_c * tap_bytes
+                    sum_tile(REAL, VL, MR, ND, runs, own + p.table, own + p.starts, tap_bytes, own + p.buffer)
+                    for q in range(lanes):
+                        first_sum, shift = start[d + q], (d + q) * p.target_d
+                        for m in range(there):
+                            value = sums[m, q] + first_sum
+                            carray(pointer(targets[m] + shift), 1, REAL)[0] = lowest if value < lowest else value
+                    if call.activation != 0:
+                        for m in range(there):
+                            for q in range(lanes):
+                                activate(call, targets[m] + (d + q) * p.target_d, 1)
+
+    return jit.kernel(reduce_tiles)
