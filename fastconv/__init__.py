@@ -2,7 +2,7 @@
 
 `conv2d` and its gradients take images as (n, rows, columns, channels) or, with ``layout="NCHW"``, (n, channels, rows,
 columns). `plan_conv2d` says which algorithm runs and what it should cost; `dense` is the fully connected layer that a
-convolution replaces.
+convolution replaces. `convolve`, `correlate`, `convolve2d` and `correlate2d` are those of signal processing.
 """
 
 from fastconv.conv2d import (
@@ -15,6 +15,7 @@ from fastconv.conv2d import (
 from fastconv.dense import dense, dense_grad_input, dense_grad_weight
 from fastconv.plan import conv2d_algorithms, plan_conv2d
 from fastconv.prepare import prepare_conv2d
+from fastconv.signal import convolve, convolve2d, correlate, correlate2d
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,10 @@ __all__ = [
     "conv2d_grad_bias",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "convolve",
+    "convolve2d",
+    "correlate",
+    "correlate2d",
     "dense",
     "dense_grad_input",
     "dense_grad_weight",
