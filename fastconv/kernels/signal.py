@@ -24,9 +24,9 @@ PLAN = record("""
     row_blocks column_blocks flat pitch run
     workspace_bytes taps strip strip_plane scratch scratch_plane line
 """)
-"""`entry` is the address of the kernel, `fill` that of the real and the imaginary part of what lies outside. With `trim`
-that is zero, and taps that meet nothing else are left out. The rows of a strip lie `pitch` values apart; `flat` and `run`
-are explained with the kernels."""
+"""`entry` is the address of the kernel, `fill` that of the real and the imaginary part of what lies outside. With
+`trim` that is zero, and taps that meet nothing else are left out. The rows of a strip lie `pitch` values apart; `flat`
+and `run` are explained with the kernels."""
 
 CALL = record("plan source source_r source_c taps taps_r taps_c target workspace")
 """The arrays of one call, with strides in bytes; the target is contiguous."""

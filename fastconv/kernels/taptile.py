@@ -29,7 +29,8 @@ class _Integers(Emitter):
 
 def _emitter(builder: Any, number: Any, lanes: int) -> Emitter:
     if isinstance(number, types.Integer):
-        return _Integers(builder, ir.IntType(number.bitwidth)  # type: ignore[attr-defined], lanes)
+        bits = number.bitwidth  # type: ignore[attr-defined]
+        return _Integers(builder, ir.IntType(bits), lanes)
     return Emitter(builder, scalar_ir(number), lanes)
 
 

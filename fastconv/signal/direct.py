@@ -22,16 +22,19 @@ _CALL_SECONDS = 1e-6
 
 
 class Direct:
-    """A planned launch; `run` takes the two inputs, of the dtype that is computed in."""
+    """A planned launch, of the cheapest shape unless one is given.
 
-    def __init__(self, problem: SignalProblem) -> None:
+    `run` takes the two inputs, of the dtype that is computed in.
+    """
+
+    def __init__(self, problem: SignalProblem, shape: Shape | None = None) -> None:
         self._swapped = swapped = problem.commutes and _fewer_in1(problem)
         sides = [side(axis, swapped) for axis in problem.axes]
         rows, columns = sides if len(sides) == 2 else (Side(1, 1, 0, 1), *sides)
         self._dtype, self._shape, parts = problem.computed, problem.shape, problem.parts
         item = self._dtype.itemsize // parts
-        found = shapes(problem, rows, columns, vector_bytes() // item, item)
-        self.shape = shape = min(found, key=lambda shape: shape.cycles)
+        self.shapes = tuple(shapes(problem, rows, columns, vector_bytes() // item, item))
+        self.shape = shape = shape or min(self.shapes, key=lambda shape: shape.cycles)
         self._flops = 2 * rows.size * columns.size * rows.taps * columns.taps * parts * parts
         self._fill = np.array([problem.fill], self._dtype)
         areas = _areas(shape, rows, columns, parts, item)
@@ -67,15 +70,16 @@ class Direct:
     def _one_thread(self) -> Operation:
         """Everything that a call looks up is a local variable here: small calls are quicker by a tenth."""
         empty, shape, dtype, call, plan = np.empty, self._shape, self._dtype, self._call, self._plan_address
+        records = self._plan, self._fill  # the function may outlive this object, and the plan is but an address to it
         if self._swapped:
 
-            def run(in1: np.ndarray, in2: np.ndarray) -> np.ndarray:
+            def run(in1: np.ndarray, in2: np.ndarray, keeps: object = records) -> np.ndarray:
                 out = empty(shape, dtype)
                 call(plan, in2, in1, out)
                 return out
         else:
 
-            def run(in1: np.ndarray, in2: np.ndarray) -> np.ndarray:
+            def run(in1: np.ndarray, in2: np.ndarray, keeps: object = records) -> np.ndarray:
                 out = empty(shape, dtype)
                 call(plan, in1, in2, out)
                 return out

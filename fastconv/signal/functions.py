@@ -129,8 +129,8 @@ def convolve2d(
     --------
     >>> import fastconv
     >>> fastconv.convolve2d([[1, 2], [3, 4]], [[1, 1, 1]], "same", "wrap")
-    array([[4, 5],
-           [10, 11]])
+    array([[ 5,  4],
+           [11, 10]])
     """
     return run_image(in1, in2, mode, boundary, fillvalue, False)
 

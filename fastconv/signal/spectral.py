@@ -92,17 +92,17 @@ def _seconds(blocks: Sequence[Blocks], parts: int) -> float:
 
 
 class Spectral:
-    """Planned transforms; `run` takes the two inputs."""
+    """Planned transforms, in the quickest blocks unless some are given; `run` takes the two inputs."""
 
-    def __init__(self, problem: SignalProblem) -> None:
+    def __init__(self, problem: SignalProblem, blocks: Sequence[Blocks] | None = None) -> None:
         self._problem = problem
         self._parts = problem.parts
         kept = "f" if problem.dtype.char in "ef" else "d"
         self._dtype = problem.dtype if self._parts == 2 else np.dtype(kept)
         sizes = ([axis.in1 for axis in problem.axes], [axis.in2 for axis in problem.axes])
         self._swapped = math.prod(sizes[0]) < math.prod(sizes[1])
-        choices = itertools.product(*(_blocks(side(axis, self._swapped)) for axis in problem.axes))
-        self.blocks = min(choices, key=lambda blocks: _seconds(blocks, self._parts))
+        self.choices = tuple(itertools.product(*(_blocks(side(axis, self._swapped)) for axis in problem.axes)))
+        self.blocks = blocks or min(self.choices, key=lambda blocks: _seconds(blocks, self._parts))
         self._count = math.prod(b.count for b in self.blocks)
         self._serial_seconds = _seconds(self.blocks, self._parts)
 
