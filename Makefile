@@ -4,9 +4,11 @@ COMMITS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS_VENV := .venv-docs
+DOCS_READY := $(DOCS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench dashboard figures lint format clean
+.PHONY: help setup demo test bench dashboard docs figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,14 +32,24 @@ test: setup ## run the tests
 bench: setup ## the whole comparison that demo abridges
 	$(BIN)/python -m bench $(ARGS)
 
-figures: setup ## measure the whole comparison and redraw the figure in docs/figures
+figures: setup ## measure the comparison and the ladder, and redraw the figures in docs/figures
 	$(BIN)/python -m bench --figure docs/figures/headline --json docs/figures/headline.json $(ARGS)
+	$(BIN)/python -m bench.ladder --figure docs/figures/ladder --json docs/figures/ladder.json $(ARGS)
 
 dashboard: setup ## measure the newest COMMITS=2 commits with asv and make the site of all results
 	$(BIN)/asv machine --yes
 	$(BIN)/asv run --skip-existing-successful "HEAD -n $(COMMITS)" || test $$? -eq 2 # 2: some benchmark failed, the site shows which
 	$(BIN)/asv publish
 	@echo "Open it with: $(BIN)/python -m http.server --directory .asv/html 8000, then http://127.0.0.1:8000 (asv loads its scripts from the internet)"
+
+docs: $(DOCS_READY) ## build the documentation as a site, in an environment of its own; it needs no internet to be read
+	$(DOCS_VENV)/bin/mkdocs build
+	@echo "Open it with: $(PYTHON) -m webbrowser build/site/index.html"
+
+$(DOCS_READY): pyproject.toml
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check '.[docs]'
+	@touch $@
 
 lint: setup ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -49,5 +61,5 @@ format: setup ## mend style and formatting where ruff can
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, builds and caches; measurements under .asv/results stay
-	rm -rf $(VENV) .asv/env .asv/html bench-results build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) .asv/env .asv/html bench-results fashion-mnist-results build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,12 +71,12 @@ class Environment:
             f"{limits.peak_flops / 1e9:.0f} GFLOP/s, memory {limits.bandwidth / 1e9:.0f} GB/s (calibrated in this run)"
         )
 
-    def warnings(self) -> Iterator[str]:
-        """Calibrate again, and yield what speaks against citing the run."""
+    def warnings(self, plans: bool = True) -> Iterator[str]:
+        """Calibrate again, and yield what speaks against citing the run; `plans` if it shows predictions of plans."""
         now = _calibrate(self.machine.threads, self.machine.dtype)
         if moved := _differences(now, self.machine):
             yield f"The machine changed its speed during this run ({moved}): repeat it before citing it."
-        if moved := _differences(machine.current(self.machine.threads, self.machine.dtype), self.machine):
+        if plans and (moved := _differences(machine.current(self.machine.threads, self.machine.dtype), self.machine)):
             yield f"The modelled times rest on an earlier calibration, which differs from this run's ({moved})."
 
 

@@ -142,11 +142,11 @@ def _dense_rows(
     limit = cost.roofline_seconds(flops, size, machine)
 
     on_step(f"{name}: allocating the weights")
-    for call in _dense_calls(x[:, :_WARM_UP_SIZE], units).values():
+    for call in dense_calls(x[:, :_WARM_UP_SIZE], units).values():
         call()
     baseline = memory.resident_bytes()
     effort = replace(effort, slow_calls=max(3, effort.slow_calls))  # everything else is held against these rows
-    for direction, call in _dense_calls(x.copy(), units).items():
+    for direction, call in dense_calls(x.copy(), units).items():
         on_step(f"{name} {direction}")
         peak = memory.peak_bytes(call) - baseline
         taken = timing.take_turns({direction: call}, effort)[direction]
@@ -167,7 +167,7 @@ def _dense_rows(
         )
 
 
-def _dense_calls(x: np.ndarray, units: int) -> dict[str, Callable[[], Any]]:
+def dense_calls(x: np.ndarray, units: int) -> dict[str, Callable[[], Any]]:
     """Allocate the layer and return one call a direction.
 
     The weight gradient does not read the weights and is as large as they are. It comes last and goes into their

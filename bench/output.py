@@ -35,12 +35,13 @@ def grid(columns: Mapping[str, str], rows: Iterable[Sequence[str]] = ()) -> Tabl
     """Make a table from its columns, each with the side it aligns to ("left" or "right"), and its rows."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for header, side in columns.items():
         table.add_column(header, justify="right" if side == "right" else "left", no_wrap=True)
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # as it stands: in markup, [i,j] would be a style
     return table
 
 

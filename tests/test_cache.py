@@ -63,6 +63,12 @@ x, w = np.ones((2, 5), np.float32), np.ones((5, 7), np.float32)
 y = fastconv.dense(x, w)
 fastconv.dense_grad_input(y, w)
 fastconv.dense_grad_weight(y, x)
+
+for oc in (1, 3):
+    x, w = np.ones((1, 4, 4, 2), np.float32), np.ones((4, 4, 1, 1, 2, oc), np.float32)
+    y = fastconv.local2d(x, w)
+    fastconv.local2d_grad_input(y, w, x.shape)
+    fastconv.local2d_grad_weight(y, x, 1)
 """
     + PRINT_STATISTICS
 )

@@ -11,12 +11,17 @@ import fastconv
 from .process import run_python
 
 GEOMETRY = "stride=1, padding=0, dilation=1, groups=1, layout='NHWC', algorithm='auto'"
+LOCAL_GEOMETRY = "stride=1, padding=0, dilation=1, layout='NHWC'"
 SIGNATURES = {
     "conv2d": f"(x, w, bias=None, *, {GEOMETRY}, activation=None, out=None)",
     "conv2d_grad_input": f"(grad_y, w, input_shape, *, {GEOMETRY}, out=None)",
     "conv2d_grad_weight": f"(grad_y, x, kernel_size, *, {GEOMETRY}, out=None)",
     "conv2d_grad_bias": "(grad_y, *, layout='NHWC')",
     "conv2d_backward": f"(grad_y, x, w, *, needs=(True, True, True), {GEOMETRY})",
+    "local2d": f"(x, w, bias=None, *, {LOCAL_GEOMETRY}, out=None)",
+    "local2d_grad_input": f"(grad_y, w, input_shape, *, {LOCAL_GEOMETRY}, out=None)",
+    "local2d_grad_weight": f"(grad_y, x, kernel_size, *, {LOCAL_GEOMETRY}, out=None)",
+    "local2d_grad_bias": "(grad_y, *, layout='NHWC')",
     "prepare_conv2d": f"(w, bias=None, *, input_shape=None, {GEOMETRY}, activation=None)",
     "plan_conv2d": f"(x_shape, w_shape, *, dtype='float32', direction='forward', {GEOMETRY})",
     "conv2d_algorithms": "()",
