@@ -99,6 +99,22 @@ def test_boundaries(name, dtype, mode, boundary, fillvalue):
             assert_like(result, expected, in2.size)
 
 
+@pytest.mark.parametrize("name", ["convolve", "correlate"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_boundary_makes_it_the_function_for_images(name, boundary):
+    image, kernel = data((9, 8), "float64"), data((4, 3), "float64", 1)
+    function, expected = getattr(fastconv, name), getattr(signal, f"{name}2d")
+    for mode in MODES:
+        wanted = expected(image, kernel, mode, boundary)
+        assert_like(function(image, kernel, mode, boundary=boundary), wanted, kernel.size)
+    wanted = expected(image, kernel, "same", "fill", 2)
+    assert_like(function(image, kernel, "same", "direct", fillvalue=2), wanted, kernel.size)
+    with pytest.raises(ValueError, match=r"method must be 'auto' or 'direct' .* got 'fft'"):
+        function(image, kernel, "same", "fft", boundary=boundary)
+    with pytest.raises(ValueError, match=r"in1 must have 2 axes, got shape \(9,\)"):
+        function(image[:, 0], kernel[:, 0], boundary=boundary)
+
+
 @pytest.mark.parametrize("method", ["fft", "auto"])
 @pytest.mark.parametrize("name", ["convolve", "correlate"])
 @pytest.mark.parametrize("mode", MODES)

@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 
 from fastconv.operands import ArrayLike
-from fastconv.signal.plan import run_filter, run_image
+from fastconv.signal.plan import run_bounded, run_filter, run_image
 
 
-def convolve(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = "auto") -> np.ndarray:
+def convolve(
+    in1: ArrayLike,
+    in2: ArrayLike,
+    mode: str = "full",
+    method: str = "auto",
+    *,
+    boundary: str | None = None,
+    fillvalue: Any = None,
+) -> np.ndarray:
     """Convolve two signals of one or two dimensions.
 
     ``(f * g)[i] = sum_a f[a] g[i - a]``, and ``(f * g)[i, j] = sum_ab f[a, b] g[i - a, j - b]``: one of the signals is
-    flipped, unlike in `conv2d`. Outside of the arrays both are zero.
+    flipped, unlike in `conv2d`. Outside of the arrays both are zero unless a boundary is given.
 
     Parameters
     ----------
@@ -25,7 +33,11 @@ def convolve(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = "
         no zeros outside of the larger signal; one must then be at least as large as the other along every axis.
     method : {"auto", "direct", "fft"}
         "direct" sums the products, "fft" multiplies Fourier transforms, "auto" takes what should be faster, and sums
-        for integers and booleans.
+        for integers and booleans, and wherever a boundary is given.
+    boundary : {"fill", "wrap", "symm"}, optional
+        What lies outside in1, an image then: the call is `convolve2d`.
+    fillvalue : number, optional
+        For the boundary "fill".
 
     Returns
     -------
@@ -36,7 +48,8 @@ def convolve(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = "
     Raises
     ------
     ValueError
-        If the signals are empty, their shapes do not fit each other, or the mode or method is unknown.
+        If the signals are empty, their shapes do not fit each other, the mode, method or boundary is unknown, or a
+        boundary is given for one axis or with method "fft".
     TypeError
         If a dtype is not supported, such as longdouble and object.
 
@@ -53,10 +66,20 @@ def convolve(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = "
     >>> fastconv.convolve([1, 2, 3], [0, 1, 5], "same")
     array([ 1,  7, 13])
     """
-    return run_filter(in1, in2, mode, method, False)
+    if boundary is None and fillvalue is None:
+        return run_filter(in1, in2, mode, method, False)
+    return run_bounded(in1, in2, mode, method, boundary, fillvalue, False)
 
 
-def correlate(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = "auto") -> np.ndarray:
+def correlate(
+    in1: ArrayLike,
+    in2: ArrayLike,
+    mode: str = "full",
+    method: str = "auto",
+    *,
+    boundary: str | None = None,
+    fillvalue: Any = None,
+) -> np.ndarray:
     """Correlate two signals of one or two dimensions.
 
     ``c[k] = sum_a in1[a + k] conj(in2[a])`` for every lag k at which they meet, in two dimensions along both axes: the
@@ -66,6 +89,8 @@ def correlate(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = 
     ----------
     in1, in2, mode, method
         As for `convolve`. Results begin at lag ``1 - in2.size`` in mode "full".
+    boundary, fillvalue
+        As for `convolve`; with either, the call is `correlate2d`.
 
     Returns
     -------
@@ -87,7 +112,9 @@ def correlate(in1: ArrayLike, in2: ArrayLike, mode: str = "full", method: str = 
     >>> fastconv.correlate([1.0, 2.0, 3.0], [0.0, 1.0, 0.5])
     array([0.5, 2. , 3.5, 3. , 0. ])
     """
-    return run_filter(in1, in2, mode, method, True)
+    if boundary is None and fillvalue is None:
+        return run_filter(in1, in2, mode, method, True)
+    return run_bounded(in1, in2, mode, method, boundary, fillvalue, True)
 
 
 def convolve2d(

@@ -75,3 +75,13 @@ def run_image(in1: Any, in2: Any, mode: Any, boundary: Any, fillvalue: Any, corr
     problem = image_problem(in1, in2, mode, boundary, fillvalue, correlates)
     key = (correlates, in1.shape, in2.shape, in1.dtype, in2.dtype, mode, boundary, problem.fill)
     return (_known.get(key) or _remember(key, problem, "direct", in1, in2))(in1, in2)
+
+
+def run_bounded(
+    in1: Any, in2: Any, mode: Any, method: Any, boundary: Any, fillvalue: Any, correlates: bool
+) -> np.ndarray:
+    """Compute `convolve` or `correlate` with a boundary."""
+    if choice("method", method, METHODS) == "fft":
+        raise ValueError("method must be 'auto' or 'direct' where a boundary or fillvalue is given; got 'fft'")
+    boundary = "fill" if boundary is None else boundary
+    return run_image(in1, in2, mode, boundary, 0 if fillvalue is None else fillvalue, correlates)
