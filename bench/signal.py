@@ -16,6 +16,7 @@ import numpy as np
 import fastconv
 from bench import environment, output, timing, units
 
+GROUPS = ("Convolve, 1-D", "Convolve, 2-D", "FFTConvolve", "OAConvolve", "Convolve2D", "larger")
 MODES = ("full", "same", "valid")
 BOUNDARIES = ("fill", "wrap", "symm")
 GOAL = 3.0
@@ -88,7 +89,7 @@ def _times(shape: Shape) -> str:
 
 
 def cases(quick: bool) -> Iterator[SignalCase]:
-    """Yield the sizes of ``scipy/benchmarks/benchmarks/signal.py``, squares only of Convolve2D, and some larger ones."""
+    """Yield the sizes of ``scipy/benchmarks/benchmarks/signal.py``, of Convolve2D the squares, and some larger."""
     for mode in MODES:
         lengths = (1, 8, 36, 75) if quick else (1, 2, 8, 13, 30, 36, 50, 75)
         for n, k in product(lengths, repeat=2):
@@ -201,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print and write what was asked for; 1 if a result was wrong."""
     parser = argparse.ArgumentParser(prog="python -m bench.signal", description=__doc__.partition(": ")[2])
     parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions")
+    parser.add_argument("--group", action="append", choices=GROUPS, metavar="NAME", help=f"only {', '.join(GROUPS)}")
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"), help="default: %(default)s")
     parser.add_argument("--threads", type=environment.thread_count, metavar="N", help="default: all of Numba's")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
@@ -209,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     conditions = environment.prepare(options.threads, options.dtype)
     seconds, rounds = (_QUICK_SECONDS, _QUICK_ROUNDS) if options.quick else (_SECONDS, _ROUNDS)
-    chosen = list(cases(options.quick))
+    chosen = [case for case in cases(options.quick) if case.group in (options.group or GROUPS)]
     rows = list(dict.fromkeys(case.row for case in chosen))
     results = []
     with output.progress(len(rows)) as on_step:

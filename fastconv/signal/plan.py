@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.signal.direct import Direct, Operation
+from fastconv.signal.fourier import Fourier
 from fastconv.signal.problem import METHODS, SignalProblem, choice, filter_problem, image_problem, operand
 from fastconv.signal.spectral import Spectral
 
@@ -28,9 +29,9 @@ def _operation(problem: SignalProblem, method: str, same: bool) -> Operation:
     if method == "auto" and problem.dtype.kind in "biu":  # transforms round
         method = "direct"
     if method != "direct":
-        spectral = Spectral(problem)
-        if method == "fft" or spectral.seconds < Direct(problem).seconds:
-            return spectral.run
+        transforms = Fourier(problem) if Fourier.takes(problem) else Spectral(problem)
+        if method == "fft" or transforms.seconds < Direct(problem).seconds:
+            return transforms.run if same or isinstance(transforms, Spectral) else _converted(problem, transforms.run)
     direct = Direct(problem).run
     return direct if same and problem.dtype == problem.computed else _converted(problem, direct)
 

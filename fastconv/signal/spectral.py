@@ -1,7 +1,6 @@
-"""The same by the convolution theorem: a product of Fourier transforms, block by block (overlap-save).
+"""The same by the convolution theorem, with NumPy's transforms: for complex signals, integers and very long ones.
 
-A block of results needs the source under them and the taps' reach before them. Transformed with at least that many
-points, the product's wrapped part falls on results that are not taken. Blocks of a size that the caches hold cost less
+Blocks of a size that the caches hold cost less
 than one large transform, and threads take them independently; a block writes to its own place in the result.
 """
 
@@ -10,17 +9,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fastconv.arrays import QUIET
 from fastconv.kernels import launch
+from fastconv.signal.blocks import Blocks, blocks_of
 from fastconv.signal.problem import SignalProblem
-from fastconv.signal.shapes import Side, side
+from fastconv.signal.shapes import side
 
 _CACHED_POINTS = 1 << 15
 _CACHED, _UNCACHED = 0.32e-9, 0.45e-9  # seconds for each point and octave of a transform, by where the points lie
@@ -30,33 +29,6 @@ _CALLS = 1.2e-5  # seconds of Python for each block along an axis
 _THREADED_SECONDS = 1e-3
 _POOL_SECONDS = 2e-4
 _THREAD_SHARE = 0.4  # of a further thread's time that is not lost: Python's part is done by one at a time
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """One axis in blocks: block b reads `points` values from start + b * step on, and its results begin at `offset`."""
-
-    source: int
-    size: int
-    count: int
-    step: int
-    start: int
-    offset: int
-    points: int
-
-
-def _blocks(side: Side) -> Iterator[Blocks]:
-    """One block, or blocks of every good size."""
-    source, taps, size = side.source, side.taps, side.size
-    start, end = max(0, side.first), side.first + taps - 1 + size
-    offset = side.first + taps - 1 - start
-    # What wraps around must fall before the first result.
-    whole = good_size(max(end - start, min(source, end) - start + taps - 1 - offset))
-    yield Blocks(source, size, 1, size, start, offset, whole)
-    for points in _good_sizes():
-        step = points - taps + 1
-        if points < whole and 16 <= step >= taps // 2:
-            yield Blocks(source, size, -(-size // step), step, side.first, taps - 1, points)
 
 
 @functools.cache
@@ -101,7 +73,8 @@ class Spectral:
         self._dtype = problem.dtype if self._parts == 2 else np.dtype(kept)
         sizes = ([axis.in1 for axis in problem.axes], [axis.in2 for axis in problem.axes])
         self._swapped = math.prod(sizes[0]) < math.prod(sizes[1])
-        self.choices = tuple(itertools.product(*(_blocks(side(axis, self._swapped)) for axis in problem.axes)))
+        sides = (side(axis, self._swapped) for axis in problem.axes)
+        self.choices = tuple(itertools.product(*(blocks_of(side, good_size, _good_sizes()) for side in sides)))
         self.blocks = blocks or min(self.choices, key=lambda blocks: _seconds(blocks, self._parts))
         self._count = math.prod(b.count for b in self.blocks)
         self._serial_seconds = _seconds(self.blocks, self._parts)
