@@ -25,7 +25,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.launch import COUNTER, HEAD
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import call_kernel, pointer, record_at
 from fastconv.kernels.transpose import transpose_square
 
 FOURIER = record("""
@@ -356,19 +356,21 @@ def fourier(dtype: str, lanes: int) -> CFunc:
 
 @jit.inline
 def magnitude(values, points):
-    """The binary logarithm of a signal's norm over that many points, rounded."""
+    """A power of two near a signal's norm over that many points; 0 if it has nothing but zeros."""
     square = 0.0
     for value in values.flat:
         square += np.float64(value) * np.float64(value)
     if 1e-200 < square < 1e200:
-        return math.floor(0.5 * math.log2(square * points / values.size) + 0.5)
+        return 2.0 ** math.floor(0.5 * math.log2(square * points / values.size) + 0.5)
     largest = 0.0
     for value in values.flat:
         largest = max(largest, abs(np.float64(value)))
-    return math.floor(math.log2(largest) + 0.5) if 0 < largest < np.inf else 0
+    if 0 < largest < np.inf:
+        return 2.0 ** math.floor(math.log2(largest) + 0.5)
+    return 0.0 if square == 0 else 1.0
 
 
-def _prepare(plan, source, taps, target, buffer):
+def _call(entry, plan, tasks, source, taps, target, buffer):
     own = buffer.ctypes.data
     call = record_at(own, TRANSFORM)
     p = record_at(plan, FOURIER)
@@ -378,16 +380,18 @@ def _prepare(plan, source, taps, target, buffer):
     of_source, of_taps = magnitude(source, min(source.size, p.n0 * p.n1)), magnitude(taps, taps.size)
     call.scales = own + SCALES
     scales = carray(pointer(call.scales), 3, np.float64)
-    scales[0], scales[1] = 2.0**-of_source, 2.0**-of_taps
-    scales[2] = 0.5 / (p.n0 * p.n1) * 2.0**of_source * 2.0**of_taps
+    scales[0] = 1 / of_source if of_source != 0 else 1.0
+    scales[1] = 1 / of_taps if of_taps != 0 else 1.0
+    scales[2] = 0.5 / (p.n0 * p.n1) * of_source * of_taps
     carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
+    call_kernel(entry, own, 0, tasks, 0)
     return own
 
 
 @functools.cache
-def preparer(dtype: str, rank: int) -> Any:
-    """Write the record of a call for `launch.spread`, and return its address."""
+def caller(dtype: str, rank: int) -> Any:
+    """Write the record of a call, do the first tasks on the calling thread, and return the record's address."""
     real = from_dtype(np.dtype(dtype))
     given = types.Array(real, rank, "C", readonly=True)
     arrays = [given, given, types.Array(real, rank, "C"), types.Array(types.uint8, 1, "C")]
-    return jit.native(types.intp(types.intp, *arrays))(_prepare)()
+    return jit.native(types.intp(*[types.intp] * 3, *arrays))(_call)()

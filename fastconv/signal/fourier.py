@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -17,10 +17,11 @@ from fastconv.signal.blocks import Blocks, blocks_of
 from fastconv.signal.problem import SignalProblem
 from fastconv.signal.shapes import side
 
-_MOST_POINTS = 1 << 17
-"""Of a folded axis: its table of factors is as large as the block."""
-_POINT = 0.5e-9  # seconds for each point and octave of float64
-_CALLS = 1.2e-5  # seconds of a call's other parts
+_MOST_POINTS = 1 << 16
+"""Of a block's axis, about: the tables of all sizes together are some tens of megabytes, and are kept."""
+_CACHED_POINTS = 1 << 16
+_CACHED, _UNCACHED = 0.38e-9, 0.5e-9  # seconds for each point and octave of float64, by where the block lies
+_CALLS = 2.5e-6  # seconds of a call's other parts
 _THREADED_SECONDS = 4e-5
 
 
@@ -39,27 +40,32 @@ class Fourier:
         whole, some = (_good_size, _good_sizes) if len(problem.axes) == 2 else (_folded_size, _folded_sizes)
         sides = [side(axis, self._swapped) for axis in problem.axes]
         of_axes = (blocks_of(side, functools.partial(whole, self._lanes), some(self._lanes)) for side in sides)
-        self.choices = tuple(itertools.product(*of_axes))
+        few = ([b for b in blocks if b.points <= 2 * _MOST_POINTS] for blocks in of_axes)
+        self.choices = tuple(itertools.product(*few))
         self.blocks = tuple(blocks or min(self.choices, key=self._seconds))
         self._count = math.prod(b.count for b in self.blocks)
         self._points = n0, n1 = self._axes()
         row_bytes = 2 * self._lanes * self._dtype.itemsize
         self._panel_bytes = row_bytes * n0 + row_bytes  # a row more: panels a power of two apart would share cache sets
         self._workspace_bytes = n1 // self._lanes * self._panel_bytes + n1 * row_bytes
-        self._prepare = functools.partial(fourier.preparer, self._dtype.name, len(self.blocks))
+        self._serial = self._count == 1 or self._serial_seconds(self.blocks) < _THREADED_SECONDS
+        self._shape, self._reverse = problem.shape, (slice(None, None, -1),) * len(problem.axes)
 
     @classmethod
     def takes(cls, problem: SignalProblem) -> bool:
         """Whether the problem is one for this kernel."""
         if problem.dtype.char not in "fd":
             return False
-        return len(problem.axes) == 2 or problem.axes[0].in1 + problem.axes[0].in2 <= _MOST_POINTS
+        if len(problem.axes) == 2:
+            return all(axis.in1 + axis.in2 <= _MOST_POINTS for axis in problem.axes)
+        return min(problem.axes[0].in1, problem.axes[0].in2) <= _MOST_POINTS // 2
 
     def _serial_seconds(self, blocks: Sequence[Blocks]) -> float:
         """What transforms of these blocks should take on one thread."""
         points = math.prod(b.points for b in blocks)
         total = points * math.prod(b.count for b in blocks)
-        return _CALLS + total * math.log2(points) * _POINT * self._dtype.itemsize / 8
+        rate = (_CACHED if points <= _CACHED_POINTS else _UNCACHED) * self._dtype.itemsize / 8
+        return _CALLS + total * math.log2(points) * rate
 
     def _seconds(self, blocks: Sequence[Blocks]) -> float:
         """The same on the threads that there are, of which each takes whole blocks."""
@@ -73,14 +79,13 @@ class Fourier:
         """What a call should take."""
         return self._seconds(self.blocks)
 
-    @property
-    def _threads(self) -> int:
-        threads = min(launch.max_threads(), self._count)
-        return threads if self._serial_seconds(self.blocks) > _THREADED_SECONDS else 1
-
     @functools.cached_property
     def _entry(self) -> int:
         return cast(int, fourier.fourier(self._dtype.name, self._lanes).address)
+
+    @functools.cached_property
+    def _call(self) -> Callable[..., int]:
+        return cast(Callable[..., int], fourier.caller(self._dtype.name, len(self.blocks)))
 
     def _axes(self) -> tuple[int, int]:
         if len(self.blocks) == 2:
@@ -105,17 +110,23 @@ class Fourier:
         )  # fmt: skip
         return plan, *tables[0], *tables[1], *(() if factors is None else (factors,))
 
+    @functools.cached_property
+    def _plan_address(self) -> int:
+        return int(self._planned[0].ctypes.data)
+
     def run(self, in1: np.ndarray, in2: np.ndarray) -> np.ndarray:
         """Compute the result from the two inputs."""
         if self._problem.correlates:
-            in2 = np.flip(in2)
+            in2 = in2[self._reverse]
         source, taps = (in2, in1) if self._swapped else (in1, in2)
         source, taps = np.ascontiguousarray(source), np.ascontiguousarray(taps)
-        out = np.empty(self._problem.shape, self._dtype)
-        threads, plan = self._threads, self._planned[0].ctypes.data
+        out = np.empty(self._shape, self._dtype)
+        threads = 1 if self._serial else min(launch.max_threads(), self._count)
         with Buffer(launch.HEAD + threads * self._workspace_bytes) as buffer:
-            record = self._prepare()(plan, source, taps, out, buffer)
-            launch.spread(self._entry, record, self._count, threads)
+            first = self._count if threads == 1 else 0
+            record = self._call(self._entry, self._plan_address, first, source, taps, out, buffer)
+            if not first:
+                launch.spread(self._entry, record, self._count, threads)
         return out
 
 
@@ -154,13 +165,13 @@ def _folded(lanes: int, points: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=1024)
 def _folded_size(lanes: int, least: int) -> int:
-    """The smallest number of points that is not less, for which the two axes differ by at most half."""
+    """The smallest number of points that is not less, for which one axis is at most twice the other."""
     best = 0
     n = lanes
     while not best or n * n < best:
         if _smooth(n):
             other = _good_size(lanes, max(n, -(-least // n)))
-            if other <= max(1.6 * n, n + lanes) and (not best or n * other < best):
+            if other <= max(2 * n, n + lanes) and (not best or n * other < best):
                 best = n * other
         n += lanes
     return best
@@ -169,7 +180,7 @@ def _folded_size(lanes: int, least: int) -> int:
 @functools.cache
 def _folded_sizes(lanes: int) -> tuple[int, ...]:
     """Sizes of blocks along one axis."""
-    return tuple(lanes * lanes * m for m in (1, 2, 4, 8, 16, 32, 64, 128))
+    return tuple(1 << e for e in range(6, 17) if (1 << e) % (lanes * lanes) == 0)
 
 
 def _frequencies(n: int) -> np.ndarray:
@@ -186,7 +197,7 @@ def _unit(numerators: np.ndarray, denominator: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _table(n: int, dtype: str) -> tuple[np.ndarray, ...]:
     """The record of an axis, and the arrays that it points to."""
     radices, twiddles, m = _radices(n), [], n
@@ -198,7 +209,7 @@ def _table(n: int, dtype: str) -> tuple[np.ndarray, ...]:
     return record, stages, values
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _factors(n0: int, n1: int, lanes: int, dtype: str) -> np.ndarray:
     """What lies between the transforms of a folded axis, in the order in which the kernel's rows meet it."""
     units = _unit(np.outer(_frequencies(n0), np.arange(n1)), n0 * n1)
