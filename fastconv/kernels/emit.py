@@ -45,6 +45,7 @@ class Emitter:
         self.scalar = scalar
         self.vector, self._fma = _fma(builder, scalar, lanes)
         self.item = 4 if isinstance(scalar, ir.FloatType) else 8
+        self.vector_bytes = lanes * self.item
         self._undef = ir.Constant(self.vector, ir.Undefined)
         self._lane0 = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
 
@@ -71,6 +72,26 @@ class Emitter:
     def store(self, value: Any, address: Any) -> None:
         """Store a vector."""
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
+
+    def below(self, count: Any, first: int) -> Any:
+        """A mask of the lanes whose number, counted from `first`, is below a count."""
+        lanes = self.vector.count
+        counts = ir.VectorType(I32, lanes)
+        one = self.builder.insert_element(
+            ir.Constant(counts, ir.Undefined), self.builder.trunc(count, I32), ir.Constant(I32, 0)
+        )
+        counts_of_all = self.builder.shuffle_vector(one, one, self._lane0)
+        return self.builder.icmp_signed("<", ir.Constant(counts, list(range(first, first + lanes))), counts_of_all)
+
+    def store_masked(self, value: Any, address: Any, mask: Any) -> None:
+        """Store the lanes of a vector that a mask names, and touch no other place."""
+        pointer = self.vector.as_pointer()
+        scalar = "f32" if self.item == 4 else "f64"
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, mask.type])
+        name = f"llvm.masked.store.v{self.vector.count}{scalar}.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        place = self.builder.inttoptr(address, pointer)
+        self.builder.call(function, [value, place, ir.Constant(I32, self.item), mask])
 
     def broadcast(self, scalar: Any) -> Any:
         """A vector with one scalar in all lanes."""

@@ -21,93 +21,44 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, prefetch, record_at, trace_run
+from fastconv.kernels.simd import (
+    ANY_PITCH,
+    CHANNEL_START,
+    RUN_FIELDS,
+    multiply_tile,
+    number_pixels,
+    pitched_tile,
+    pointer,
+    prefetch,
+    record_at,
+    trace_axis,
+    trace_run,
+    write_pitched,
+    write_places,
+)
 from fastconv.kernels.target import Tile
 
 GATHER = record("""
     source_n source_r source_c source_k
     target_offset target_n target_r target_c target_d
-    source_group target_group weight_group
+    source_group target_group
     source_rows source_columns n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
-    weight_tap weight_step weight_panel start_group
-    zeros touching
-    tiles tiles_per_block blocks panel_parts packing
+    in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
+    zeros touching inside inside_runs
+    tiles tiles_per_block blocks panel_parts
     workspace_bytes
-    table counts targets row_parts column_parts spare starts buffer copies packed
+    table counts targets numbers row_parts column_parts spare starts buffer copies packed
 """)
 """Strides and `*_group` are in bytes; `source_k` and `target_d` are those of channels. `touching` says that the taps
-of a kernel row read neighbouring channels, `packing` is the address of the `PACK` record where tasks pack the weights
-themselves, else 0. The last line's fields are offsets into each thread's workspace."""
+of a kernel row read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all
+lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
+`packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0. The last line's fields
+are offsets into each thread's workspace."""
 
 AHEAD = 16
 """Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
-
-_OUTSIDE = -(1 << 62)
-"""Offset of a row or column in the padding: added to any other it stays negative."""
-
-
-@jit.inline
-def trace_inside(p, MR, source, target, own, t, image, i, j):
-    """Write the runs and targets of a tile in one row whose taps all lie inside the image; the number of runs."""
-    row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-    column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
-    targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
-    taps = p.taps_r * p.taps_c
-    table = carray(pointer(own + p.table + t * taps * (MR + RUN_FIELDS) * 8), (taps, MR + RUN_FIELDS), np.int64)
-    line = target + image * p.target_n + i * p.target_r + j * p.target_c
-    for m in range(MR):
-        targets[m] = line + m * p.target_c
-    first = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
-    pitch = p.column_step * p.source_c
-    joined = p.taps_c if p.touching != 0 else 1
-    run = 0
-    for a in range(p.taps_r):
-        above = first + row_offsets[a] * p.source_r
-        for b in range(0, p.taps_c, joined):
-            place = above + column_offsets[b] * p.source_c
-            for m in range(MR):
-                table[run, m] = place + m * pitch
-            table[run, MR] = p.source_k
-            table[run, MR + 1] = (a * p.taps_c + b) * p.weight_tap
-            table[run, MR + 2] = p.reduction * joined
-            run += 1
-    return run
-
-
-@jit.inline
-def trace_pixels(p, own, target, t, image, i, j, first, MR):
-    """Write what the MR pixels from (image, i, j) on read, as parts of addresses, and the targets that they write."""
-    row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-    column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
-    row_parts = carray(pointer(own + p.row_parts), (p.taps_r, MR), np.int64)
-    column_parts = carray(pointer(own + p.column_parts), (p.taps_c, MR), np.int64)
-    targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
-    last = p.n * p.rows * p.columns - 1
-    for m in range(MR):
-        targets[m] = target + image * p.target_n + i * p.target_r + j * p.target_c
-        same_row = m > 0 and j > 0
-        for a in range(p.taps_r):
-            if same_row:
-                row_parts[a, m] = row_parts[a, m - 1]
-                continue
-            row = i * p.row_step + row_offsets[a]
-            inside = 0 <= row < p.source_rows
-            row_parts[a, m] = image * p.source_n + row * p.source_r if inside else _OUTSIDE
-        for b in range(p.taps_c):
-            column = j * p.column_step + column_offsets[b]
-            inside = 0 <= column < p.source_columns
-            column_parts[b, m] = column * p.source_c if inside else _OUTSIDE
-        # Tile rows past the end repeat the last pixel: they write the same value to the same place.
-        if first + m < last:
-            j += 1
-            if j == p.columns:
-                j = 0
-                i += 1
-                if i == p.rows:
-                    i = 0
-                    image += 1
 
 
 @jit.inline
@@ -126,15 +77,36 @@ def copy_run(p, REAL, MR, destination, row_parts, column_parts, source):
 
 @jit.inline
 def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
-    """Write the runs and targets of the tile that begins at pixel `first`; the number of runs."""
+    """Write the runs and targets of the tile that begins at pixel `first`; the number of runs.
+
+    -1 says that the tile lies in one row with all taps inside the image: what is written then is the address of its
+    first pixel, and the targets.
+    """
     image = first // (p.rows * p.columns)
     i = first // p.columns - image * p.rows
     j = first - (image * p.rows + i) * p.columns
     left, right = j * p.column_step + p.first_column, (j + MR - 1) * p.column_step + p.last_column
     above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
     if j + MR <= p.columns and left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows:
-        return trace_inside(p, MR, source, target, own, t, image, i, j)
-    trace_pixels(p, own, target, t, image, i, j, first, MR)
+        table = carray(pointer(own + p.table + t * p.taps_r * p.taps_c * (MR + RUN_FIELDS) * 8), 1, np.int64)
+        table[0] = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
+        write_pitched(
+            MR, own + p.targets + t * 8 * MR, target + image * p.target_n + i * p.target_r + j * p.target_c, p.target_c
+        )
+        return -1
+    # Tile rows past the end repeat the last pixel: they write the same value to the same place.
+    left = p.n * p.rows * p.columns - 1 - first
+    numbers = own + p.numbers
+    number_pixels(MR, image, i, j, left, p.rows, p.columns, numbers)
+    write_places(MR, own + p.targets + t * 8 * MR, target, p.target_n, p.target_r, p.target_c, numbers)
+    trace_axis(
+        MR, numbers + MR * 8, p.row_step, p.taps_r, p.row_offsets, p.source_rows, p.source_r, numbers, p.source_n,
+        own + p.row_parts,
+    )  # fmt: skip
+    trace_axis(
+        MR, numbers + MR * 16, p.column_step, p.taps_c, p.column_offsets, p.source_columns, p.source_c, numbers, 0,
+        own + p.column_parts,
+    )  # fmt: skip
     taps = p.taps_r * p.taps_c
     row_parts = carray(pointer(own + p.row_parts), (p.taps_r, MR), np.int64)
     column_parts = carray(pointer(own + p.column_parts), (p.taps_c, MR), np.int64)
@@ -164,7 +136,7 @@ def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
                     table[runs, m] = copy + m * ITEM
                 step = MR * ITEM
             table[runs, MR] = step
-            table[runs, MR + 1] = (a * p.taps_c + b) * p.weight_tap
+            table[runs, MR + 1] = a * p.taps_c + b
             table[runs, MR + 2] = p.reduction * (p.taps_c if joined else 1)
             runs += 1
             if joined:
@@ -212,6 +184,11 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
                         prefetch(tap + (k + AHEAD) * q.source_k + line)
                     for d in range(NR):
                         packed[a, b, k, d] = row[d]
+            elif q.source_d == ITEM:
+                for k in range(q.reduction):
+                    row = carray(pointer(tap + k * q.source_k), lanes, REAL)
+                    for d in range(lanes):
+                        packed[a, b, k, d] = row[d]
             else:
                 for d in range(lanes):
                     for k in range(q.reduction):
@@ -223,25 +200,27 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
 def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (group, block of pixels, part of the channel panels).
 
-    `dense` promises packed weights and channels side by side.
+    `dense` promises channels side by side.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    DENSE = NV if dense else 0
+    DENSE = int(dense)
 
     def gather_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
         counts = carray(pointer(own + p.counts), p.tiles_per_block, np.int64)
-        tile_rows = own + p.targets + p.tiles_per_block * 8 * MR
+        buffer_rows = own + p.targets + p.tiles_per_block * 8 * MR
         for m in range(MR):
-            carray(pointer(tile_rows), MR, np.int64)[m] = own + p.buffer + m * NR * ITEM
+            carray(pointer(buffer_rows), MR, np.int64)[m] = own + p.buffer + m * NR * ITEM
             carray(pointer(own + p.starts), MR, np.int64)[m] = call.start
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         panels = (p.channels + NR - 1) // NR
         pixels = p.n * p.rows * p.columns
+        taps = p.taps_r * p.taps_c
+        pitch = p.column_step * p.source_c
         for task in range(begin, end):
             part = task % p.panel_parts
             block = task // p.panel_parts % p.blocks
@@ -254,30 +233,42 @@ def gather(dtype: str, tile: Tile, dense: bool) -> CFunc:
                 counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
             for panel in range(panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts):
                 lanes = min(NR, p.channels - panel * NR)
-                weights = call.other + group * p.weight_group + panel * p.weight_panel
-                if p.packing != 0:
+                weight_step, weight_tap = NR * ITEM, p.reduction * NR * ITEM
+                if p.in_place != 0 and lanes == NR:
+                    weight_step, weight_tap = p.weight_step, p.weight_tap
+                    weights = call.other + group * p.weight_group + panel * p.weight_panel
+                elif p.packing != 0:
                     q = record_at(p.packing, PACK)
                     weights = own + p.packed
                     pack_panel(q, REAL, ITEM, NR, call.other + group * q.source_group, panel, weights)
+                else:
+                    weights = call.other + group * p.packed_group + panel * taps * weight_tap
                 start = group * p.start_group + panel * NR * ITEM
                 shift = panel * NR * p.target_d
-                in_place = p.target_d == ITEM and lanes == NR
+                in_place = p.target_d == ITEM
                 for t in range(tiles):
-                    table = own + p.table + t * p.taps_r * p.taps_c * (MR + RUN_FIELDS) * 8
-                    rows = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
-                    targets = rows.ctypes.data if in_place else tile_rows
-                    move = shift if in_place else 0
-                    multiply_tile(
-                        REAL, VL, MR, NV, CHANNEL_START, DENSE, counts[t], table, weights, p.weight_step,
-                        own + p.starts, start, lowest, targets, move,
-                    )  # fmt: skip
+                    table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
+                    targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
+                    if counts[t] < 0:
+                        pitched_tile(
+                            REAL, VL, MR, NV, CHANNEL_START, DENSE, ANY_PITCH, p.inside_runs, p.inside,
+                            carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
+                            call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer,
+                            p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
+                        )  # fmt: skip
+                    else:
+                        multiply_tile(
+                            REAL, VL, MR, NV, CHANNEL_START, DENSE, counts[t], table, weights, weight_step, weight_tap,
+                            own + p.starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
+                            shift if in_place else 0, lanes if in_place else NR,
+                        )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
                     if call.activation != 0:
-                        written = carray(pointer(targets), MR, np.int64)
                         for m in range(there):
-                            activate(call, written[m] + move, lanes)
+                            written = targets[m] + shift if in_place else own + p.buffer + m * NR * ITEM
+                            activate(call, written, lanes)
                     if not in_place:
-                        scatter_tile(p, REAL, NR, own + p.buffer, rows, shift, there, lanes)
+                        scatter_tile(p, REAL, NR, own + p.buffer, targets, shift, there, lanes)
 
     return jit.kernel(gather_tiles)
 

@@ -6,6 +6,7 @@ loops at run time over everything else, so one compiled tile serves every shape.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -85,6 +86,19 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def copy_lanes(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) -> Any:
+    """Copy COUNT values that lie side by side."""
+    real, count = REAL.dtype, literal(COUNT)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder, scalar_ir(real), count)
+        emit.store(emit.load(args[2]), args[3])
+        return context.get_dummy_value()
+
+    return types.void(REAL, COUNT, types.intp, types.intp), codegen
+
+
 @intrinsic
 def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
     """Call a compiled kernel by its address."""
@@ -108,6 +122,106 @@ def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
     return types.intp(types.intp, types.intp, types.intp), codegen
 
 
+_OUTSIDE = -(1 << 62)
+"""Offset of a row or column in the padding: added to any other it stays negative."""
+
+
+class _Integers:
+    """Arithmetic on vectors of `count` int64."""
+
+    def __init__(self, builder: Any, count: int) -> None:
+        self.builder = builder
+        self.vector = ir.VectorType(I64, count)
+        self._lane0 = ir.Constant(ir.VectorType(I32, count), [0] * count)
+        self.lanes = ir.Constant(self.vector, list(range(count)))
+        self.zero = ir.Constant(self.vector, [0] * count)
+
+    def splat(self, value: Any) -> Any:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(one, undefined, self._lane0)
+
+    def load(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=8)
+
+    def store(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=8)
+
+    def scaled(self, value: Any, factor: Any) -> Any:
+        """`value` times an integer."""
+        return self.builder.mul(value, self.splat(factor))
+
+
+@intrinsic(prefer_literal=True)
+def number_pixels(
+    typingctx: Any, MR: Any, image: Any, row: Any, column: Any, left: Any, rows: Any, columns: Any, place: Any
+) -> Any:
+    """Write the images, the rows and the columns of the MR pixels from one on, through the ends of rows and images.
+
+    Each is MR integers; a pixel that is more than `left` after the first is that one.
+    """
+    count = literal(MR)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, image, row, column, left, rows, columns, place = args
+        emit, many = Emitter(builder, ir.FloatType(), 1), _Integers(builder, count)
+        most = many.splat(left)
+        ahead = builder.select(builder.icmp_signed("<", many.lanes, most), many.lanes, most)
+        height, width = many.splat(rows), many.splat(columns)
+
+        def wrap(_: Any, values: list[Any]) -> list[Any]:
+            images, lines, places = values
+            past = builder.icmp_signed(">=", places, width)
+            places = builder.sub(places, builder.select(past, width, many.zero))
+            lines = builder.add(lines, builder.zext(past, many.vector))
+            below = builder.icmp_signed(">=", lines, height)
+            lines = builder.sub(lines, builder.select(below, height, many.zero))
+            return [builder.add(images, builder.zext(below, many.vector)), lines, places]
+
+        ends = builder.sdiv(builder.add(column, emit.const(count - 1)), columns)
+        first = [many.splat(image), many.splat(row), builder.add(many.splat(column), ahead)]
+        for i, values in enumerate(emit.loop(ends, wrap, first)):
+            many.store(values, emit.add(place, emit.const(8 * count * i)))
+        return context.get_dummy_value()
+
+    return types.void(MR, *[types.intp] * 7), codegen
+
+
+@intrinsic(prefer_literal=True)
+def trace_axis(
+    typingctx: Any, MR: Any, positions: Any, step: Any, taps: Any, offsets: Any, size: Any, stride: Any,
+    images: Any, image_stride: Any, parts: Any,
+) -> Any:  # fmt: skip
+    """Write the part of an address that MR pixels' rows, or columns, contribute at each of `taps` taps.
+
+    That is ``(position * step + offset) * stride + image * image_stride``, or a number too small for any sum with it
+    to be an offset where the pixel lies in the padding.
+    """
+    count = literal(MR)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, positions, step, taps, offsets, size, stride, images, image_stride, parts = args
+        emit, many = Emitter(builder, ir.FloatType(), 1), _Integers(builder, count)
+        scaled = many.scaled(many.load(positions), step)
+        base = many.scaled(many.load(images), image_stride)
+        limit = many.splat(size)
+
+        def trace(a: Any, _: list[Any]) -> list[Any]:
+            offset = emit.load_int(emit.add(offsets, builder.mul(a, emit.const(8))))
+            at = builder.add(scaled, many.splat(offset))
+            part = builder.add(base, many.scaled(at, stride))
+            # As unsigned integers, negative positions are too large as well.
+            inside = builder.icmp_unsigned("<", at, limit)
+            part = builder.select(inside, part, many.splat(emit.const(_OUTSIDE)))
+            many.store(part, emit.add(parts, builder.mul(a, emit.const(8 * count))))
+            return []
+
+        emit.loop(taps, trace, [])
+        return context.get_dummy_value()
+
+    return types.void(MR, *[types.intp] * 9), codegen
+
+
 @intrinsic(prefer_literal=True)
 def trace_run(
     typingctx: Any, MR: Any, row_parts: Any, column_parts: Any, source: Any, outside: Any, table: Any
@@ -121,123 +235,222 @@ def trace_run(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, row_parts, column_parts, source, outside, table = args
-        vector = ir.VectorType(I64, rows)
-        lane0 = ir.Constant(ir.VectorType(I32, rows), [0] * rows)
-
-        def load(address: Any) -> Any:
-            return builder.load(builder.inttoptr(address, vector.as_pointer()), align=8)
-
-        def splat(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lane0)
-
-        offset = builder.add(load(row_parts), load(column_parts))
-        inside = builder.icmp_signed(">=", offset, ir.Constant(vector, [0] * rows))
-        addresses = builder.select(inside, builder.add(offset, splat(source)), splat(outside))
-        builder.store(addresses, builder.inttoptr(table, vector.as_pointer()), align=8)
+        many = _Integers(builder, rows)
+        offset = builder.add(many.load(row_parts), many.load(column_parts))
+        inside = builder.icmp_signed(">=", offset, many.zero)
+        addresses = builder.select(inside, builder.add(offset, many.splat(source)), many.splat(outside))
+        many.store(addresses, table)
         mask = builder.bitcast(inside, ir.IntType(rows))
         return builder.ctpop(builder.zext(mask, I64))
 
     return types.intp(MR, *[types.intp] * 5), codegen
 
 
+@intrinsic(prefer_literal=True)
+def write_places(
+    typingctx: Any, MR: Any, place: Any, first: Any, image_step: Any, row_step: Any, column_step: Any, numbers: Any
+) -> Any:  # fmt: skip
+    """Write the places of the pixels of `number_pixels`, those at the given steps from `first`."""
+    count = literal(MR)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, place, first, *steps, numbers = args
+        many = _Integers(builder, count)
+        total = many.splat(first)
+        for axis, step in enumerate(steps):
+            number = many.load(builder.add(numbers, ir.Constant(I64, 8 * count * axis)))
+            total = builder.add(total, many.scaled(number, step))
+        many.store(total, place)
+        return context.get_dummy_value()
+
+    return types.void(MR, *[types.intp] * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def write_pitched(typingctx: Any, MR: Any, place: Any, first: Any, pitch: Any) -> Any:
+    """Write the MR integers from `first` on that are `pitch` apart."""
+    count = literal(MR)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, place, first, pitch = args
+        many = _Integers(builder, count)
+        many.store(builder.add(many.splat(first), many.scaled(many.lanes, pitch)), place)
+        return context.get_dummy_value()
+
+    return types.void(MR, *[types.intp] * 3), codegen
+
+
 UNROLLED = 4
-"""Steps of multiply_tile that share their address arithmetic."""
+"""Steps of a tile that share their address arithmetic."""
 RUN_FIELDS = 3
-"""Integers of a run in multiply_tile's table besides the addresses of the rows: scalar step, vector offset, length."""
+"""Integers of a run in a tile's table besides the addresses of the rows: scalar step, tap, length."""
 CHANNEL_START = 0
-"""multiply_tile: every row starts with vectors of its own."""
+"""A tile's rows start with vectors."""
 ROW_START = 1
-"""multiply_tile: each row starts with a value of its own in all lanes."""
+"""Each row of a tile starts with a value of its own in all lanes."""
+ANY_PITCH = 0
+"""pitched_tile: how far apart the rows' scalars lie is known at run time only."""
+
+
+class _Sums:
+    """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them."""
+
+    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, dense: bool) -> None:
+        self.emit = emit
+        self.rows = rows
+        self.width = width
+        self._vector_step = vector_step
+        self._dense = dense
+
+    def start(self, kind: int, vector_starts: Callable[[int], Any], scalar_starts: Any) -> list[Any]:
+        """What the accumulators begin with: vectors at an address for each row, or a scalar for each row."""
+        emit, size = self.emit, self.emit.vector_bytes
+        if kind == CHANNEL_START:
+            begins = [vector_starts(m) for m in range(self.rows)]
+            return [emit.load(emit.add(begin, emit.const(j * size))) for begin in begins for j in range(self.width)]
+        values = [emit.load_broadcast(emit.add(scalar_starts, emit.const(m * emit.item))) for m in range(self.rows)]
+        return [value for value in values for _ in range(self.width)]
+
+    def add_run(self, scalars: list[Any], scalar_step: Any, vector: Any, length: Any, sums: list[Any]) -> list[Any]:
+        """Add `length` steps, whose scalars begin at one address for each row, and whose vectors begin at `vector`.
+
+        Where scalars lie side by side, several steps share their address arithmetic, which would take a tenth of the
+        multiply-adds' slots.
+        """
+        emit = self.emit
+        const, add, multiply = emit.const, emit.add, emit.builder.mul
+
+        def step(along: Any, row: Any, sums: list[Any]) -> list[Any]:
+            v = [emit.load(add(row, const(j * emit.vector_bytes))) for j in range(self.width)]
+            following = []
+            for m in range(self.rows):
+                x = emit.load_broadcast(add(scalars[m], along))
+                following += [emit.fma(x, v[j], sums[m * self.width + j]) for j in range(self.width)]
+            return following
+
+        def steps(count: int, first: Any) -> Any:
+            def several(k: Any, sums: list[Any]) -> list[Any]:
+                k = add(first, multiply(k, const(count)))
+                along, row = multiply(k, const(emit.item)), add(vector, multiply(k, self._vector_step))
+                for u in range(count):
+                    sums = step(add(along, const(u * emit.item)), row, sums)
+                    row = add(row, self._vector_step)
+                return sums
+
+            return several
+
+        if not self._dense:
+            return emit.loop(
+                length,
+                lambda k, sums: step(multiply(k, scalar_step), add(vector, multiply(k, self._vector_step)), sums),
+                sums,
+            )
+        whole = emit.builder.sdiv(length, const(UNROLLED))
+        sums = emit.loop(whole, steps(UNROLLED, const(0)), sums)
+        done = multiply(whole, const(UNROLLED))
+        return emit.loop(emit.builder.sub(length, done), steps(1, done), sums)
+
+    def store(self, sums: list[Any], floor: Any, targets: Callable[[int], Any], lanes: Any) -> None:
+        """Store ``max(sum, floor)``, the first `lanes` lanes of each row."""
+        emit = self.emit
+        lowest = emit.broadcast(floor)
+        places = [targets(m) for m in range(self.rows)]
+        # An ordered "<" is false for NaN, which therefore passes.
+        values = [emit.builder.select(emit.builder.fcmp_ordered("<", value, lowest), lowest, value) for value in sums]
+        size = emit.vector_bytes
+        whole = emit.builder.icmp_signed("==", lanes, emit.const(self.width * emit.vector.count))
+        with emit.builder.if_else(whole) as (all_lanes, some_lanes):
+            with all_lanes:
+                for i, value in enumerate(values):
+                    emit.store(value, emit.add(places[i // self.width], emit.const(i % self.width * size)))
+            with some_lanes:
+                masks = [emit.below(lanes, j * emit.vector.count) for j in range(self.width)]
+                for i, value in enumerate(values):
+                    place = emit.add(places[i // self.width], emit.const(i % self.width * size))
+                    emit.store_masked(value, place, masks[i % self.width])
 
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any,
-    runs: Any, scalars: Any, vectors: Any, vector_step: Any,
-    starts: Any, start_offset: Any, floor: Any, targets: Any, target_offset: Any,
+    runs: Any, scalars: Any, vectors: Any, vector_step: Any, tap_step: Any,
+    starts: Any, start_offset: Any, floor: Any, targets: Any, target_offset: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum scalar[m] * vector, floor)``.
 
     The sum goes over `runs` runs of steps. Run r is MR + RUN_FIELDS integers of the table `scalars`: the address of the
-    first scalar of each row, then the bytes from one step's scalar to the next, the offset of the run's first vectors
-    from `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts` and `targets`
-    are tables of the MR addresses of what the rows begin with and of what receives them; offsets are added to all. With
-    ROW_START, `starts` is the address of MR scalars instead. Addresses and steps are bytes; nothing is checked here.
-
-    DENSE promises the usual steps, one scalar and DENSE vectors: several steps then share their address arithmetic,
-    which would take a tenth of the multiply-adds' slots. 0 promises nothing.
+    first scalar of each row, then the bytes from one step's scalar to the next, how many `tap_step` the run's first
+    vectors lie after `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts`
+    and `targets` are tables of the MR addresses of what the rows begin with and of what receives the first `lanes`
+    lanes of them; offsets are added to all. With ROW_START, `starts` is the address of MR scalars instead. Addresses
+    and steps are bytes; nothing is checked here. DENSE promises scalars side by side.
     """
-    lanes, rows, width, start_kind, dense = literal(VL), literal(MR), literal(NV), literal(START), literal(DENSE)
-    real = REAL.dtype
+    width, rows, start_kind, dense = literal(NV), literal(MR), literal(START), literal(DENSE)
+    real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, scalars, vectors, vector_step, starts, start_offset, floor, targets, target_offset = args[6:]
-        emit = Emitter(builder, scalar_ir(real), lanes)
+        runs, scalars, vectors, vector_step, tap_step = args[6:11]
+        starts, start_offset, floor, targets, target_offset, lanes = args[11:]
+        emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
-        vector_bytes = lanes * emit.item
-        entry_bytes = 8 * (rows + RUN_FIELDS)
+        tile = _Sums(emit, rows, width, vector_step, bool(dense))
 
-        if start_kind == CHANNEL_START:
-            begins = [add(emit.load_int(add(starts, const(8 * m))), start_offset) for m in range(rows)]
-            first = [emit.load(add(begin, const(j * vector_bytes))) for begin in begins for j in range(width)]
-        else:
-            by_row = [emit.load_broadcast(add(add(starts, start_offset), const(m * emit.item))) for m in range(rows)]
-            first = [by_row[m] for m in range(rows) for _ in range(width)]
+        def run(r: Any, sums: list[Any]) -> list[Any]:
+            entry = add(scalars, builder.mul(r, const(8 * (rows + RUN_FIELDS))))
+            fields = [emit.load_int(add(entry, const(8 * m))) for m in range(rows + RUN_FIELDS)]
+            vector = add(vectors, builder.mul(fields[rows + 1], tap_step))
+            return tile.add_run(fields[:rows], fields[rows], vector, fields[rows + 2], sums)
 
-        def run(r: Any, accumulators: list[Any]) -> list[Any]:
-            entry = add(scalars, builder.mul(r, const(entry_bytes)))
-            scalar = [emit.load_int(add(entry, const(8 * m))) for m in range(rows)]
-            scalar_step = emit.load_int(add(entry, const(8 * rows)))
-            vector = add(vectors, emit.load_int(add(entry, const(8 * (rows + 1)))))
-            length = emit.load_int(add(entry, const(8 * (rows + 2))))
-
-            def multiply(along: Any, row: Any, accumulators: list[Any]) -> list[Any]:
-                v = [emit.load(add(row, const(j * vector_bytes))) for j in range(width)]
-                following = []
-                for m in range(rows):
-                    x = emit.load_broadcast(add(scalar[m], along))
-                    following += [emit.fma(x, v[j], accumulators[m * width + j]) for j in range(width)]
-                return following
-
-            if not dense:
-
-                def step(k: Any, accumulators: list[Any]) -> list[Any]:
-                    along, row = builder.mul(k, scalar_step), add(vector, builder.mul(k, vector_step))
-                    return multiply(along, row, accumulators)
-
-                return emit.loop(length, step, accumulators)
-
-            def steps(count: int, first: Any) -> Any:
-                def several(k: Any, accumulators: list[Any]) -> list[Any]:
-                    k = add(first, builder.mul(k, const(count)))
-                    along = builder.mul(k, const(emit.item))
-                    row = add(vector, builder.mul(k, const(dense * vector_bytes)))
-                    for u in range(count):
-                        here = add(row, const(u * dense * vector_bytes))
-                        accumulators = multiply(add(along, const(u * emit.item)), here, accumulators)
-                    return accumulators
-
-                return several
-
-            whole = builder.sdiv(length, const(UNROLLED))
-            accumulators = emit.loop(whole, steps(UNROLLED, const(0)), accumulators)
-            done = builder.mul(whole, const(UNROLLED))
-            return emit.loop(builder.sub(length, done), steps(1, done), accumulators)
-
-        result = emit.loop(runs, run, first)
-        lowest = emit.broadcast(floor)
-        for m in range(rows):
-            target = add(emit.load_int(add(targets, const(8 * m))), target_offset)
-            for j in range(width):
-                value = result[m * width + j]
-                # An ordered "<" is false for NaN, which therefore passes.
-                below = builder.fcmp_ordered("<", value, lowest)
-                emit.store(builder.select(below, lowest, value), add(target, const(j * vector_bytes)))
+        first = tile.start(
+            start_kind,
+            lambda m: add(emit.load_int(add(starts, const(8 * m))), start_offset),
+            add(starts, start_offset),
+        )
+        sums = emit.loop(runs, run, first)
+        tile.store(sums, floor, lambda m: add(emit.load_int(add(targets, const(8 * m))), target_offset), lanes)
         return context.get_dummy_value()
 
-    integers = [types.intp] * 6
-    return types.void(REAL, VL, MR, NV, START, DENSE, *integers, real, types.intp, types.intp), codegen
+    integers = [types.intp] * 7
+    return types.void(REAL, VL, MR, NV, START, DENSE, *integers, real, *[types.intp] * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
+def pitched_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any, PITCH: Any,
+    runs: Any, table: Any, scalars: Any, pitch: Any, vectors: Any, vector_step: Any, tap_step: Any,
+    start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any,
+) -> Any:  # fmt: skip
+    """The tile of `multiply_tile` where all rows follow each other at one pitch, so that nobody has to list them.
+
+    Run r is 1 + RUN_FIELDS integers of `table`: the offset of the first row's first scalar from `scalars`, then as
+    there; the next row's scalars lie `pitch` bytes on, or PITCH where that is not ANY_PITCH. All rows begin with the
+    vectors at `start`, or each with its own scalar there; the first row goes to `target`, the next `target_pitch` on.
+    """
+    width, rows, start_kind, dense = literal(NV), literal(MR), literal(START), literal(DENSE)
+    real, vector_lanes, known_pitch = REAL.dtype, literal(VL), literal(PITCH)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[7:14]
+        start, floor, target, target_pitch, lanes = args[14:]
+        emit = Emitter(builder, scalar_ir(real), vector_lanes)
+        const, add = emit.const, emit.add
+        tile = _Sums(emit, rows, width, vector_step, bool(dense))
+        if known_pitch != ANY_PITCH:
+            pitch = const(known_pitch)
+
+        def run(r: Any, sums: list[Any]) -> list[Any]:
+            entry = add(table, builder.mul(r, const(8 * (1 + RUN_FIELDS))))
+            scalar, step, vector, length = (emit.load_int(add(entry, const(8 * q))) for q in range(1 + RUN_FIELDS))
+            first = add(scalars, scalar)
+            addresses = [add(first, builder.mul(pitch, const(m))) for m in range(rows)]
+            return tile.add_run(addresses, step, add(vectors, builder.mul(vector, tap_step)), length, sums)
+
+        sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
+        tile.store(sums, floor, lambda m: add(target, builder.mul(target_pitch, const(m))), lanes)
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 8
+    return types.void(REAL, VL, MR, NV, START, DENSE, PITCH, *integers, real, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -265,12 +478,7 @@ def dot_tile(
         lefts = [emit.load_int(add(left, const(8 * m))) for m in range(ups)]
         rights = [emit.load_int(add(right, const(8 * d))) for d in range(downs)]
         # Lanes past the end count as zero, on both sides: 0 times whatever lies there might be NaN.
-        lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-        some = builder.insert_element(
-            ir.Constant(lane.type, ir.Undefined), builder.trunc(rest, I32), ir.Constant(I32, 0)
-        )
-        zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
-        inside = builder.icmp_signed("<", lane, builder.shuffle_vector(some, some, zeros))
+        inside = emit.below(rest, 0)
         nothing = ir.Constant(emit.vector, [0.0] * lanes)
 
         def multiply(along_left: Any, along_right: Any, sums: list[Any], masked: bool) -> list[Any]:

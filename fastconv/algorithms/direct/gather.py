@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, roles, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import Tile, tile
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, IntPair
 
 _TABLE_BYTES = 32 << 10
 """Addresses that a block of tiles may take: most of the smallest first cache level in use."""
@@ -28,8 +28,17 @@ _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
+_IN_PLACE_BYTES = 1 << 20
+"""How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
+_CONFLICT_BYTES = 1 << 9
+"""Rows of weights at multiples of this meet in few lines of the first cache level."""
 _LAUNCH_WEIGHTS = 1 << 14
 """Weights whose packing takes as long as starting another thread."""
+
+
+def _lies_well(step: int, panel_bytes: int, steps: int) -> bool:
+    """Whether a panel of weights `step` bytes apart can be read in place over and over: from lines of its own."""
+    return steps * step <= _IN_PLACE_BYTES and (step % _CONFLICT_BYTES != 0 or panel_bytes <= _CONFLICT_BYTES)
 
 
 def _blocks(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int) -> tuple[int, int]:
@@ -58,21 +67,19 @@ class GatherPass(Pass):
     tables: tuple[np.ndarray, ...]
     """Offsets, taps and zeros whose addresses the record holds, and which it keeps alive."""
     packed_shape: tuple[int, ...]
-    in_place_weights: bool
-    packing: Launch | None
-    """The launch whose tasks pack the weights that they use; None where packing them all beforehand is faster."""
+    unpacked: Launch | None
+    """The launch that takes the weights as they lie: tasks read them in place, or pack what they use themselves."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of all threads' tables and of the packed weights."""
-        if self.packing is not None:
-            return self.packing.workspace_bytes
-        packed = 0 if self.in_place_weights else math.prod(self.packed_shape) * self.problem.itemsize
-        return self.launch.workspace_bytes + packed
+        if self.unpacked is not None:
+            return self.unpacked.workspace_bytes
+        return self.launch.workspace_bytes + math.prod(self.packed_shape) * self.problem.itemsize
 
     @property
     def prepared_key(self) -> Any:
-        return None if self.in_place_weights else (self.tile, self.packed_shape)
+        return self.tile, self.packed_shape
 
     def describe(self) -> str:
         channels = int(self.launch.plan["channels"][0])
@@ -87,7 +94,8 @@ class GatherPass(Pass):
         slots += panels * (runs * model.RUN_SLOTS + model.TILE_SLOTS)
         multiply = tiles * slots / rate
         trace = tiles * int(p["panel_parts"]) * runs * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
-        pack = 0.0 if self.in_place_weights else math.prod(self.packed_shape) * model.PACK_SECONDS
+        in_place = self.unpacked is not None and self.unpacked.plan["in_place"][0]
+        pack = 0.0 if in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
             scatter = tiles * self.tile.MR * int(p["channels"]) * model.SCATTER_SECONDS
@@ -95,8 +103,6 @@ class GatherPass(Pass):
         return model.LAUNCH_SECONDS + work / self.threads
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
-        if self.in_place_weights:
-            return w
         packed = aligned((1, 1, 1, math.prod(self.packed_shape)), self.problem.dtype)
         self.pack(w, w, self.zeros, packed)
         return packed
@@ -105,13 +111,11 @@ class GatherPass(Pass):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        if self.in_place_weights:
-            prepared = second
         if prepared is not None:
             self._multiply(self.launch, first, prepared, result, epilogue)
             return
-        if self.packing is not None:
-            self._multiply(self.packing, first, second, result, epilogue)
+        if self.unpacked is not None:
+            self._multiply(self.unpacked, first, second, result, epilogue)
             return
         size = math.prod(self.packed_shape)
         with Buffer(size * self.problem.itemsize) as buffer:
@@ -129,37 +133,65 @@ class GatherPass(Pass):
         launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
+def _one_row(part: Roles, n: int, rows: Axis, columns: Axis) -> tuple[int, Axis, Axis, IntPair]:
+    """The pixels as one long row where a single tap reads each in place: then hardly a tile meets an end."""
+    count = rows.count * columns.count
+    alone = all(axis.offsets == (0,) and axis.step == axis.every == 1 for axis in (rows, columns))
+    adjoin = all(
+        stride[1] == columns.count * stride[2] and (n == 1 or stride[0] == count * stride[2])
+        for stride in (part.source, part.target)
+    )
+    if not (alone and adjoin and part.source_size == (rows.count, columns.count)):
+        return n, rows, columns, part.source_size
+    return 1, replace(rows, count=1), replace(columns, count=n * count), (1, n * count)
+
+
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch for one dense sub-problem."""
     item, groups = problem.itemsize, problem.groups
-    source, target, source_size, reduction, channels, w_strides, _ = roles(problem, direction)
-    pixels = problem.n * rows.count * columns.count
+    part = roles(problem, direction)
+    source, target, _, reduction, channels, w_strides, _ = part
+    pack_taps = rows.taps, columns.taps
+    n, rows, columns, source_size = _one_row(part, problem.n, rows, columns)
+    pixels = n * rows.count * columns.count
     shape = tile(problem.dtype, pixels, channels)
     tiles, panels = -(-pixels // shape.MR), -(-channels // shape.NR)
     taps = len(rows.taps) * len(columns.taps)
     apart = source[3] != item
     entry_bytes = taps * (shape.MR + RUN_FIELDS) * 8
     copy_bytes = taps * reduction * shape.MR * item if apart else 0
+    panel_bytes = taps * reduction * shape.NR * item
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    in_place = direction == "forward" and w_strides[3] == item and channels % shape.NR == 0 and tiles <= 2
+    in_place = direction == "forward" and w_strides[3] == item and channels >= shape.NR
+    in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
+    in_place = in_place and (tiles <= 2 or _lies_well(w_strides[2], panel_bytes, taps * reduction))
     size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.
-    panel_bytes = taps * reduction * shape.NR * item
     packs = tiles <= _PACKING_TILES and tiles * copy_bytes <= _COPY_BYTES and tiles * entry_bytes <= _PACKING_BYTES
     packs = packs and not in_place and model.balance(groups * panels, threads) <= _PACKING_BALANCE
     if packs:
         size, parts = tiles, panels
+    packs_tail = in_place and channels % shape.NR != 0
 
-    dense = not in_place and not apart and tiles > 1
+    dense = not apart
     packed_shape = (groups, panels, taps, reduction, shape.NR)
 
-    table, counts, targets, row_parts, column_parts, spare, starts, buffer, copies, packed, total = workspace_offsets(
-        size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, len(rows.taps) * shape.MR * 8,
+    (
+        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, total
+    ) = workspace_offsets(
+        size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
         len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
-        panel_bytes if packs else 0,
+        panel_bytes if packs or packs_tail else 0,
     )  # fmt: skip
     evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
     touching = evenly and not apart and source[2] == reduction * item
+    joined = len(columns.taps) if touching else 1
+    inside = np.array([
+        (row * source[1] + column * source[2], source[3], a * len(columns.taps) + b, reduction * joined)
+        for a, row in enumerate(rows.offsets)
+        for b, column in enumerate(columns.offsets)
+        if b % joined == 0
+    ], np.int64)  # fmt: skip
     zeros = np.zeros(0 if apart else reduction, problem.dtype)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
@@ -169,51 +201,50 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
         target_d=target[3],
         source_group=reduction * source[3], target_group=channels * target[3],
-        weight_group=channels * item if in_place else panels * panel_bytes,
         source_rows=source_size[0], source_columns=source_size[1],
-        n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
+        n=n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
         first_row=min(rows.offsets), last_row=max(rows.offsets),
         first_column=min(columns.offsets), last_column=max(columns.offsets),
         reduction=reduction, channels=channels,
-        weight_tap=w_strides[1] if in_place else reduction * shape.NR * item,
-        weight_step=w_strides[2] if in_place else shape.NR * item,
-        weight_panel=shape.NR * item if in_place else panel_bytes,
+        in_place=0, weight_tap=w_strides[1], weight_step=w_strides[2], weight_panel=shape.NR * item,
+        weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * shape.NR * item,
-        zeros=address(zeros), touching=touching,
-        tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts, packing=0,
+        zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
+        tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
-        table=table, counts=counts, targets=targets, row_parts=row_parts, column_parts=column_parts, spare=spare,
-        starts=starts, buffer=buffer, copies=copies, packed=packed,
+        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
+        spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
     )  # fmt: skip
-    tables = (row_offsets, column_offsets, zeros)
+    tables = (row_offsets, column_offsets, zeros, inside)
     tasks = groups * -(-tiles // size) * parts
 
     def launch_of(plan: np.ndarray) -> Launch:
         return Launch(lambda: gather.gather(problem.dtype, shape, dense), problem.dtype, plan, tasks, threads, total)
 
     start = np.zeros(groups * panels * shape.NR, problem.dtype)
-    pack, taps_read = _plan_pack(problem, direction, rows, columns, shape, packed_shape, threads)
-    packing = None
-    if packs:
-        packing_template = template.copy()
-        packing_template["packing"] = pack.plan.ctypes.data
-        packing = launch_of(packing_template)
+    pack, taps_read = _plan_pack(problem, direction, *pack_taps, shape, packed_shape, threads)
+    unpacked = None
+    if packs or in_place:
+        as_they_lie = template.copy()
+        as_they_lie["in_place"] = in_place
+        as_they_lie["packing"] = pack.plan.ctypes.data
+        unpacked = launch_of(as_they_lie)
     kept = (*tables, *taps_read)
-    return GatherPass(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, in_place, packing)
+    return GatherPass(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, unpacked)
 
 
 def _plan_pack(
-    problem: ConvProblem, direction: str, rows: Axis, columns: Axis, shape: Tile, packed_shape: tuple[int, ...],
-    threads: int,
+    problem: ConvProblem, direction: str, rows: tuple[int, ...], columns: tuple[int, ...], shape: Tile,
+    packed_shape: tuple[int, ...], threads: int,
 ) -> tuple[Launch, tuple[np.ndarray, ...]]:  # fmt: skip
     """Plan the packing of the weights, and the taps whose addresses its record holds."""
     part = roles(problem, direction)
     w_r, w_c, w_k, w_d = part.weights
     groups, panels, taps, reduction, lanes = packed_shape
     panel_bytes = taps * reduction * lanes * problem.itemsize
-    row_taps, column_taps = np.array(rows.taps, np.int64), np.array(columns.taps, np.int64)
+    row_taps, column_taps = np.array(rows, np.int64), np.array(columns, np.int64)
     template = fill(
         gather.PACK,
         source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=part.weight_group,
