@@ -3,7 +3,8 @@
 `conv2d` and its gradients take images as (n, rows, columns, channels) or, with ``layout="NCHW"``, (n, channels, rows,
 columns). `plan_conv2d` says which algorithm runs and what it should cost. `dense` is the fully connected layer that a
 convolution replaces, `local2d` the one whose weights are local and not yet shared, and `ladder` has every step between.
-`nn` has what training needs beside them, `datasets` pictures to train on.
+`nn` has what training needs beside them, `datasets` pictures to train on. `convolve`, `correlate`, `convolve2d` and
+`correlate2d` are those of signal processing.
 """
 
 from fastconv import datasets, ladder, nn
@@ -18,6 +19,7 @@ from fastconv.dense import dense, dense_grad_input, dense_grad_weight
 from fastconv.local2d import local2d, local2d_grad_bias, local2d_grad_input, local2d_grad_weight
 from fastconv.plan import conv2d_algorithms, plan_conv2d
 from fastconv.prepare import prepare_conv2d
+from fastconv.signal import convolve, convolve2d, correlate, correlate2d
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,10 @@ __all__ = [
     "conv2d_grad_bias",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "convolve",
+    "convolve2d",
+    "correlate",
+    "correlate2d",
     "datasets",
     "dense",
     "dense_grad_input",

@@ -106,9 +106,15 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
     _serial()(entry, record, tasks)
 
 
-_HEAD = 4 * LINE
+HEAD = 4 * LINE
 """Bytes before the threads' workspaces: the call's record, then the task counter on a line of its own."""
-_COUNTER = 2 * LINE
+COUNTER = 2 * LINE
+
+
+def spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -> None:
+    """Run the tasks of a kernel whose record, with the counter at its place behind it, lies at an address."""
+    if threads == 1 or not _pool.launch(entry, record, record + COUNTER, tasks, grain, threads):
+        _serial()(entry, record, tasks)
 
 
 def _call(entry, plan, tasks, relu, activation, failed, source, other, start, target, buffer):
@@ -118,8 +124,8 @@ def _call(entry, plan, tasks, relu, activation, failed, source, other, start, ta
     call.plan, call.relu, call.activation, call.failed = plan, relu, activation, failed
     call.source, call.other = source.ctypes.data, other.ctypes.data
     call.start, call.target = start.ctypes.data, target.ctypes.data
-    call.workspace = own + _HEAD
-    carray(pointer(own + _COUNTER), 1, np.int64)[0] = 0
+    call.workspace = own + HEAD
+    carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
     call_kernel(entry, own, 0, tasks, 0)
     return own
 
@@ -167,11 +173,10 @@ class Launch:
         if not entry:
             entry = self._entry = cast(int, self._compile().address)
         serial = self.threads == 1
-        with Buffer(_HEAD + self.workspace_bytes) as buffer:
+        with Buffer(HEAD + self.workspace_bytes) as buffer:
             own = _caller(self._dtype)(
                 entry, self._plan, self.tasks if serial else 0, relu, activation, failed, source, other, start,
                 target, buffer,
             )  # fmt: skip
-            if serial or _pool.launch(entry, own, own + _COUNTER, self.tasks, self.grain, self.threads):
-                return
-            _serial()(entry, own, self.tasks)
+            if not serial:
+                spread(entry, own, self.tasks, self.threads, self.grain)
