@@ -61,5 +61,5 @@ format: setup ## mend style and formatting where ruff can
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, builds and caches; measurements under .asv/results stay
-	rm -rf $(VENV) $(DOCS_VENV) .asv/env .asv/html bench-results build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) .asv/env .asv/html bench-results fashion-mnist-results build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

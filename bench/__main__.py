@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import canvas, data, environment, figure, headline, output, report, timing
+from fastconv import datasets
 
 DEFAULT_FIGURE = Path("bench-results", "headline")
 
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help=f"where the Fashion-MNIST files lie (default: ${data.DATA_VARIABLE}, then the usual places)",
+        help=f"where the Fashion-MNIST files lie (default: ${datasets.DATA_VARIABLE}, then the usual places)",
     )
     return parser
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-DATA_VARIABLE = "FASTCONV_DATA"
+from fastconv import datasets
+
 PICTURE_FILES = ("t10k-images-idx3-ubyte", "train-images-idx3-ubyte")
-_IDX_UINT8_3D = bytes((0, 0, 8, 3))
 _PICTURE_SIZE = 28
 
 
@@ -40,40 +37,20 @@ def load(folder: str | Path | None = None) -> Pictures:
     FileNotFoundError
         A folder was given, and the pictures are not in it.
     """
-    folders = [Path(folder)] if folder is not None else list(_usual_folders())
-    for candidate in folders:
-        for path in _picture_files(candidate):
-            return Pictures(_read_idx(path), f"Fashion-MNIST ({path.name})")
+    folders = [Path(folder)] if folder is not None else list(datasets.usual_folders())
+    for path in (datasets.find_file(candidate, name) for candidate in folders for name in PICTURE_FILES):
+        if path is not None:
+            return Pictures(_read_pictures(path), f"Fashion-MNIST ({path.name})")
     if folder is not None:
         raise FileNotFoundError(f"no {PICTURE_FILES[0]}[.gz] in {folder}")
     return Pictures(_synthetic_pictures(), "synthetic pictures (no Fashion-MNIST found: --data FOLDER)")
 
 
-def _usual_folders() -> Iterator[Path]:
-    if DATA_VARIABLE in os.environ:
-        yield Path(os.environ[DATA_VARIABLE])
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    yield caches / "fastconv"
-    yield caches / "fashion-mnist"
-    yield Path.home() / ".keras" / "datasets" / "fashion-mnist"
-    yield Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-
-
-def _picture_files(folder: Path) -> Iterator[Path]:
-    for base in (folder, folder / "fashion-mnist", folder / "FashionMNIST" / "raw"):
-        for name in PICTURE_FILES:
-            yield from (path for path in (base / f"{name}.gz", base / name) if path.is_file())
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        content = file.read()
-    if content[:4] != _IDX_UINT8_3D:
-        raise ValueError(f"{path} is not an IDX file of 8-bit pictures: it begins with {content[:4]!r}")
-    shape = tuple(int(extent) for extent in np.frombuffer(content, ">u4", count=3, offset=4))
-    if shape[1:] != (_PICTURE_SIZE, _PICTURE_SIZE):
-        raise ValueError(f"{path} holds pictures of {shape[1:]}, not of {_PICTURE_SIZE} x {_PICTURE_SIZE} pixels")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape).astype(np.float32) / 255
+def _read_pictures(path: Path) -> np.ndarray:
+    pictures = datasets.read_idx(path)
+    if pictures.dtype != np.uint8 or pictures.shape[1:] != (_PICTURE_SIZE, _PICTURE_SIZE):
+        raise ValueError(f"{path} must hold uint8 pictures of 28 x 28 pixels, got {pictures.dtype} {pictures.shape}")
+    return pictures.astype(np.float32) / 255
 
 
 def _synthetic_pictures(count: int = 1296) -> np.ndarray:

@@ -67,13 +67,14 @@ def _best_seconds(work: Callable[[], None]) -> float:
 
 def _peak(dtype: str, threads: int) -> float:
     """The best of several runs: interruptions only ever make a run slower."""
-    shape = tile(dtype, 1 << 20)
+    shape = tile(dtype, 1 << 20, 1 << 20)
     source, weights = np.zeros(1, dtype), np.zeros(shape.NR, dtype)
     table = np.array([address(source)] * shape.MR + [0, 0, _PEAK_STEPS], np.int64)
+    starts = np.full(shape.MR, address(weights), np.int64)
     results = np.zeros((threads, shape.MR, shape.NR), dtype)
     targets = results.ctypes.data + np.arange(threads * shape.MR, dtype=np.int64) * shape.NR * source.itemsize
     params = fill(
-        kernels.PEAK, table=address(table), weights=address(weights), start=address(weights),
+        kernels.PEAK, table=address(table), weights=address(weights), starts=address(starts),
         targets=address(targets),
     )  # fmt: skip
     kernel = kernels.peak(dtype, shape)

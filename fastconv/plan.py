@@ -11,7 +11,7 @@ import numpy as np
 
 from fastconv import machine
 from fastconv.algorithms import REGISTRY
-from fastconv.algorithms.base import Operation
+from fastconv.algorithms.base import Estimate, Operation
 from fastconv.cost import conv_bytes, conv_flops, conv_parameters
 from fastconv.kernels import launch
 from fastconv.problem import (
@@ -26,6 +26,9 @@ from fastconv.problem import (
 )
 
 CHOOSERS = ("auto", "exact")
+_WORTH_SECONDS = 20e-6
+_WORTH_SHARE = 0.15
+"""What an algorithm with larger rounding errors must save, in time and as a share of it, for `auto` to choose it."""
 
 
 def conv2d_algorithms() -> tuple[str, ...]:
@@ -147,16 +150,33 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
         candidates.append(Candidate(entry.name, estimate.seconds, estimate.reason))
     if not estimates:
         raise ValueError(f"algorithm={algorithm!r} is not for this problem: {candidates[0].reason}")
-    chosen = min(estimates, key=lambda name: estimates[name].seconds)
+    chosen = _choose(estimates)
     best = estimates[chosen]
     if algorithm in CHOOSERS:
-        why = f"{algorithm}: the shortest predicted time of {len(estimates)} algorithms; {best.reason}"
+        why = f"{algorithm}: {_reason(chosen, estimates)} {len(estimates)} algorithms; {best.reason}"
     else:
         why = f"named by the caller; {best.reason}"
     return Plan(
         chosen, direction, problem, conv_parameters(problem), conv_flops(problem), conv_bytes(problem, direction),
         operations[chosen].workspace_bytes, best.seconds, why, tuple(candidates), operations[chosen],
     )  # fmt: skip
+
+
+def _choose(estimates: dict[str, Estimate]) -> str:
+    """The fastest algorithm; one that does not sum the plain products only where that saves enough."""
+    fastest = min(estimates, key=lambda name: estimates[name].seconds)
+    exact = [name for name in estimates if REGISTRY[name].exact]
+    if fastest in exact or not exact:
+        return fastest
+    plain = min(exact, key=lambda name: estimates[name].seconds)
+    least = max(_WORTH_SECONDS, _WORTH_SHARE * estimates[plain].seconds)
+    return fastest if estimates[plain].seconds - estimates[fastest].seconds >= least else plain
+
+
+def _reason(chosen: str, estimates: dict[str, Estimate]) -> str:
+    if estimates[chosen].seconds == min(estimate.seconds for estimate in estimates.values()):
+        return "the shortest predicted time of"
+    return "the shortest predicted time without transforming data, which would save too little, of"
 
 
 class Request:

@@ -13,6 +13,8 @@ import numpy as np
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("NHWC", "NCHW")
+CHANNELS_LAST = "NHWC, IHWO"
+"""Layout of transposed NCHW problems: weights (ic/groups, kh, kw, oc). Callers cannot ask for it."""
 COMPUTED = {
     np.dtype(order + given): computed
     for given, computed in (("f2", "float32"), ("f4", "float32"), ("f8", "float64"))
@@ -89,10 +91,12 @@ class ConvProblem:
         """Shape of the weights in the layout."""
         if self.layout == "NHWC":
             return (*self.kernel_size, self.ic_per_group, self.oc)
+        if self.layout == CHANNELS_LAST:
+            return (self.ic_per_group, *self.kernel_size, self.oc)
         return (self.oc, self.ic_per_group, *self.kernel_size)
 
     def _image_shape(self, channels: int, size: IntPair) -> tuple[int, ...]:
-        return (self.n, *size, channels) if self.layout == "NHWC" else (self.n, channels, *size)
+        return (self.n, channels, *size) if self.layout == "NCHW" else (self.n, *size, channels)
 
 
 def canonical(array: np.ndarray, layout: str) -> np.ndarray:
@@ -102,6 +106,8 @@ def canonical(array: np.ndarray, layout: str) -> np.ndarray:
 
 def canonical_weights(w: np.ndarray, layout: str) -> np.ndarray:
     """View weights in the order (row, column, input channel, output channel), whatever their layout."""
+    if layout == CHANNELS_LAST:
+        return w.transpose(1, 2, 0, 3)
     return w if layout == "NHWC" else w.transpose(2, 3, 1, 0)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fastconv.kernels.params import address
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -107,10 +107,12 @@ class Algorithm(ABC):
 def canonical_strides(shape: tuple[int, ...], itemsize: int, layout: str) -> tuple[int, int, int, int]:
     """Strides in bytes along (n, row, column, channel) of a contiguous image of either layout."""
     a, b, c = (shape[1] * shape[2] * shape[3] * itemsize, shape[2] * shape[3] * itemsize, shape[3] * itemsize)
-    return (a, b, c, itemsize) if layout == "NHWC" else (a, c, itemsize, b)
+    return (a, c, itemsize, b) if layout == "NCHW" else (a, b, c, itemsize)
 
 
 def canonical_weight_strides(shape: tuple[int, ...], itemsize: int, layout: str) -> tuple[int, int, int, int]:
     """Strides in bytes along (row, column, input channel, output channel) of contiguous weights of either layout."""
     a, b, c = (shape[1] * shape[2] * shape[3] * itemsize, shape[2] * shape[3] * itemsize, shape[3] * itemsize)
+    if layout == CHANNELS_LAST:
+        return b, c, a, itemsize
     return (a, b, c, itemsize) if layout == "NHWC" else (c, itemsize, b, a)

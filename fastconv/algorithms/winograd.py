@@ -14,6 +14,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
 M = 4
 """Output rows and columns of a tile."""
 _N = M + TAPS - 1
-_VALUES_BYTES = 3 << 18
-"""Transformed input of a block: it shares the second cache level with a panel of weights."""
+_CHUNK = 96
+"""Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
+_TASK_BYTES = 2 << 20
+"""Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
+_NEAR_BYTES = 1 << 20
+"""Transformed input that stays in the second cache level beside the weights."""
+_FAR_SHARE = 0.85
+"""Speed of the products where it does not."""
+_KEPT_BYTES = 3 << 19
+"""Transformed weights that are worth keeping: from a slower cache they come later than they are made."""
 _INPUT_SLOTS = 600
 """Slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it between caches."""
 _OUTPUT_SLOTS = 450
@@ -63,14 +72,18 @@ class Winograd(Algorithm):
             return f"winograd is for stride 1 and dilation 1, not {problem.stride} and {problem.dilation}"
         if direction == "grad_weight":
             return "winograd has no weight gradient"
-        if problem.layout != "NHWC":
-            return f"winograd is for layout 'NHWC', not {problem.layout!r}"
         reduction = problem.ic_per_group if direction == "forward" else problem.oc_per_group
         if reduction < lanes:
             return f"winograd needs {lanes} channels in a group to read, not {reduction}"
+        if problem.layout == "NCHW" and bands_of(problem, direction) is None:
+            return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if problem.layout == "NCHW":
+            bands = bands_of(problem, direction)
+            assert bands is not None  # or it would have declined
+            return TransposedOperation(problem, direction, bands, self, threads)
         return WinogradOperation(problem, direction, threads)
 
 
@@ -83,7 +96,7 @@ class WinogradOperation(Operation):
         self.threads = threads
         ((rows, columns),) = sub_problems(problem, direction)
         self._roles = roles(problem, direction)
-        self.tile = tile(problem.dtype, 1 << 20)
+        self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * -(-rows.count // M) * -(-columns.count // M)
         self._panels = -(-self._roles.channels // self.tile.NR)
         self._block, self._parts, self._slots = self._blocking()
@@ -102,13 +115,18 @@ class WinogradOperation(Operation):
         )  # fmt: skip
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
-        self.prepared_key = (self.tile, self._panels)
+        size = problem.groups * self._panels * int(pack["weight_panel"][0])
+        self._keeps_weights = size <= _KEPT_BYTES
+        self.prepared_key = (self.tile, self._panels) if self._keeps_weights else None
 
     def _blocking(self) -> tuple[int, int, float]:
         """Tiles of a block, parts of the panels, and the slots of the thread that works longest."""
         problem, height = self.problem, self.tile.MR
         reduction = self._roles.reduction
-        most = max(1, _VALUES_BYTES // (_N * _N * reduction * problem.itemsize * height))
+        beside = _N * _N * min(reduction, _CHUNK) * self.tile.NR * problem.itemsize
+        # A tile takes its transformed input, its products with a panel, and the addresses of its targets.
+        each = _N * _N * (reduction + self.tile.NR) * problem.itemsize + M * M * 8
+        most = max(1, (_TASK_BYTES - beside) // (each * height))
         blocks = sorted({min(self._tiles, height * count) for count in range(1, most + 1)})
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         best = min(
@@ -125,6 +143,8 @@ class WinogradOperation(Operation):
         inputs = block * -(-reduction // shape.VL) * _INPUT_SLOTS
         weights = reduction * vectors * _WEIGHT_SLOTS
         multiply = _N * _N * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
+        if _N * _N * block * reduction * self.problem.itemsize > _NEAR_BYTES:
+            multiply /= _FAR_SHARE
         outputs = block * vectors * _OUTPUT_SLOTS
         tasks = self.problem.groups * blocks * parts
         share = min(1.0, self._tiles / (blocks * block)) if tasks > self.threads else 1.0
@@ -139,19 +159,22 @@ class WinogradOperation(Operation):
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
         offset = 0 if transformed else (TAPS - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
+        chunk = -(-reduction // -(-reduction // _CHUNK))
         value_step, weight_step, product_step = (
-            _spread(size * item) for size in (self._block * reduction, reduction * shape.NR, height * shape.NR)
+            _spread(size * item) for size in (self._block * reduction, chunk * shape.NR, height * shape.NR)
         )
-        panel_bytes = _N * _N * weight_step
+        chunk_bytes = _N * _N * weight_step
+        panel_bytes = -(-reduction // chunk) * chunk_bytes
         sizes = (
-            self._block * M * M * 8, height * 8, _N * _N * value_step, panel_bytes,
+            self._block * M * M * 8, height * 8, _N * _N * value_step, chunk_bytes,
             _N * _N * product_step, _N * _N * 8, _N * _N * 8, _N * _N * 8, TAPS * TAPS * 8,
-            max(reduction, part.channels, shape.NR) * item, max(_N * _N, shape.MR + RUN_FIELDS) * 8, M * M * 8,
+            max(reduction, part.channels, shape.NR) * item, max(_N * _N, shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+            M * M * 8,
             M * M * shape.NR * item,
         )  # fmt: skip
         (
             sources, targets, values, weights, products, value_table, weight_table, product_table, weight_source,
-            unused, tile_table, panel_targets, buffer, total,
+            unused, tile_table, starts, panel_targets, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
         tile_rows, tile_columns = -(-rows.count // M), -(-columns.count // M)
         record = fill(
@@ -164,16 +187,17 @@ class WinogradOperation(Operation):
             rows=rows.count, columns=columns.count, first_row=min(rows.offsets), first_column=min(columns.offsets),
             tile_rows=tile_rows, tile_columns=tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
-            reduction=reduction, channels=part.channels, panels=self._panels,
+            reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             transformed=transformed, weight_offset=offset,
             weight_r=-w_r if flipped_r else w_r, weight_c=-w_c if flipped_c else w_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
+            weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
             value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
-            weight_source=weight_source, unused=unused, tile_table=tile_table, panel_targets=panel_targets,
-            buffer=buffer,
+            weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,
+            panel_targets=panel_targets, buffer=buffer,
         )  # fmt: skip
         return record, total
 
@@ -185,8 +209,10 @@ class WinogradOperation(Operation):
         return Estimate(max(seconds, traffic), f"F({M} x {M}, 3 x 3), 1/{share:.1f} of the multiplications")
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
-        size = self.problem.groups * self._panels * int(self._pack.plan["weight_panel"][0]) // self.problem.itemsize
-        packed = aligned((1, 1, 1, size), self.problem.dtype)
+        if not self._keeps_weights:
+            return w
+        size = self.problem.groups * self._panels * int(self._pack.plan["weight_panel"][0])
+        packed = aligned((1, 1, 1, size // self.problem.itemsize), self.problem.dtype)
         self._pack(w, w, self._zeros, packed)
         return packed
 
@@ -198,6 +224,6 @@ class WinogradOperation(Operation):
         if epilogue.bias is not None:
             groups = self.problem.groups
             start = epilogue.start(groups, self._zeros.size // groups, self.problem.dtype)
-        launch = self._launches[prepared is not None]
+        launch = self._launches[prepared is not None and self._keeps_weights]
         other = second if prepared is None else prepared
         launch(first, other, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)

@@ -1,4 +1,4 @@
-"""Activations that are applied while an output tile is still in the first cache level."""
+"""Activations that are applied while an output tile is still in the first cache level, and the gradient of ReLU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from numba import carray, cfunc, types
 from numba.core.errors import NumbaError
 
 from fastconv.kernels import jit
-from fastconv.kernels.simd import call_activation, pointer
+from fastconv.kernels.params import record
+from fastconv.kernels.simd import call_activation, pointer, record_at
+
+RELU_GRADIENT = record("grad_y y grad_x count block")
 
 
 @jit.inline
@@ -45,3 +48,28 @@ def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
         raise TypeError(
             f"activation must take a {dtype} number and return one, but numba cannot compile {function!r} so: {error}"
         ) from error
+
+
+@functools.cache
+def relu_gradient(dtype: str, in_place: bool) -> Any:
+    """The gradient where y is not closed, else 0; a task is a block. NumPy's masked copy takes 10 times longer.
+
+    In place is a kernel of its own: LLVM's vectors need arrays that do not overlap, or are one.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    IN_PLACE, ZERO = int(in_place), REAL(0)
+
+    def pass_open(address, begin, end, thread):
+        p = record_at(address, RELU_GRADIENT)
+        for task in range(begin, end):
+            first = task * p.block * ITEM
+            count = min(p.block, p.count - task * p.block)
+            y = carray(pointer(p.y + first), count, REAL)
+            grad_x = carray(pointer(p.grad_x + first), count, REAL)
+            grad_y = grad_x if IN_PLACE else carray(pointer(p.grad_y + first), count, REAL)
+            for k in range(count):
+                value = grad_y[k]
+                grad_x[k] = ZERO if y[k] <= ZERO else value
+
+    return jit.kernel(pass_open)

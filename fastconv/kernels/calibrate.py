@@ -12,7 +12,7 @@ from fastconv.kernels.params import record
 from fastconv.kernels.simd import CHANNEL_START, multiply_tile, record_at, tensor
 from fastconv.kernels.target import Tile
 
-PEAK = record("table weights start targets")
+PEAK = record("table weights starts targets")
 STREAM = record("values sums block item")
 
 
@@ -26,8 +26,8 @@ def peak(dtype: str, tile: Tile) -> CFunc:
         p = record_at(address, PEAK)
         for _ in range(begin, end):
             multiply_tile(
-                REAL, VL, MR, NV, CHANNEL_START, 1, p.table, p.weights, 0,
-                p.start, REAL(-np.inf), p.targets + thread * MR * 8, 0,
+                REAL, VL, MR, NV, CHANNEL_START, 0, 1, p.table, p.weights, 0,
+                p.starts, 0, REAL(-np.inf), p.targets + thread * MR * 8, 0,
             )  # fmt: skip
 
     return jit.kernel(multiply_at_peak)

@@ -28,9 +28,11 @@ CORRELATE = record("""
     taps_r taps_c row_offsets column_offsets
     reduction channels
     target_a target_b target_k target_d target_group
-    row_block column_block row_blocks column_blocks panels parts channel_tiles
-    workspace_bytes panel table targets buffer
+    row_block column_block row_blocks column_blocks panels parts channel_tiles rows_adjoin
+    workspace_bytes panel table targets starts buffer
 """)
+"""Strides and `*_group` are in bytes; `rows_adjoin` says that the gradient's images and rows follow each other with no
+gap. The last line's fields are offsets into each thread's workspace."""
 
 
 @jit.inline
@@ -58,9 +60,15 @@ def pack_gradient(p, REAL, ITEM, NR, gradient, panel, line, lines, column, colum
 
 
 @jit.inline
-def add_tile(p, REAL, NR, buffer, target, rows, lanes):
+def add_tile(p, REAL, ITEM, NR, buffer, target, rows, lanes):
     """Add a tile from the buffer to the weight gradient."""
     tile = carray(pointer(buffer), (rows, NR), REAL)
+    if p.target_d == ITEM and lanes == NR:
+        for m in range(rows):
+            row = carray(pointer(target + m * p.target_k), NR, REAL)
+            for d in range(NR):
+                row[d] += tile[m, d]
+        return
     for m in range(rows):
         for d in range(lanes):
             carray(pointer(target + m * p.target_k + d * p.target_d), 1, REAL)[0] += tile[m, d]
@@ -81,9 +89,11 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
         targets = carray(pointer(own + p.targets), MR, np.int64)
         for m in range(MR):
             targets[m] = own + p.buffer + m * NR * ITEM
+            carray(pointer(own + p.starts), MR, np.int64)[m] = call.start
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
         combinations = p.taps_r * p.taps_c * p.channel_tiles
+        scalar_step = p.column_step * p.source_c
         for task in range(begin, end):
             part = task % p.parts
             panel = task // p.parts % p.panels
@@ -96,7 +106,14 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                 lines = min(p.row_block, p.n * p.rows - line)
                 column = block % p.column_blocks * p.column_block
                 columns = min(p.column_block, p.columns - column)
-                pack_gradient(p, REAL, ITEM, NR, gradient, own + p.panel, line, lines, column, columns, lanes)
+                # Full panels of channels that lie side by side are read in place.
+                in_place = p.gradient_d == ITEM and lanes == NR and p.rows_adjoin != 0
+                vectors, pixel_step, row_step = own + p.panel, NR * ITEM, columns * NR * ITEM
+                if in_place:
+                    vectors, pixel_step, row_step = gradient + column * p.gradient_c, p.gradient_c, p.gradient_r
+                    vectors += line * p.gradient_r
+                else:
+                    pack_gradient(p, REAL, ITEM, NR, gradient, own + p.panel, line, lines, column, columns, lanes)
                 for combination in range(combinations * part // p.parts, combinations * (part + 1) // p.parts):
                     k = combination % p.channel_tiles * MR
                     a = combination // p.channel_tiles // p.taps_c
@@ -116,29 +133,30 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                             source + image * p.source_n + row * p.source_r + k * p.source_k
                             + (left * p.column_step + column_offsets[b]) * p.source_c
                         )  # fmt: skip
+                        offset = r * row_step + (left - column) * pixel_step
+                        if runs > 0:
+                            done = table[runs - 1, MR + 2]
+                            follows = first == table[runs - 1, 0] + done * scalar_step
+                            if follows and offset == table[runs - 1, MR + 1] + done * pixel_step:
+                                table[runs - 1, MR + 2] = done + length  # rows without padding make one run
+                                continue
                         for m in range(MR):
                             # Rows past the last channel repeat it; they are not added below.
                             table[runs, m] = first + min(m, depth - 1) * p.source_k
-                        table[runs, MR] = p.column_step * p.source_c
-                        table[runs, MR + 1] = (r * columns + left - column) * NR * ITEM
+                        table[runs, MR] = scalar_step
+                        table[runs, MR + 1] = offset
                         table[runs, MR + 2] = length
                         runs += 1
                     if runs == 0:
                         continue
-                    if lanes > VL:
-                        multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            call.start, REAL(-np.inf), own + p.targets, 0,
-                        )  # fmt: skip
-                    else:
-                        multiply_tile(
-                            REAL, VL, MR, 1, CHANNEL_START, runs, own + p.table, own + p.panel, NR * ITEM,
-                            call.start, REAL(-np.inf), own + p.targets, 0,
-                        )  # fmt: skip
+                    multiply_tile(
+                        REAL, VL, MR, NV, CHANNEL_START, 0, runs, own + p.table, vectors, pixel_step,
+                        own + p.starts, 0, REAL(-np.inf), own + p.targets, 0,
+                    )  # fmt: skip
                     target = (
                         call.target + group * p.target_group + a * p.target_a + b * p.target_b
                         + k * p.target_k + panel * NR * p.target_d
                     )  # fmt: skip
-                    add_tile(p, REAL, NR, own + p.buffer, target, depth, lanes)
+                    add_tile(p, REAL, ITEM, NR, own + p.buffer, target, depth, lanes)
 
     return jit.kernel(correlate_tiles)

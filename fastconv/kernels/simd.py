@@ -71,6 +71,21 @@ def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be one that may be read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep in all cache levels, data
+        builder.call(function, [builder.inttoptr(args[0], byte), *flags])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic
 def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
     """Call a compiled kernel by its address."""
 
@@ -126,42 +141,48 @@ def trace_run(
     return types.intp(MR, *[types.intp] * 5), codegen
 
 
+UNROLLED = 4
+"""Steps of multiply_tile that share their address arithmetic."""
 RUN_FIELDS = 3
 """Integers of a run in multiply_tile's table besides the addresses of the rows: scalar step, vector offset, length."""
 CHANNEL_START = 0
-"""multiply_tile: every row starts with the same vectors, one value for each lane."""
+"""multiply_tile: every row starts with vectors of its own."""
 ROW_START = 1
 """multiply_tile: each row starts with a value of its own in all lanes."""
 
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any,
     runs: Any, scalars: Any, vectors: Any, vector_step: Any,
-    start: Any, floor: Any, targets: Any, target_offset: Any,
+    starts: Any, start_offset: Any, floor: Any, targets: Any, target_offset: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR rows by NV vectors of VL lanes: ``target[m] = max(start + sum scalar[m] * vector, floor)``.
 
     The sum goes over `runs` runs of steps. Run r is MR + RUN_FIELDS integers of the table `scalars`: the address of the
     first scalar of each row, then the bytes from one step's scalar to the next, the offset of the run's first vectors
-    from `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `start` is the address
-    of what the sums begin with, NV vectors or MR scalars as START says, and `targets` the table of the MR addresses,
-    each moved by `target_offset`, that receive the rows. All addresses and steps are bytes; nothing is checked here.
+    from `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts` and `targets`
+    are tables of the MR addresses of what the rows begin with and of what receives them; offsets are added to all. With
+    ROW_START, `starts` is the address of MR scalars instead. Addresses and steps are bytes; nothing is checked here.
+
+    DENSE promises the usual steps, one scalar and DENSE vectors: several steps then share their address arithmetic,
+    which would take a tenth of the multiply-adds' slots. 0 promises nothing.
     """
-    lanes, rows, width, start_kind = literal(VL), literal(MR), literal(NV), literal(START)
+    lanes, rows, width, start_kind, dense = literal(VL), literal(MR), literal(NV), literal(START), literal(DENSE)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, scalars, vectors, vector_step, start, floor, targets, target_offset = args[5:]
+        runs, scalars, vectors, vector_step, starts, start_offset, floor, targets, target_offset = args[6:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vector_bytes = lanes * emit.item
         entry_bytes = 8 * (rows + RUN_FIELDS)
 
         if start_kind == CHANNEL_START:
-            first = [emit.load(add(start, const(j * vector_bytes))) for j in range(width)] * rows
+            begins = [add(emit.load_int(add(starts, const(8 * m))), start_offset) for m in range(rows)]
+            first = [emit.load(add(begin, const(j * vector_bytes))) for begin in begins for j in range(width)]
         else:
-            by_row = [emit.load_broadcast(add(start, const(m * emit.item))) for m in range(rows)]
+            by_row = [emit.load_broadcast(add(add(starts, start_offset), const(m * emit.item))) for m in range(rows)]
             first = [by_row[m] for m in range(rows) for _ in range(width)]
 
         def run(r: Any, accumulators: list[Any]) -> list[Any]:
@@ -171,9 +192,7 @@ def multiply_tile(
             vector = add(vectors, emit.load_int(add(entry, const(8 * (rows + 1)))))
             length = emit.load_int(add(entry, const(8 * (rows + 2))))
 
-            def step(k: Any, accumulators: list[Any]) -> list[Any]:
-                along = builder.mul(k, scalar_step)
-                row = add(vector, builder.mul(k, vector_step))
+            def multiply(along: Any, row: Any, accumulators: list[Any]) -> list[Any]:
                 v = [emit.load(add(row, const(j * vector_bytes))) for j in range(width)]
                 following = []
                 for m in range(rows):
@@ -181,7 +200,30 @@ def multiply_tile(
                     following += [emit.fma(x, v[j], accumulators[m * width + j]) for j in range(width)]
                 return following
 
-            return emit.loop(length, step, accumulators)
+            if not dense:
+
+                def step(k: Any, accumulators: list[Any]) -> list[Any]:
+                    along, row = builder.mul(k, scalar_step), add(vector, builder.mul(k, vector_step))
+                    return multiply(along, row, accumulators)
+
+                return emit.loop(length, step, accumulators)
+
+            def steps(count: int, first: Any) -> Any:
+                def several(k: Any, accumulators: list[Any]) -> list[Any]:
+                    k = add(first, builder.mul(k, const(count)))
+                    along = builder.mul(k, const(emit.item))
+                    row = add(vector, builder.mul(k, const(dense * vector_bytes)))
+                    for u in range(count):
+                        here = add(row, const(u * dense * vector_bytes))
+                        accumulators = multiply(add(along, const(u * emit.item)), here, accumulators)
+                    return accumulators
+
+                return several
+
+            whole = builder.sdiv(length, const(UNROLLED))
+            accumulators = emit.loop(whole, steps(UNROLLED, const(0)), accumulators)
+            done = builder.mul(whole, const(UNROLLED))
+            return emit.loop(builder.sub(length, done), steps(1, done), accumulators)
 
         result = emit.loop(runs, run, first)
         lowest = emit.broadcast(floor)
@@ -194,8 +236,8 @@ def multiply_tile(
                 emit.store(builder.select(below, lowest, value), add(target, const(j * vector_bytes)))
         return context.get_dummy_value()
 
-    integers = [types.intp] * 5
-    return types.void(REAL, VL, MR, NV, START, *integers, real, types.intp, types.intp), codegen
+    integers = [types.intp] * 6
+    return types.void(REAL, VL, MR, NV, START, DENSE, *integers, real, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -153,8 +153,8 @@ def strips(dtype: str, tile: Tile) -> CFunc:
                             for m in range(MR):
                                 targets[m] = here + min(m, depth - 1) * p.target_d
                         rows_at = own + (p.targets if in_place else p.rows_of_buffer)
-                        multiply_tile(REAL, VL, MR, NV, ROW_START, runs, own + p.table,
-                                      line + column * ITEM, vector_step, start, lowest, rows_at, 0)  # fmt: skip
+                        multiply_tile(REAL, VL, MR, NV, ROW_START, 0, runs, own + p.table,
+                                      line + column * ITEM, vector_step, start, 0, lowest, rows_at, 0)  # fmt: skip
                         width = min(NR, columns - column)
                         if call.activation != 0:
                             written = carray(pointer(rows_at), MR, np.int64)

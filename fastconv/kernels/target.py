@@ -51,16 +51,25 @@ def registers() -> int:
     return 32 if vector_bytes() == 64 or triple.startswith(("aarch64", "arm64")) else 16
 
 
-def tile(dtype: str, rows: int) -> Tile:
-    """Choose the tile for a problem with that many rows.
+_HEIGHTS = {32: {1: 14, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
+"""Rows of a tile for each number of vectors, by registers: the sums, a row of vectors and a scalar fill them."""
+TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
+"""Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
 
-    14 x 2 leaves 32 registers room for two weight vectors and a broadcast value, 6 x 2 leaves it of 16; both reach
-    about 95 % of the FMA peak. Few rows take a lower tile, so that at most a few of its rows compute for nothing.
+
+def tile(dtype: str, rows: int, channels: int) -> Tile:
+    """Choose the tile for a problem with that many rows and channels in the lanes.
+
+    The number of vectors is the one that leaves the fewest of the multiply-adds unused. At most four rows take a lower
+    tile, which would compute most of its rows for nothing otherwise.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    tallest = 14 if registers() == 32 else 6
-    height = next(h for h in (1, 4, tallest) if rows <= h or h == tallest)
-    return Tile(VL=lanes, MR=height, NV=2)
+    heights = _HEIGHTS[registers()]
+    vectors = -(-channels // lanes)
+    if rows <= 4:
+        return Tile(VL=lanes, MR=1 if rows == 1 else 4, NV=next(w for w in (4, 2, 1) if w in heights and w <= vectors))
+    width = max(heights, key=lambda NV: (TILE_SHARE[NV] * vectors / (-(-vectors // NV) * NV), NV))
+    return Tile(VL=lanes, MR=heights[width], NV=width)
 
 
 def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:

@@ -20,8 +20,9 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, record_at
+from fastconv.kernels.gather import AHEAD
+from fastconv.kernels.params import CALL, LINE, record
+from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
@@ -31,11 +32,11 @@ WINOGRAD = record("""
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column
     tile_rows tile_columns tiles block blocks parts
-    reduction channels panels
-    transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel start_group
+    reduction channels panels chunk
+    transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
     value_step weight_step product_step zeros
     workspace_bytes sources targets values weights products value_table weight_table product_table
-    weight_source unused tile_table panel_targets buffer
+    weight_source unused tile_table starts panel_targets buffer
 """)
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
 The last lines' fields are offsets into each thread's workspace."""
@@ -78,8 +79,10 @@ def trace_matrix(count, table, base, step):
 
 
 @jit.inline
-def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, packed):
-    """Transform one panel of weights into `packed`: (M + 2)^2 matrices of source channels x NR target channels.
+def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, first, packed):
+    """Transform a panel's weights of the source channels from `first` on into `packed`.
+
+    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels.
 
     Lanes past the last channel repeat it; their products are not used.
     """
@@ -88,12 +91,14 @@ def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, packed):
     trace_matrix((M + 2) * (M + 2), own + p.weight_table, packed, p.weight_step)
     lanes = min(NR, p.channels - panel * NR)
     in_place = p.weight_d == ITEM and lanes == NR
-    for k in range(p.reduction):
-        tap = weights + k * p.weight_k + panel * NR * p.weight_d
+    for k in range(min(p.chunk, p.reduction - first)):
+        tap = weights + (first + k) * p.weight_k + panel * NR * p.weight_d
         for a in range(3):
             for b in range(3):
                 place = tap + a * p.weight_r + b * p.weight_c
                 taps[a, b] = place
+                for line in range(0, NR * ITEM, LINE):
+                    prefetch(place + AHEAD * p.weight_k + line)
                 if not in_place:
                     taps[a, b] = own + p.buffer + (a * 3 + b) * NR * ITEM
                     for d in range(NR):
@@ -123,6 +128,8 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
         trace_matrix(M * M, own + p.panel_targets, own + p.buffer, VL * ITEM)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
+        for q in range(MR):
+            carray(pointer(own + p.starts), MR, np.int64)[q] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * NR * ITEM
         ready = -1
@@ -152,23 +159,27 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                         )  # fmt: skip
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
-                if p.transformed != 0:
-                    packed = weights + panel * p.weight_panel
-                else:
-                    packed = own + p.weights
-                    transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, packed)
                 lanes = min(NR, p.channels - panel * NR)
                 run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
-                run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, p.reduction
-                for e in range(N * N):
-                    for g in range(groups):
-                        for q in range(MR):
-                            run[q] = own + p.values + e * p.value_step + min(g * MR + q, tiles - 1) * p.reduction * ITEM
-                        multiply_tile(
-                            REAL, VL, MR, NV, CHANNEL_START, 1, own + p.tile_table,
-                            packed + e * p.weight_step, NR * ITEM, p.zeros, REAL(-np.inf),
-                            own + p.targets + g * MR * 8, e * p.product_step,
-                        )  # fmt: skip
+                for k in range(0, p.reduction, p.chunk):
+                    if p.transformed != 0:
+                        packed = weights + panel * p.weight_panel + k // p.chunk * p.weight_chunk
+                    else:
+                        packed = own + p.weights
+                        transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
+                    run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
+                    for e in range(N * N):
+                        values = own + p.values + e * p.value_step + k * ITEM
+                        for g in range(groups):
+                            rows = own + p.targets + g * MR * 8
+                            for q in range(MR):
+                                run[q] = values + min(g * MR + q, tiles - 1) * p.reduction * ITEM
+                            # The products of later chunks are added to those of the first.
+                            multiply_tile(
+                                REAL, VL, MR, NV, CHANNEL_START, NV, 1, own + p.tile_table,
+                                packed + e * p.weight_step, NR * ITEM, rows if k > 0 else own + p.starts,
+                                e * p.product_step if k > 0 else 0, REAL(-np.inf), rows, e * p.product_step,
+                            )  # fmt: skip
                 start = call.start + group * p.start_group + panel * NR * ITEM
                 for t in range(tiles):
                     table = own + p.sources + t * M * M * 8
@@ -211,8 +222,9 @@ def pack(dtype: str, tile: Tile, m: int) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         for task in range(begin, end):
             weights = call.source + p.weight_offset + task // p.panels * p.weight_group
-            transform_weights(
-                REAL, ITEM, VL, NR, M, p, own, weights, task % p.panels, call.target + task * p.weight_panel
-            )
+            panel, target = task % p.panels, call.target + task * p.weight_panel
+            for k in range(0, p.reduction, p.chunk):
+                packed = target + k // p.chunk * p.weight_chunk
+                transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
 
     return jit.kernel(transform_panels)

@@ -9,8 +9,10 @@ vectors' lanes (`gather`), or with pixels (`strips`) where channels cannot fill 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +22,12 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.correlate import plan_correlate
 from fastconv.algorithms.direct.depthwise import plan_depthwise
+from fastconv.algorithms.direct.depthwise_dots import plan_depthwise_dots
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.strips import plan_strips
+from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.problem import ConvProblem
 
@@ -31,18 +35,49 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-def _faster(kinds: Iterable[Pass | None]) -> Pass:
-    return min((kind for kind in kinds if kind is not None), key=lambda kind: kind.seconds(model.NOMINAL_RATE))
+_PIXEL_KINDS = (plan_gather, plan_strips, plan_depthwise)
+_WEIGHT_KINDS = (plan_correlate, plan_dots, plan_depthwise_dots)
+
+
+def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> Any:
+    offered = {kind: plan(kind) for kind in kinds}
+    seconds = {kind: step.seconds(model.NOMINAL_RATE) for kind, step in offered.items() if step is not None}
+    return min(seconds, key=lambda kind: seconds[kind])
+
+
+@functools.lru_cache(maxsize=1024)
+def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
+    """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads."""
+    if direction == "grad_weight":
+        return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS),)
+    return tuple(
+        _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
+        for part in sub_problems(problem, direction)
+    )
+
+
+def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
+    """The problem that decides how one is computed: an image's result must not depend on its neighbours."""
+    return problem if direction == "grad_weight" else replace(problem, n=1)
 
 
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
-    """Plan the launches of a direction, each the fastest of the kinds that take it."""
+    """Plan the launches of a direction."""
+    kinds = _kinds(_typical(problem, direction), direction)
     if direction == "grad_weight":
-        return (_faster((plan_correlate(problem, threads), plan_dots(problem, threads))),)
-    return tuple(
-        _faster(plan(problem, direction, rows, columns, threads) for plan in (plan_gather, plan_strips, plan_depthwise))
-        for rows, columns in sub_problems(problem, direction)
-    )
+        return (kinds[0](problem, threads),)
+    parts = sub_problems(problem, direction)
+    return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
+
+
+@functools.lru_cache(maxsize=1024)
+def _transposes(problem: ConvProblem, direction: str) -> bool:
+    """Whether an NCHW problem is faster transposed."""
+    bands = bands_of(problem, direction)
+    if bands is None:
+        return False
+    own = DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE)
+    return TransposedOperation(problem, direction, bands, Direct(), 1).seconds(model.NOMINAL_RATE) < own
 
 
 class Direct(Algorithm):
@@ -51,6 +86,10 @@ class Direct(Algorithm):
     name = "direct"
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
+            bands = bands_of(problem, direction)
+            if bands is not None:
+                return TransposedOperation(problem, direction, bands, self, threads)
         return DirectOperation(problem, direction, threads)
 
 
@@ -66,6 +105,10 @@ class DirectOperation(Operation):
         self._leaves_gaps = direction == "grad_input" and len(self.passes) < phases
         if direction == "forward":
             self.prepared_key = self.passes[0].prepared_key
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        return sum(step.seconds(rate) for step in self.passes)
 
     def estimate(self, machine: Machine) -> Estimate:
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth

@@ -39,10 +39,13 @@ class CorrelatePass(Pass):
         p, problem, shape = self.launch.plan[0], self.problem, self.tile
         pixels = problem.n * math.prod(problem.output_size)
         tiles = int(p["channel_tiles"]) * math.prod(problem.kernel_size) * problem.groups
-        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / model.CORRELATE_SHARE / rate
+        apart = p["source_k"] != problem.itemsize
+        share = model.CORRELATE_APART_SHARE if apart else model.CORRELATE_SHARE
+        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / share / rate
         blocks, panels = int(p["row_blocks"] * p["column_blocks"]), int(p["panels"])
         add = tiles * blocks * panels * shape.MR * shape.NR * model.ADD_SECONDS
-        pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * model.PACK_SECONDS
+        each = model.SCATTER_SECONDS if apart else model.PACK_SECONDS
+        pack = pixels * panels * int(p["parts"]) * problem.groups * shape.NR * each
         return (
             model.LAUNCH_SECONDS
             + (multiply + add + pack) * model.balance(self.launch.tasks, self.threads) / self.threads
@@ -60,7 +63,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     """Plan the launch of the weight gradient."""
     item, groups = problem.itemsize, problem.groups
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    shape = tile(problem.dtype, problem.ic_per_group)
+    shape = tile(problem.dtype, problem.ic_per_group, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -70,8 +73,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     pixels = _PANEL_BYTES // (shape.NR * item)
     column_block = min(columns.count, pixels)
     row_block = min(problem.n * rows.count, max(1, pixels // column_block))
-    panel, table, targets, buffer, total = workspace_offsets(
-        row_block * column_block * shape.NR * item, row_block * (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+    panel, table, targets, starts, buffer, total = workspace_offsets(
+        row_block * column_block * shape.NR * item, row_block * (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, shape.MR * 8,
         shape.MR * shape.NR * item,
     )  # fmt: skip
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
@@ -91,7 +94,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         row_block=row_block, column_block=column_block,
         row_blocks=-(-problem.n * rows.count // row_block), column_blocks=-(-columns.count // column_block),
         panels=panels, parts=parts, channel_tiles=channel_tiles,
-        workspace_bytes=total, panel=panel, table=table, targets=targets, buffer=buffer,
+        rows_adjoin=y[0] == rows.count * y[1],
+        workspace_bytes=total, panel=panel, table=table, targets=targets, starts=starts, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
         lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template, groups * panels * parts, threads,

@@ -17,7 +17,7 @@ from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import RowTile, row_tile_shape
 from fastconv.problem import ConvProblem
 
-_MOST_STRIDE = 4
+MOST_STRIDE = 4
 _SOURCE_BYTES = 256 << 10
 """Source rows of a task: the next target row finds most of them in the second cache level."""
 
@@ -62,7 +62,7 @@ class DepthwisePass(Pass):
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
-def _step(values: tuple[int, ...]) -> int | None:
+def even_step(values: tuple[int, ...]) -> int | None:
     """The difference between neighbours where it is the same for all; 1 for a single value."""
     steps = {b - a for a, b in itertools.pairwise(values)}
     return (steps or {1}).pop() if len(steps) <= 1 else None
@@ -77,8 +77,8 @@ def plan_depthwise(
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step)
     if problem.groups != channels or problem.oc != channels or source[3] != item or channels < shape.VL:
         return None
-    spread, tap_step = _step(columns.offsets), _step(columns.taps)
-    if spread is None or tap_step is None or columns.step > _MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
+    spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
+    if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
         return None
     first_tap = columns.taps[0]
     if spread < 0:  # taps in the order of the source pixels that they read

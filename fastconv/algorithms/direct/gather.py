@@ -23,7 +23,11 @@ _TABLE_BYTES = 32 << 10
 """Addresses that a block of tiles may take: most of the smallest first cache level in use."""
 _COPY_BYTES = 256 << 10
 """Copies of runs at the image's border that a block may take (layouts whose channels lie apart only)."""
-_MAX_TILES = 16
+_MAX_TILES = 32
+_PACKING_TILES = 256
+"""Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
+_PACKING_BYTES = 256 << 10
+_PACKING_BALANCE = 1.25
 _LAUNCH_WEIGHTS = 1 << 14
 """Weights whose packing takes as long as starting another thread."""
 
@@ -55,10 +59,14 @@ class GatherPass(Pass):
     """Offsets, taps and zeros whose addresses the record holds, and which it keeps alive."""
     packed_shape: tuple[int, ...]
     in_place_weights: bool
+    packing: Launch | None
+    """The launch whose tasks pack the weights that they use; None where packing them all beforehand is faster."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of all threads' tables and of the packed weights."""
+        if self.packing is not None:
+            return self.packing.workspace_bytes
         packed = 0 if self.in_place_weights else math.prod(self.packed_shape) * self.problem.itemsize
         return self.launch.workspace_bytes + packed
 
@@ -73,10 +81,12 @@ class GatherPass(Pass):
     def seconds(self, rate: float) -> float:
         p = self.launch.plan[0]
         taps, groups, panels = int(p["taps_r"] * p["taps_c"]), *self.packed_shape[:2]
-        slots = model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"]) + panels * model.RUN_SLOTS
         tiles = int(p["tiles"]) * groups
-        multiply = tiles * taps * slots / rate
-        trace = tiles * int(p["panel_parts"]) * taps * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        runs = int(p["taps_r"]) if p["touching"] else taps
+        slots = taps * model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"])
+        slots += panels * (runs * model.RUN_SLOTS + model.TILE_SLOTS)
+        multiply = tiles * slots / rate
+        trace = tiles * int(p["panel_parts"]) * runs * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         pack = 0.0 if self.in_place_weights else math.prod(self.packed_shape) * model.PACK_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
@@ -98,20 +108,25 @@ class GatherPass(Pass):
         if self.in_place_weights:
             prepared = second
         if prepared is not None:
-            self._multiply(first, prepared, result, epilogue)
+            self._multiply(self.launch, first, prepared, result, epilogue)
+            return
+        if self.packing is not None:
+            self._multiply(self.packing, first, second, result, epilogue)
             return
         size = math.prod(self.packed_shape)
         with Buffer(size * self.problem.itemsize) as buffer:
             packed = buffer[: size * self.problem.itemsize].view(self.problem.dtype).reshape(1, 1, 1, size)
             self.pack(second, second, self.zeros, packed)
-            self._multiply(first, packed, result, epilogue)
+            self._multiply(self.launch, first, packed, result, epilogue)
 
-    def _multiply(self, source: np.ndarray, packed: np.ndarray, target: np.ndarray, epilogue: Epilogue) -> None:
+    def _multiply(
+        self, launch: Launch, source: np.ndarray, packed: np.ndarray, target: np.ndarray, epilogue: Epilogue
+    ) -> None:
         start = self.zeros
         if epilogue.bias is not None:
             groups, panels = self.packed_shape[:2]
             start = epilogue.start(groups, panels * self.tile.NR, self.problem.dtype)
-        self.launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
@@ -119,22 +134,29 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     item, groups = problem.itemsize, problem.groups
     source, target, source_size, reduction, channels, w_strides, _ = roles(problem, direction)
     pixels = problem.n * rows.count * columns.count
-    shape = tile(problem.dtype, pixels)
+    shape = tile(problem.dtype, pixels, channels)
     tiles, panels = -(-pixels // shape.MR), -(-channels // shape.NR)
     taps = len(rows.taps) * len(columns.taps)
     apart = source[3] != item
     entry_bytes = taps * (shape.MR + RUN_FIELDS) * 8
     copy_bytes = taps * reduction * shape.MR * item if apart else 0
-    size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
-
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    in_place = direction == "forward" and w_strides[3] == item and channels % shape.VL == 0 and tiles <= 2
-    packed_shape = (groups, panels, taps, reduction, shape.NR)
+    in_place = direction == "forward" and w_strides[3] == item and channels % shape.NR == 0 and tiles <= 2
+    size, parts = _blocks(tiles, entry_bytes, copy_bytes, panels, groups, threads)
+    # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.
     panel_bytes = taps * reduction * shape.NR * item
+    packs = tiles <= _PACKING_TILES and tiles * copy_bytes <= _COPY_BYTES and tiles * entry_bytes <= _PACKING_BYTES
+    packs = packs and not in_place and model.balance(groups * panels, threads) <= _PACKING_BALANCE
+    if packs:
+        size, parts = tiles, panels
 
-    table, counts, targets, row_parts, column_parts, spare, buffer, copies, total = workspace_offsets(
+    dense = not in_place and not apart and tiles > 1
+    packed_shape = (groups, panels, taps, reduction, shape.NR)
+
+    table, counts, targets, row_parts, column_parts, spare, starts, buffer, copies, packed, total = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, len(rows.taps) * shape.MR * 8,
-        len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
+        len(columns.taps) * shape.MR * 8, shape.MR * 8, shape.MR * 8, shape.MR * shape.NR * item, size * copy_bytes,
+        panel_bytes if packs else 0,
     )  # fmt: skip
     evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
     touching = evenly and not apart and source[2] == reduction * item
@@ -152,25 +174,34 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
+        first_row=min(rows.offsets), last_row=max(rows.offsets),
+        first_column=min(columns.offsets), last_column=max(columns.offsets),
         reduction=reduction, channels=channels,
         weight_tap=w_strides[1] if in_place else reduction * shape.NR * item,
         weight_step=w_strides[2] if in_place else shape.NR * item,
         weight_panel=shape.NR * item if in_place else panel_bytes,
         start_group=panels * shape.NR * item,
         zeros=address(zeros), touching=touching,
-        tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
+        tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts, packing=0,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, row_parts=row_parts, column_parts=column_parts, spare=spare,
-        buffer=buffer, copies=copies,
+        starts=starts, buffer=buffer, copies=copies, packed=packed,
     )  # fmt: skip
     tables = (row_offsets, column_offsets, zeros)
-    main = Launch(
-        lambda: gather.gather(problem.dtype, shape), problem.dtype, template, groups * -(-tiles // size) * parts,
-        threads, total,
-    )  # fmt: skip
+    tasks = groups * -(-tiles // size) * parts
+
+    def launch_of(plan: np.ndarray) -> Launch:
+        return Launch(lambda: gather.gather(problem.dtype, shape, dense), problem.dtype, plan, tasks, threads, total)
+
     start = np.zeros(groups * panels * shape.NR, problem.dtype)
     pack, taps_read = _plan_pack(problem, direction, rows, columns, shape, packed_shape, threads)
-    return GatherPass(problem, threads, shape, main, pack, start, (*tables, *taps_read), packed_shape, in_place)
+    packing = None
+    if packs:
+        packing_template = template.copy()
+        packing_template["packing"] = pack.plan.ctypes.data
+        packing = launch_of(packing_template)
+    kept = (*tables, *taps_read)
+    return GatherPass(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, in_place, packing)
 
 
 def _plan_pack(

@@ -7,31 +7,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import TILE_SHARE, Tile
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 PEAK_SHARE = 0.94
-"""Share of the peak that a tile of full width reaches."""
-NARROW_SHARE = 0.72
-"""The same for one vector: each multiply-add needs a load of its own."""
+"""Share of the peak that a tile with pixels in the lanes reaches."""
 LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
-RUN_SLOTS = 60
+RUN_SLOTS = 50
 """Slots lost at the beginning and end of a run."""
+TILE_SLOTS = 120
+"""Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-TRACE_SECONDS = 0.6e-9
+TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
-CORRELATE_SHARE = 0.75
+CORRELATE_SHARE = 0.7
 """Share of the peak that the weight gradient's tile with channels in the lanes reaches: its runs end with every row."""
+CORRELATE_APART_SHARE = 0.4
+"""The same where channels lie apart: every scalar is on a cache line of its own."""
 DOT_SHARE = 0.45
 """The same for dot products over pixels: most of their vectors straddle two cache lines."""
 DOT_SECONDS = 6e-9
@@ -63,11 +65,8 @@ def slot_rate(machine: Machine, lanes: int) -> float:
 
 def tile_slots(channels: int, shape: Tile) -> float:
     """Slots of one step of all panels of a tile that has channels in its lanes."""
-    whole, rest = divmod(channels, shape.NR)
-    slots = whole * shape.NV / PEAK_SHARE
-    if rest:
-        slots += 1 / NARROW_SHARE if rest <= shape.VL else shape.NV / PEAK_SHARE
-    return slots * max(shape.MR, LATENCY_ROWS)
+    panels = -(-channels // shape.NR)
+    return panels * shape.NV / TILE_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
 
 
 def balance(tasks: int, threads: int) -> float:

@@ -1,0 +1,183 @@
+"""Layers with their gradients, and the networks made of them. Images are (n, rows, columns, channels)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import fastconv
+from fastconv import nn
+
+Parameters = dict[str, np.ndarray]
+
+
+class Layer:
+    """One step of a network: `backward` takes the gradient for the output of the last `forward`."""
+
+    def __init__(self) -> None:
+        self.parameters: Parameters = {}
+        self.gradients: Parameters = {}
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def backward(self, grad: np.ndarray) -> np.ndarray | None:
+        raise NotImplementedError
+
+
+class Conv(Layer):
+    """A square convolution with bias. The first of a network has no use for the gradient for its input."""
+
+    def __init__(
+        self, size: int, ic: int, oc: int, rng: np.random.Generator, padding: str, first: bool = False
+    ) -> None:
+        super().__init__()
+        scale = np.float32(np.sqrt(2 / (size * size * ic)))  # He et al. 2015: keeps the variance through ReLU
+        w = rng.standard_normal((size, size, ic, oc), np.float32) * scale
+        self.parameters = {"w": w, "b": np.zeros(oc, np.float32)}
+        self.padding, self.first = padding, first
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.x = x
+        return fastconv.conv2d(x, self.parameters["w"], self.parameters["b"], padding=self.padding)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray | None:
+        grad_x, self.gradients["w"], self.gradients["b"] = fastconv.conv2d_backward(
+            grad, self.x, self.parameters["w"], needs=(not self.first, True, True), padding=self.padding
+        )
+        return grad_x
+
+
+class Dense(Layer):
+    """A fully connected layer with bias."""
+
+    def __init__(self, features: int, units: int, rng: np.random.Generator, first: bool = False) -> None:
+        super().__init__()
+        scale = np.float32(np.sqrt(2 / features))
+        w = rng.standard_normal((features, units), np.float32) * scale
+        self.parameters = {"w": w, "b": np.zeros(units, np.float32)}
+        self.first = first
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.x = x
+        return fastconv.dense(x, self.parameters["w"], self.parameters["b"])
+
+    def backward(self, grad: np.ndarray) -> np.ndarray | None:
+        self.gradients = {"w": fastconv.dense_grad_weight(grad, self.x), "b": grad.sum(axis=0)}
+        return None if self.first else fastconv.dense_grad_input(grad, self.parameters["w"])
+
+
+class Relu(Layer):
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.y = nn.relu(x, out=x)
+        return self.y
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return nn.relu_grad_input(grad, self.y, out=grad)
+
+
+class MaxPool(Layer):
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.x = x
+        return nn.max_pool2d(x)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return nn.max_pool2d_grad_input(grad, self.x)
+
+
+class AvgPool(Layer):
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.shape = x.shape
+        return nn.avg_pool2d(x)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return nn.avg_pool2d_grad_input(grad, self.shape)
+
+
+class Flatten(Layer):
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.shape = x.shape
+        return x.reshape(len(x), -1)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return grad.reshape(self.shape)
+
+
+class Network:
+    """Layers one after another."""
+
+    def __init__(self, name: str, layers: list[Layer]) -> None:
+        self.name = name
+        self.layers = layers
+
+    @property
+    def parameters(self) -> Parameters:
+        """All weights by name, as the layers hold them: writing into them changes the network."""
+        return {f"{i}.{key}": value for i, layer in enumerate(self.layers) for key, value in layer.parameters.items()}
+
+    @property
+    def gradients(self) -> Parameters:
+        """The gradients of the last `loss`, by the names of `parameters`."""
+        return {f"{i}.{key}": value for i, layer in enumerate(self.layers) for key, value in layer.gradients.items()}
+
+    def outputs(self, x: np.ndarray) -> list[np.ndarray]:
+        """What each layer makes of the images; the last are the logits of the classes."""
+        values = []
+        for layer in self.layers:
+            x = layer.forward(x)
+            values.append(x)
+        return values
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+    def loss(self, x: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+        """Forward and backward pass: the loss and the logits; `gradients` has the rest."""
+        logits = self.logits(x)
+        grad: np.ndarray | None
+        loss, grad = nn.softmax_cross_entropy(logits, labels)
+        for layer in reversed(self.layers):
+            if grad is None:  # nothing before it has weights
+                break
+            grad = layer.backward(grad)
+        return loss, logits
+
+
+def mlp(rng: np.random.Generator) -> Network:
+    """784-256-128-100-10."""
+    layers: list[Layer] = [Flatten()]
+    for features, units in ((784, 256), (256, 128), (128, 100)):
+        layers += [Dense(features, units, rng, first=features == 784), Relu()]
+    return Network("mlp", [*layers, Dense(100, 10, rng)])
+
+
+def cnn(rng: np.random.Generator) -> Network:
+    """Two convolutions and one dense layer: 83,466 parameters. ReLU follows the pooling, which leaves it a quarter."""
+    return Network(
+        "cnn",
+        [
+            Conv(5, 1, 32, rng, "same", first=True), MaxPool(), Relu(),
+            Conv(5, 32, 64, rng, "same"), MaxPool(), Relu(),
+            Flatten(), Dense(7 * 7 * 64, 10, rng),
+        ],
+    )  # fmt: skip
+
+
+def lenet5(rng: np.random.Generator) -> Network:
+    """LeCun et al. 1998 with ReLU: 61,706 parameters."""
+    return Network(
+        "lenet5",
+        [
+            Conv(5, 1, 6, rng, "same", first=True), Relu(), AvgPool(),
+            Conv(5, 6, 16, rng, "valid"), Relu(), AvgPool(),
+            Flatten(), Dense(5 * 5 * 16, 120, rng), Relu(), Dense(120, 84, rng), Relu(), Dense(84, 10, rng),
+        ],
+    )  # fmt: skip
+
+
+NETWORKS = {"mlp": mlp, "cnn": cnn, "lenet5": lenet5}
+
+
+def parameter_count(network: Network) -> int:
+    return sum(value.size for value in network.parameters.values())

@@ -1,0 +1,97 @@
+"""What holds for the algorithms that transform data: the identity behind them, their error bound, epilogues, NaN."""
+
+import numba
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv.kernels.toomcook import POINTS, TAPS, transforms
+
+from . import reference
+from .cases import CASES, DTYPES, LAYOUTS, by_name, data, inexact_tolerance
+from .checks import assert_same_bits
+
+TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-winograd"))]
+each_tiled = pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@numba.njit
+def leaky(value):
+    return value if value > 0 else value / 4
+
+
+@pytest.mark.parametrize("m", POINTS)
+def test_transforms_compute_a_correlation(m):
+    rng = np.random.default_rng(m)
+    d, g = rng.standard_normal(m + TAPS - 1), rng.standard_normal(TAPS)
+    output, weights, inputs = (np.array(matrix) for matrix in transforms(m))
+    expected = [d[i : i + TAPS] @ g for i in range(m)]
+    np.testing.assert_allclose(output @ ((weights @ g) * (inputs @ d)), expected, rtol=1e-12)
+
+
+@each_tiled
+@each_layout
+@each_dtype
+@pytest.mark.parametrize("activation", [None, "relu", leaky], ids=["none", "relu", "leaky"])
+def test_prepared_layer_has_the_bits_of_the_call(activation, dtype, layout, case):
+    given = data(case, "floats", layout, dtype)
+    bias = np.linspace(-1, 1, case.oc).astype(dtype)
+    keywords = {"layout": layout, "algorithm": "winograd", "activation": activation, **case.arguments}
+    result = fastconv.conv2d(given.x, given.w, bias, **keywords)
+    assert_same_bits(fastconv.prepare_conv2d(given.w, bias, **keywords)(given.x), result)
+
+    by_channel = bias if layout == "NHWC" else bias[:, None, None]
+    expected = given.expected["forward"] + by_channel
+    if activation is not None:
+        expected = np.where(expected > 0, expected, 0 if activation == "relu" else expected / 4)
+    limit = inexact_tolerance(dtype, case.reduction_length("forward") + 1, given.magnitude["forward"] + 1)
+    assert np.all(np.abs(result - expected) <= limit)
+
+
+@each_dtype
+def test_error_is_near_that_of_the_plain_sum(dtype):
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 32, 32, 64), (3, 3, 64, 32)))
+    exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), padding=1)
+
+    def error(algorithm):
+        result = fastconv.conv2d(x, w, padding=1, algorithm=algorithm)
+        return float(np.sqrt(np.mean((result - exact) ** 2)))
+
+    assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
+
+
+def test_result_depends_on_neither_batch_nor_threads(set_threads):
+    case = by_name("threads-winograd-batch")
+    given = data(case, "floats", "NHWC", "float32")
+    keywords = {"algorithm": "winograd", **case.arguments}
+    results = []
+    for threads in range(1, min(2, numba.config.NUMBA_NUM_THREADS) + 1):
+        set_threads(threads)
+        results.append(fastconv.conv2d(given.x, given.w, **keywords))
+        alone = [fastconv.conv2d(image, given.w, **keywords) for image in given.x]
+        assert_same_bits(np.stack(alone), results[-1])
+    assert_same_bits(results[0], results[-1])
+
+
+def test_nan_stays_within_the_tiles_that_read_it():
+    x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+    x[0, 9, 9, 3] = np.nan  # in the middle of tile (2, 2), of outputs 8 to 11
+    reached = np.isnan(fastconv.conv2d(x, w, padding=1, algorithm="winograd")).any(axis=(0, 3))
+    assert reached[8:11, 8:11].all()
+    reached[8:12, 8:12] = False
+    assert not reached.any()
+    assert np.isnan(fastconv.conv2d(x, w, padding=1, algorithm="exact")).sum() == 9 * 16
+
+
+@pytest.mark.parametrize("width", [13, 14, 15, 20, 29])
+def test_depthwise_weight_gradient_takes_a_nan_to_the_taps_that_meet_it(width):
+    channels = 16
+    x, grad_y = np.ones((1, 5, width, channels), np.float32), np.ones((1, 3, width - 2, channels), np.float32)
+    x[0, 0, width - 1] = np.nan  # only the tap in the upper right corner reads it
+    result = fastconv.conv2d_grad_weight(grad_y, x, 3, groups=channels, algorithm="direct")
+    assert np.isnan(result[0, 2]).all()
+    result[0, 2] = 0
+    assert not np.isnan(result).any()
