@@ -140,6 +140,21 @@ def test_avg_pool_gradient(layout, case, dtype):
     np.testing.assert_allclose(result, turned(avg_gradient(grad_y, x, size, stride), layout), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "case", ["2x2", "2x2, remainder", "2x2, one channel", "overlap", "overlap, one channel", "gaps"]
+)
+@each_layout
+def test_fused_relu_is_relu_behind_the_pooling(layout, case):
+    shape, size, stride = CASES[case]
+    x, how = turned(integers(shape, "float32") - 2, layout), {"stride": stride, "layout": layout}
+    y = nn.relu(nn.max_pool2d(x, size, **how))
+    assert (y == 0).any()
+    assert_same_bits(nn.max_pool2d(x, size, activation="relu", **how), y)
+    grad_y = integers(y.shape, "float32", 1)
+    expected = nn.max_pool2d_grad_input(nn.relu_grad_input(grad_y, y), x, size, **how)
+    np.testing.assert_array_equal(nn.max_pool2d_grad_input(grad_y, x, size, activation="relu", **how), expected)
+
+
 def numeric_gradient(function, x, step=1e-6):
     grad = np.empty_like(x)
     for index in np.ndindex(x.shape):
@@ -175,7 +190,9 @@ def test_nan_is_the_largest_and_gets_the_gradient(shape):
     y = nn.max_pool2d(x)
     assert np.isnan(y[0, 0, 1]).all()
     assert np.isnan(y).sum() == shape[-1]
+    assert_same_bits(nn.max_pool2d(x, activation="relu"), y)
     grad = nn.max_pool2d_grad_input(np.full(y.shape, np.inf, np.float32), x)
+    assert_same_bits(nn.max_pool2d_grad_input(np.full(y.shape, np.inf, np.float32), x, activation="relu"), grad)
     assert (grad[0, 1, 2] == np.inf).all()
     assert np.isinf(grad).sum() == 4 * shape[-1]
     assert not np.isnan(grad).any()
@@ -225,6 +242,9 @@ ERRORS = [
     (lambda: nn.max_pool2d(X, 1.5), TypeError, "size"),
     (lambda: nn.max_pool2d(X, stride=0), ValueError, "stride"),
     (lambda: nn.max_pool2d(X, layout="HWC"), ValueError, "layout"),
+    (lambda: nn.max_pool2d(X, 2.0), TypeError, "size"),
+    (lambda: nn.max_pool2d(X, activation="tanh"), ValueError, "activation must be None or 'relu'"),
+    (lambda: nn.max_pool2d_grad_input(Y, X, activation=max), ValueError, "activation"),
     (lambda: nn.max_pool2d(X[0, 0]), ValueError, "x must have 4 axes"),
     (lambda: nn.max_pool2d(X.astype(int)), TypeError, "x must be float"),
     (lambda: nn.max_pool2d(X[..., :0]), ValueError, "channels"),
