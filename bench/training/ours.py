@@ -76,9 +76,7 @@ class Step:
     def update(self) -> None:
         for parameters, velocities, gradients in zip(self.weights, self.velocities, self.gradients, strict=True):
             for value, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                velocity *= np.float32(MOMENTUM)
-                velocity += gradient
-                value -= np.float32(RATE) * velocity
+                nn.sgd_update(value, gradient, velocity, rate=RATE, momentum=MOMENTUM)
 
     def parts(self) -> dict[str, Parts]:
         """Return the calls of every layer, on what the layer meets in a step; equal layers share an entry."""

@@ -49,15 +49,11 @@ class Adam:
         self.second = {name: np.zeros_like(value) for name, value in parameters.items()}
         self.steps = 0
 
-    def step(self, gradients: Parameters, rate: float, decay1: float = 0.9, decay2: float = 0.999) -> None:
+    def step(self, gradients: Parameters, rate: float) -> None:
         self.steps += 1
-        step = np.float32(rate / (1 - decay1**self.steps))
-        unbias = np.float32(1 / (1 - decay2**self.steps))
         for name, value in self.parameters.items():
-            grad, m, v = gradients[name], self.first[name], self.second[name]
-            m += np.float32(1 - decay1) * (grad - m)
-            v += np.float32(1 - decay2) * (grad * grad - v)
-            value -= step * m / (np.sqrt(v * unbias) + np.float32(1e-8))
+            moments = self.first[name], self.second[name]
+            nn.adam_update(value, gradients[name], *moments, step=self.steps, rate=rate)
 
 
 def one_cycle(progress: float, peak: float, warm_up: float = 0.2) -> float:
