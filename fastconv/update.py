@@ -14,6 +14,7 @@ from fastconv.operands import ArrayLike, array_argument, expect_shape, same_dtyp
 
 _BLOCK = 1 << 14
 """Values that a thread takes at a time."""
+_CHANGEABLE = (np.dtype("float32"), np.dtype("float64"))
 
 
 def sgd_update(
@@ -130,9 +131,8 @@ def _run(make: Any, w: Any, grad_w: Any, remembered: dict[str, Any], settings: t
 
 def _changeable(name: str, array: Any) -> None:
     """Refuse what a kernel cannot change in place."""
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+    if not isinstance(array, np.ndarray) or array.dtype not in _CHANGEABLE:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name} must be a numpy array of float32 or float64, got {kind}")
-    flags = array.flags
-    if not (flags.c_contiguous and flags.writeable and flags.aligned and array.dtype.isnative):
-        raise ValueError(f"{name} must be C-contiguous, writeable, aligned and of native byte order: it is changed")
+    if not array.flags.carray:
+        raise ValueError(f"{name} must be C-contiguous, aligned and writeable: it is changed in place")
