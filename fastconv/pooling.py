@@ -237,7 +237,7 @@ _planned = functools.lru_cache(maxsize=1024)(_Window)
 
 
 def _window(name: str, shape: tuple[int, ...], size: Any, stride: Any, layout: str) -> _Window:
-    """The geometry of a pooling, remembered with its plans: making them takes 50 microseconds."""
+    """The geometry of a pooling, remembered with its plans, which take longer to make than a small pooling to run."""
     pair = check_pair("size", size)
     return _planned(name, shape, pair, pair if stride is None else check_pair("stride", stride), check_layout(layout))
 
