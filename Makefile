@@ -8,11 +8,11 @@ DOCS_VENV := .venv-docs
 DOCS_READY := $(DOCS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench dashboard docs figures lint format clean
+.PHONY: help setup demo test bench training dashboard docs figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, bench and figures.'
+	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, bench, training and figures.'
 
 setup: $(READY) ## make .venv with the package, editable, and everything the other targets use
 
@@ -31,6 +31,9 @@ test: setup ## run the tests
 
 bench: setup ## the whole comparison that demo abridges
 	$(BIN)/python -m bench $(ARGS)
+
+training: setup ## whole training steps against PyTorch, if that is installed; ARGS=--parts shows where the time goes
+	$(BIN)/python -m bench.training $(ARGS)
 
 figures: setup ## measure the comparison and the ladder, and redraw the figures in docs/figures
 	$(BIN)/python -m bench --figure docs/figures/headline --json docs/figures/headline.json $(ARGS)

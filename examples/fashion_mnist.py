@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 # OpenBLAS's threads spin for 25 ms after a dense layer and would hold the cores of the convolution that follows.
@@ -20,7 +20,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 import numba
 from fashion import compare, figures, invariance
 from fashion.networks import NETWORKS, parameter_count
-from fashion.train import DEFAULTS, Settings, State, mirrored_accuracy, train
+from fashion.train import DEFAULTS, Settings, State, mirrored_accuracy, split, train
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -57,10 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_train(options: argparse.Namespace, data: datasets.FashionMNIST) -> None:
-    given = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "shift", "flip", "seed")}
+    given = {
+        name: getattr(options, name) for name in [field.name for field in fields(Settings) if field.name != "network"]
+    }
     settings = replace(DEFAULTS[options.network], **{key: value for key, value in given.items() if value is not None})
     path = checkpoint(options.output, options.network)
     state = start(path, settings, options.fresh)
+    data = split(data, settings.holdout)
     console.print(f"{settings.network}: {parameter_count(state.network):,} parameters, {settings}")
     steps = -(-len(data.train_images) // settings.batch)
     until = min(options.until or settings.epochs, settings.epochs)
@@ -171,6 +174,10 @@ def _parser() -> argparse.ArgumentParser:
         ("--batch", int, "images a step"),
         ("--rate", float, "highest learning rate"),
         ("--shift", int, "shift training images by up to so many pixels"),
+        ("--dropout", float, "share of the last features that a step forgets"),
+        ("--smoothing", float, "share of the target that is spread over all classes"),
+        ("--decay", float, "of the weights, times the learning rate"),
+        ("--holdout", int, "test with the last N training images, to choose settings by"),
         ("--seed", int, "of weights, order and augmentation"),
         ("--until", int, "stop after this epoch; the next call goes on"),
     ):

@@ -7,14 +7,29 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import QUIET, ready
+from fastconv.epilogue import epilogue_for
 from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
 from fastconv.kernels.params import address, fill
 from fastconv.operands import allocate, array_argument, expect_shape, same_dtype
+from fastconv.plan import Plan, request
 from fastconv.problem import compute_dtype
 
 _STRIP = 512
 """Units of a task: their sums and four rows of their weights fit the first cache level."""
+
+
+_FOR_BLAS = 1 << 28
+"""Operations from which on NumPy's BLAS computes a product. After smaller ones its threads, which spin for 25 ms, would
+take the cores from the convolution that follows: a step of LeNet-5 took 8 ms instead of 4."""
+
+
+def _plan(direction: str, n: int, w_shape: tuple[int, ...], dtype: str) -> Plan | None:
+    """How a 1x1 convolution of one row of n pixels computes the product; None for one input and for large products."""
+    features, units = w_shape
+    if n < 2 or not features or not units or 2 * n * features * units >= _FOR_BLAS:
+        return None
+    return request(direction, (1, 1, n, features), (1, 1, *w_shape), np.dtype(dtype), 1, 0, 1, 1, "NHWC", "exact").plan
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:
@@ -59,7 +74,8 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
     Notes
     -----
     One input has no use for a cache: each weight is read once and used once, so memory sets the time. It runs
-    through a kernel that reads the weights in order on all threads; several inputs run through NumPy's BLAS.
+    through a kernel that reads the weights in order on all threads. Several inputs are the pixels of a 1x1 convolution,
+    and large products run through NumPy's BLAS.
 
     Examples
     --------
@@ -81,6 +97,10 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
     if values.size == values.shape[-1] and weights.size:
         start = np.zeros(w.shape[1], dtype) if bias is None else ready(bias, dtype)
         _one_row(values, weights, start, y.array)
+    elif values.ndim == 2 and (plan := _plan("forward", len(values), w.shape, dtype)):
+        plan.operation.run(
+            values[None, None], weights[None, None], y.array[None, None], epilogue_for(bias, None, dtype)
+        )
     else:
         np.matmul(values, weights, out=y.array)
         if bias is not None:
@@ -135,7 +155,11 @@ def dense_grad_input(grad_y: Any, w: Any, *, out: np.ndarray | None = None) -> n
         raise ValueError(f"grad_y must have {w.shape[1]} units for w of shape {w.shape}, got shape {grad_y.shape}")
     shape, dtype = (*grad_y.shape[:-1], w.shape[0]), compute_dtype("grad_y", grad_y.dtype)
     grad_x = allocate(shape, dtype, grad_y.dtype, out, grad_y=grad_y, w=w)
-    np.matmul(ready(grad_y, dtype), ready(w, dtype).T, out=grad_x.array)
+    gradient, weights = ready(grad_y, dtype), ready(w, dtype)
+    if gradient.ndim == 2 and (plan := _plan("grad_input", len(gradient), w.shape, dtype)):
+        plan.operation.run(gradient[None, None], weights[None, None], grad_x.array[None, None])
+    else:
+        np.matmul(gradient, weights.T, out=grad_x.array)
     return grad_x.deliver()
 
 
@@ -178,6 +202,8 @@ def dense_grad_weight(grad_y: Any, x: Any, *, out: np.ndarray | None = None) -> 
     gradient, values = np.atleast_2d(ready(grad_y, dtype)), np.atleast_2d(ready(x, dtype))
     if len(values) == 1:  # an outer product: twice as fast written directly as through BLAS
         np.multiply(values.T, gradient, out=grad_w.array)
+    elif plan := _plan("grad_weight", len(values), shape, dtype):
+        plan.operation.run(gradient[None, None], values[None, None], grad_w.array[None, None])
     else:
         np.matmul(values.T, gradient, out=grad_w.array)
     return grad_w.deliver()

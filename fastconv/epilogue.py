@@ -12,10 +12,12 @@ from fastconv.arrays import ready
 from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
 from fastconv.kernels.activation import compile_activation
-from fastconv.kernels.params import address, fill
+from fastconv.kernels.params import LINE, address, fill
 
-_SUM_BLOCK = 1 << 12
-"""Pixels of one partial sum: fixed, so that the sum has the same bits for any number of threads."""
+_SUM_BLOCK = 1 << 13
+"""Values of one partial sum: fixed, so that the sum has the same bits for any number of threads."""
+_SUM_WIDTH = 64
+"""Sums that are kept at least where channels lie side by side."""
 
 
 def check_activation(activation: Any) -> None:
@@ -42,21 +44,19 @@ def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:
     """Sum an image over everything but its channels, in float64."""
     dtype = "float32" if values.dtype.name == "float16" else values.dtype.name
     values = ready(values, dtype)
-    item = values.itemsize
-    if layout == "NHWC":
-        n, pixels, channels = values.shape[0], values.shape[1] * values.shape[2], values.shape[3]
-        steps = {"values_n": pixels * channels * item, "values_pixel": channels * item, "values_c": item}
-    else:
-        n, pixels, channels = values.shape[0], values.shape[2] * values.shape[3], values.shape[1]
-        steps = {"values_n": pixels * channels * item, "values_pixel": item, "values_c": pixels * item}
+    n, channels = values.shape[0], values.shape[3 if layout == "NHWC" else 1]
     if values.size == 0:
         return np.zeros(channels)
-    blocks = -(-n * pixels // _SUM_BLOCK)
-    sums = np.empty((blocks, channels))
+    pixels = values[0].size // channels
+    block = max(1, _SUM_BLOCK // channels)
+    blocks = -(-n * pixels // block)
+    threads, shared = launch.threads_for(values.size), max(1, _SUM_WIDTH // channels)
+    # Whole vectors of sums, whatever their width.
+    sums, workspace = np.empty((blocks, channels)), np.empty((threads, -(-shared * channels // LINE) * LINE))
     params = fill(
-        kernels.CHANNEL_SUM, values=address(values), sums=address(sums), blocks=blocks, block=_SUM_BLOCK, n=n,
-        pixels=pixels, channels=channels, item=item, **steps,
+        kernels.CHANNEL_SUM, values=address(values), sums=address(sums), block=block, n=n, pixels=pixels,
+        channels=channels, shared=shared, workspace=address(workspace), workspace_bytes=workspace.strides[0],
     )  # fmt: skip
     kernel = kernels.channel_sum(dtype, layout == "NHWC")
-    launch.run(kernel, params, blocks, threads=launch.threads_for(values.size))
+    launch.run(kernel, params, blocks, threads=threads)
     return sums.sum(axis=0)

@@ -1,24 +1,27 @@
-"""What a small network needs beside convolutions and dense layers: pooling, ReLU and the loss, with their gradients."""
+"""What training a network needs beside convolutions and dense layers: pooling, ReLU, the loss, updates of weights."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastconv.arrays import QUIET, ready
+from fastconv.arrays import ready
 from fastconv.kernels import activation as kernels
-from fastconv.kernels import launch
+from fastconv.kernels import launch, softmax
 from fastconv.kernels.params import address, fill
 from fastconv.operands import ArrayLike, allocate, array_argument, check_out, expect_shape, same_dtype
 from fastconv.pooling import avg_pool2d, avg_pool2d_grad_input, max_pool2d, max_pool2d_grad_input
 from fastconv.problem import compute_dtype
+from fastconv.update import adam_update, sgd_update
 
 __all__ = [
+    "adam_update",
     "avg_pool2d",
     "avg_pool2d_grad_input",
     "max_pool2d",
     "max_pool2d_grad_input",
     "relu",
     "relu_grad_input",
+    "sgd_update",
     "softmax_cross_entropy",
 ]
 
@@ -101,8 +104,7 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     return grad_x.deliver()
 
 
-@QUIET
-def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, np.ndarray]:
+def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, *, smoothing: float = 0.0) -> tuple[float, np.ndarray]:
     """Mean cross-entropy between the softmax of the logits and the labels, and its gradient.
 
     Parameters
@@ -111,18 +113,20 @@ def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, 
         Of float16, float32 or float64.
     labels : array of shape (n,)
         The right class of each row, integers from 0.
+    smoothing : float from 0 to 1, default 0
+        Share of the target that is spread evenly over all classes instead of given to the label.
 
     Returns
     -------
     loss : float
-        ``mean(log(sum(exp(logits))) - logits[label])``, with no overflow for large logits.
+        Without smoothing ``mean(log(sum(exp(logits))) - logits[label])``, with no overflow for large logits.
     grad_logits : array of shape (n, classes)
         Gradient of the loss, of the dtype of the logits.
 
     Raises
     ------
     ValueError, TypeError
-        If shapes do not fit, there is no row, or a label is no class.
+        If shapes do not fit, there is no row, a label is no class, or `smoothing` is not from 0 to 1.
 
     Examples
     --------
@@ -140,12 +144,9 @@ def softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> tuple[float, 
     expect_shape("labels", labels, (n,), "one label for each row of logits")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-    rows = np.arange(n)
-    below = ready(logits, compute_dtype("logits", logits.dtype)) - logits.max(axis=1, keepdims=True)
-    grad = np.exp(below)
-    total = grad.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(total[:, 0]) - below[rows, labels], dtype=np.float64))
-    grad /= total
-    grad[rows, labels] -= 1
-    grad /= n
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must be from 0 to 1, got {smoothing!r}")
+    dtype = compute_dtype("logits", logits.dtype)
+    grad = np.empty((n, classes), dtype)
+    loss = softmax.cross_entropy(dtype)()(ready(logits, dtype), ready(labels, "int64"), smoothing, grad)
     return loss, grad.astype(logits.dtype.newbyteorder("="), copy=False)

@@ -140,6 +140,21 @@ def test_avg_pool_gradient(layout, case, dtype):
     np.testing.assert_allclose(result, turned(avg_gradient(grad_y, x, size, stride), layout), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "case", ["2x2", "2x2, remainder", "2x2, one channel", "overlap", "overlap, one channel", "gaps"]
+)
+@each_layout
+def test_fused_relu_is_relu_behind_the_pooling(layout, case):
+    shape, size, stride = CASES[case]
+    x, how = turned(integers(shape, "float32") - 2, layout), {"stride": stride, "layout": layout}
+    y = nn.relu(nn.max_pool2d(x, size, **how))
+    assert (y == 0).any()
+    assert_same_bits(nn.max_pool2d(x, size, activation="relu", **how), y)
+    grad_y = integers(y.shape, "float32", 1)
+    expected = nn.max_pool2d_grad_input(nn.relu_grad_input(grad_y, y), x, size, **how)
+    np.testing.assert_array_equal(nn.max_pool2d_grad_input(grad_y, x, size, activation="relu", **how), expected)
+
+
 def numeric_gradient(function, x, step=1e-6):
     grad = np.empty_like(x)
     for index in np.ndindex(x.shape):
@@ -175,7 +190,9 @@ def test_nan_is_the_largest_and_gets_the_gradient(shape):
     y = nn.max_pool2d(x)
     assert np.isnan(y[0, 0, 1]).all()
     assert np.isnan(y).sum() == shape[-1]
+    assert_same_bits(nn.max_pool2d(x, activation="relu"), y)
     grad = nn.max_pool2d_grad_input(np.full(y.shape, np.inf, np.float32), x)
+    assert_same_bits(nn.max_pool2d_grad_input(np.full(y.shape, np.inf, np.float32), x, activation="relu"), grad)
     assert (grad[0, 1, 2] == np.inf).all()
     assert np.isinf(grad).sum() == 4 * shape[-1]
     assert not np.isnan(grad).any()
@@ -218,6 +235,46 @@ def test_threads_do_not_change_a_bit(layout, set_threads):
         assert_same_bits(first, last)
 
 
+@each_dtype
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothed_loss_and_its_gradient(dtype, smoothing):
+    rng = np.random.default_rng(4)
+    logits, labels = rng.standard_normal((6, 5)), rng.integers(0, 5, 6)
+    targets = np.full((6, 5), smoothing / 5)
+    targets[np.arange(6), labels] += 1 - smoothing
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    loss, grad = nn.softmax_cross_entropy(logits.astype(dtype), labels, smoothing=smoothing)
+    assert loss == pytest.approx(-(targets * logs).sum(axis=1).mean(), rel=1e-6)
+    np.testing.assert_allclose(grad, (np.exp(logs) - targets) / 6, rtol=1e-5, atol=1e-7)
+    assert grad.dtype == dtype
+
+
+@each_dtype
+@pytest.mark.parametrize("size", [1, 37, 3 << 14])
+def test_sgd_equals_its_formula(dtype, size):
+    rng = np.random.default_rng(5)
+    w, velocity = rng.standard_normal(size).astype(dtype), np.zeros(size, dtype)
+    expected, v = w.astype(float), np.zeros(size)
+    for grad in rng.standard_normal((3, size)).astype(dtype):
+        v = 0.8 * v + grad
+        expected -= 0.1 * v
+        nn.sgd_update(w, grad, velocity, rate=0.1, momentum=0.8)
+    np.testing.assert_allclose(w, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_dtype
+@pytest.mark.parametrize("size", [1, 37, 3 << 14])
+def test_adam_equals_its_formula(dtype, size):
+    rng = np.random.default_rng(5)
+    w, first, second = rng.standard_normal(size).astype(dtype), np.zeros(size, dtype), np.zeros(size, dtype)
+    expected, m, v = w.astype(float), np.zeros(size), np.zeros(size)
+    for step, grad in enumerate(rng.standard_normal((3, size)).astype(dtype), 1):
+        m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad.astype(float) ** 2
+        expected -= 0.1 * (0.5 * expected + m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.99**step)) + 1e-3))
+        nn.adam_update(w, grad, first, second, step=step, rate=0.1, decays=(0.9, 0.99), epsilon=1e-3, weight_decay=0.5)
+    np.testing.assert_allclose(w, expected, rtol=1e-4, atol=1e-5)
+
+
 X, Y = np.ones((2, 6, 8, 3), np.float32), np.ones((2, 3, 4, 3), np.float32)
 ERRORS = [
     (lambda: nn.max_pool2d(X, 7), ValueError, "size=(7, 7)"),
@@ -225,6 +282,9 @@ ERRORS = [
     (lambda: nn.max_pool2d(X, 1.5), TypeError, "size"),
     (lambda: nn.max_pool2d(X, stride=0), ValueError, "stride"),
     (lambda: nn.max_pool2d(X, layout="HWC"), ValueError, "layout"),
+    (lambda: nn.max_pool2d(X, 2.0), TypeError, "size"),
+    (lambda: nn.max_pool2d(X, activation="tanh"), ValueError, "activation must be None or 'relu'"),
+    (lambda: nn.max_pool2d_grad_input(Y, X, activation=max), ValueError, "activation"),
     (lambda: nn.max_pool2d(X[0, 0]), ValueError, "x must have 4 axes"),
     (lambda: nn.max_pool2d(X.astype(int)), TypeError, "x must be float"),
     (lambda: nn.max_pool2d(X[..., :0]), ValueError, "channels"),
@@ -246,6 +306,14 @@ ERRORS = [
     (lambda: nn.softmax_cross_entropy(X[0, 0], np.ones(8)), TypeError, "labels must be integers"),
     (lambda: nn.softmax_cross_entropy(X[0, 0], np.full(8, 3)), ValueError, "from 0 to 2"),
     (lambda: nn.softmax_cross_entropy(X[0, 0], np.full(8, -1)), ValueError, "from 0 to 2"),
+    (lambda: nn.softmax_cross_entropy(X[0, 0], np.ones(8, int), smoothing=1.5), ValueError, "smoothing"),
+    (lambda: nn.sgd_update(X[:, ::2], X[:, ::2], X[:, ::2], rate=1), ValueError, "w must be C-contiguous"),
+    (lambda: nn.sgd_update([1.0], [1.0], [0.0], rate=1), TypeError, "w must be a numpy array"),
+    (lambda: nn.sgd_update(X.astype(np.float16), X, X, rate=1), TypeError, "float16"),
+    (lambda: nn.sgd_update(X, Y, X.copy(), rate=1), ValueError, "grad_w must have shape"),
+    (lambda: nn.sgd_update(X, X, X[:1], rate=1), ValueError, "velocity must have shape"),
+    (lambda: nn.adam_update(X, X, X.copy(), X.astype(float), step=1, rate=1), TypeError, "second and w"),
+    (lambda: nn.adam_update(X, X, X.copy(), X.copy(), step=0, rate=1), ValueError, "step must be at least 1"),
 ]  # fmt: skip
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fastconv.datasets import FashionMNIST
 
-from .networks import AvgPool, Conv, Dense, Flatten, MaxPool, Network, Relu
+from .networks import AvgPool, Conv, Dense, Dropout, Flatten, MaxPoolRelu, Network, Relu
 from .train import State, as_input
 
 _PAUSE = 0.05
@@ -21,16 +20,18 @@ RATE = 1e-3
 
 
 def measure(state: State, data: FashionMNIST, turns: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of single steps by contender. Raises where the losses of the first step differ."""
+    """Seconds of single steps by contender. Raises where the losses of the first step, without dropout, differ."""
     batch = state.settings.batch
     x, labels = as_input(data.train_images[:batch]), data.train_labels[:batch]
-    steps = {"fastconv": _ours(state, x, labels)}
+    steps: dict[str, Any] = {"fastconv": _Ours(state, x, labels)}
     for layout in ("contiguous", "channels_last"):
         if layout == "contiguous" or any(isinstance(layer, Conv) for layer in state.network.layers):
-            steps[f"torch {layout}"] = _theirs(state.network, x, labels, layout, threads)
+            steps[f"torch {layout}"] = _Theirs(state, x, labels, layout, threads)
     first = {name: step() for name, step in steps.items()}
     if not np.allclose(list(first.values()), first["fastconv"], rtol=1e-3):
         raise RuntimeError(f"the networks are not the same: the losses of the first step are {first}")
+    for contender in steps.values():
+        contender.set_training(True)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, step in steps.items():
@@ -49,33 +50,47 @@ def ratio(taken: dict[str, list[float]]) -> float:
     return min(value for name, value in medians.items() if name != "fastconv") / medians["fastconv"]
 
 
-def _ours(state: State, x: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
-    def step() -> float:
-        loss, _ = state.network.loss(x, labels)
-        state.adam.step(state.network.gradients, RATE)
+class _Ours:
+    """A step with fastconv."""
+
+    def __init__(self, state: State, x: np.ndarray, labels: np.ndarray) -> None:
+        self.state, self.x, self.labels = state, x, labels
+        self.set_training = state.network.set_training
+
+    def __call__(self) -> float:
+        loss, _ = self.state.network.loss(self.x, self.labels, self.state.settings.smoothing)
+        self.state.adam.step(self.state.network.gradients, RATE)
         return loss
 
-    return step
 
+class _Theirs:
+    """The same step with PyTorch."""
 
-def _theirs(network: Network, x: np.ndarray, labels: np.ndarray, layout: str, threads: int) -> Callable[[], float]:
-    import torch
+    def __init__(self, state: State, x: np.ndarray, labels: np.ndarray, layout: str, threads: int) -> None:
+        import torch
 
-    torch.set_num_threads(threads)
-    images, targets = torch.tensor(x.transpose(0, 3, 1, 2).copy()), torch.tensor(labels.astype(np.int64))
-    model = torch.nn.Sequential(*(part for layer in network.layers for part in _torch_layers(layer, network)))
-    if layout == "channels_last":
-        images, model = images.to(memory_format=torch.channels_last), model.to(memory_format=torch.channels_last)
-    adam = torch.optim.Adam(model.parameters(), lr=RATE)
+        torch.set_num_threads(threads)
+        network, order = state.network, {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+        parts = (part for layer in network.layers for part in _torch_layers(layer, network))
+        self.model = torch.nn.Sequential(*parts).to(memory_format=order[layout]).eval()
+        images = torch.tensor(x.transpose(0, 3, 1, 2).copy()).to(memory_format=order[layout])
+        loss_of = torch.nn.CrossEntropyLoss(label_smoothing=state.settings.smoothing)
+        targets = torch.tensor(labels.astype(np.int64))
+        self.loss = lambda: loss_of(self.model(images), targets)
+        weights = [value for value in self.model.parameters() if value.ndim > 1]
+        biases = [value for value in self.model.parameters() if value.ndim == 1]
+        groups = [{"params": weights, "weight_decay": state.settings.decay}, {"params": biases, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(groups, lr=RATE, fused=True)
 
-    def step() -> float:
-        adam.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(model(images), targets)
+    def set_training(self, training: bool) -> None:
+        self.model.train(training)
+
+    def __call__(self) -> float:
+        self.adam.zero_grad(set_to_none=True)
+        loss = self.loss()
         loss.backward()
-        adam.step()
+        self.adam.step()
         return loss.item()
-
-    return step
 
 
 def _torch_layers(layer: Any, network: Network) -> list[Any]:
@@ -84,8 +99,10 @@ def _torch_layers(layer: Any, network: Network) -> list[Any]:
 
     if isinstance(layer, Relu):
         return [torch.nn.ReLU()]
-    if isinstance(layer, MaxPool):
-        return [torch.nn.MaxPool2d(2)]
+    if isinstance(layer, MaxPoolRelu):
+        return [torch.nn.MaxPool2d(2), torch.nn.ReLU(inplace=True)]
+    if isinstance(layer, Dropout):
+        return [torch.nn.Dropout(layer.share)]
     if isinstance(layer, AvgPool):
         return [torch.nn.AvgPool2d(2)]
     if isinstance(layer, Flatten):
@@ -97,8 +114,8 @@ def _torch_layers(layer: Any, network: Network) -> list[Any]:
         w = w.transpose(3, 2, 0, 1)
     elif isinstance(layer, Dense):
         theirs = torch.nn.Linear(*w.shape)
-        before = network.layers[network.layers.index(layer) - 1]
-        if isinstance(before, Flatten):
+        before = network.layers[: network.layers.index(layer)]
+        if not any(isinstance(other, Dense) for other in before) and len(before) > 1:
             channels = next((o.parameters["w"].shape[3] for o in reversed(network.layers) if isinstance(o, Conv)), 1)
             side = int(np.sqrt(len(w) // channels))
             w = w.reshape(side, side, channels, -1).transpose(2, 0, 1, 3).reshape(len(w), -1)

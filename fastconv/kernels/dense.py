@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from numba import carray
 from numba.core.ccallback import CFunc
 
-from fastconv.kernels import jit
+from fastconv.kernels import jit, target
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import record_at, tensor
+from fastconv.kernels.runs import sum_runs
+from fastconv.kernels.simd import pointer, record_at, tensor
 
 DENSE = record("x w y start sums features units strip item")
 """`start` is what y begins with (the bias or zeros); `sums` has a strip for each thread."""
@@ -57,34 +59,54 @@ def forward(dtype: str) -> CFunc:
     return jit.kernel(dense_forward)
 
 
-CHANNEL_SUM = record("values sums blocks block n pixels channels values_n values_c values_pixel item")
+CHANNEL_SUM = record("values sums block n pixels channels shared workspace workspace_bytes")
+"""`shared` neighbouring pixels of few channels are summed like one of many; the workspace has their sums by thread."""
 
 
 @functools.cache
-def channel_sum(dtype: str, unit: int) -> CFunc:
+def channel_sum(dtype: str, side_by_side: int) -> CFunc:
     """Sum over pixels for each channel, in float64; a task is a block of pixels with a row of sums of its own."""
     REAL = np.dtype(dtype).type
-    UNIT = int(unit)
+    ITEM = np.dtype(dtype).itemsize
+    VL = target.vector_bytes() // ITEM
 
-    def sum_channels(address, begin, end, thread):
+    def sum_pixels(address, begin, end, thread):
         p = record_at(address, CHANNEL_SUM)
-        shape = (p.n, p.pixels, p.channels)
-        values = tensor(REAL, UNIT, p.values, shape, (p.values_n, p.values_pixel, p.values_c))
-        sums = tensor(np.float64, 1, p.sums, (p.blocks, p.channels), (p.channels * 8, 8))
+        width = p.shared * p.channels
+        place = p.workspace + thread * p.workspace_bytes
+        wide = carray(pointer(place), width, np.float64)
         for task in range(begin, end):
-            sums[task, :] = 0.0
+            sums = carray(pointer(p.sums + task * p.channels * 8), p.channels, np.float64)
             first = task * p.block
             last = min(first + p.block, p.n * p.pixels)
-            if UNIT:
-                for pixel in range(first, last):
-                    n, q = pixel // p.pixels, pixel % p.pixels
-                    for c in range(p.channels):
-                        sums[task, c] += values[n, q, c]
-            else:
+            rows = (last - first) // p.shared
+            sum_runs(REAL, VL, rows, p.values + first * p.channels * ITEM, width * ITEM, width, place)
+            sums[:] = 0.0
+            for c in range(width):
+                sums[c % p.channels] += wide[c]
+            first += rows * p.shared
+            rest = carray(pointer(p.values + first * p.channels * ITEM), (last - first, p.channels), REAL)
+            for pixel in range(last - first):
                 for c in range(p.channels):
-                    total = 0.0
-                    for pixel in range(first, last):
-                        total += values[pixel // p.pixels, pixel % p.pixels, c]
-                    sums[task, c] = total
+                    sums[c] += rest[pixel, c]
 
-    return jit.kernel(sum_channels)
+    def sum_planes(address, begin, end, thread):
+        p = record_at(address, CHANNEL_SUM)
+        for task in range(begin, end):
+            sums = carray(pointer(p.sums + task * p.channels * 8), p.channels, np.float64)
+            first = task * p.block
+            last = min(first + p.block, p.n * p.pixels)
+            sums[:] = 0.0
+            while first < last:
+                image, pixel = first // p.pixels, first % p.pixels
+                count = min(last - first, p.pixels - pixel)
+                for c in range(p.channels):
+                    place = p.values + ((image * p.channels + c) * p.pixels + pixel) * ITEM
+                    values = carray(pointer(place), count, REAL)
+                    total = 0.0
+                    for k in range(count):
+                        total += values[k]
+                    sums[c] += total
+                first += count
+
+    return jit.kernel(sum_pixels if side_by_side else sum_planes)

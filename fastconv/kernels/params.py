@@ -21,13 +21,10 @@ CALL = record("plan source other start target relu activation failed workspace")
 
 def fill(dtype: np.dtype, **values: int) -> np.ndarray:
     """One record; every field must be given."""
-    missing = set(dtype.names or ()) ^ set(values)
-    if missing:
-        raise KeyError(f"fields {sorted(missing)} of the record")
-    params = np.empty(1, dtype)
-    for name, value in values.items():
-        params[name] = value
-    return params
+    names = dtype.names or ()
+    if values.keys() != set(names):
+        raise KeyError(f"fields {sorted(values.keys() ^ set(names))} of the record")
+    return np.array([values[name] for name in names], np.int64).view(dtype)
 
 
 def address(array: np.ndarray | None) -> int:

@@ -1,12 +1,9 @@
 """Pooling: the largest value or the mean of each window, and the gradient for the input.
 
-Images are seen as (image, row, column, lane). The lanes of NHWC are the channels; in NCHW (PLANES) every channel is an
-image of its own with one lane. The window's sizes are compile-time constants: the loops over it unroll, so that the one
-inside, over lanes or columns, is what LLVM vectorises.
-
-The gradient for lanes writes one input row at a time. Where a loop writes to several, LLVM checks before the outermost
-loop whether their address ranges are disjoint, finds that they interleave, and runs scalar code, 8 times slower. The
-gradient for planes goes through panels, because rows are short and the columns of a window lie side by side.
+Images are seen as (image, row, column, lane). The lanes of NHWC are the channels, which fill vectors (`windows.py`). In
+NCHW (planes) every channel is an image of its own with one lane: there the window's sizes are compile-time constants,
+the loops over it unroll, and the one inside, over columns, is what LLVM vectorises. The gradient for planes goes
+through panels, because rows are short and the columns of a window lie side by side.
 """
 
 from __future__ import annotations
@@ -17,11 +14,12 @@ import numpy as np
 from numba import carray
 from numba.core.ccallback import CFunc
 
-from fastconv.kernels import jit
-from fastconv.kernels.params import record
+from fastconv.kernels import jit, target
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.windows import pool_window, return_window
 
-POOL = record("x y grad_x grad_y ih iw oh ow lanes block workspace workspace_bytes")
+POOL = record("ih iw oh ow lanes block workspace_bytes")
 """`block` is how many output rows are a task of a gradient, with the input rows that only they read."""
 
 PANEL = 256
@@ -42,47 +40,68 @@ def give(value, best, rest, zero):
 
 
 @jit.inline
-def largest_of_windows(X, Y, KH, KW, SW):
-    """Y[j, c] = max over a, b of X[a, j * SW + b, c]."""
-    columns, lanes = Y.shape
-    for j in range(columns):
-        for c in range(lanes):
-            best = X[0, j * SW, c]
-            for a in range(KH):
-                for b in range(KW):
-                    value = X[a, j * SW + b, c]
-                    if larger(value, best):
-                        best = value
-            Y[j, c] = best
+def floor_of(call, REAL):
+    """What a fused ReLU lifts values to; nothing is below NaN."""
+    return REAL(0) if call.relu != 0 else REAL(np.nan)
 
 
 @functools.cache
-def forward(dtype: str, planes: bool, kh: int, kw: int, sh: int, sw: int, largest: bool) -> CFunc:
-    """The pooled image; a task is one output row of one image."""
+def forward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool) -> CFunc:
+    """The pooled image of several lanes; a task is one output row of one image."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    KH, KW, SH, SW, PLANES, LARGEST = int(kh), int(kw), int(sh), int(sw), int(planes), int(largest)
-    SHARE, ZERO = REAL(1 / (kh * kw)), REAL(0)
+    KH, KW, SH, SW, LARGEST = int(kh), int(kw), int(sh), int(sw), int(largest)
+    VL = target.vector_bytes() // ITEM
 
-    def pool_rows(address, begin, end, thread):
-        p = record_at(address, POOL)
-        lanes = 1 if PLANES else p.lanes
+    def pool_lanes(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, POOL)
+        floor, pixel = floor_of(call, REAL), p.lanes * ITEM
+        row = p.iw * pixel
         for task in range(begin, end):
             image, i = task // p.oh, task % p.oh
-            X = carray(pointer(p.x + (image * p.ih + i * SH) * p.iw * lanes * ITEM), (KH, p.iw, lanes), REAL)
-            Y = carray(pointer(p.y + task * p.ow * lanes * ITEM), (p.ow, lanes), REAL)
-            if LARGEST:
-                largest_of_windows(X, Y, KH, KW, SW)
-            else:
-                for j in range(p.ow):
-                    for c in range(lanes):
-                        total = ZERO
-                        for a in range(KH):
-                            for b in range(KW):
-                                total += X[a, j * SW + b, c]
-                        Y[j, c] = total * SHARE
+            source, place = call.source + (image * p.ih + i * SH) * row, call.target + task * p.ow * pixel
+            for j in range(p.ow):
+                pool_window(
+                    REAL, VL, KH, KW, LARGEST, floor, source + j * SW * pixel, row, pixel, p.lanes, place + j * pixel
+                )
 
-    return jit.kernel(pool_rows)
+    return jit.kernel(pool_lanes)
+
+
+@functools.cache
+def forward_planes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool) -> CFunc:
+    """The pooled image of one lane; a task is one output row of one image."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    KH, KW, SH, SW, LARGEST = int(kh), int(kw), int(sh), int(sw), int(largest)
+    SHARE, ZERO = REAL(1 / (kh * kw)), REAL(0)
+
+    def pool_planes(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, POOL)
+        floor = floor_of(call, REAL)
+        for task in range(begin, end):
+            image, i = task // p.oh, task % p.oh
+            X = carray(pointer(call.source + (image * p.ih + i * SH) * p.iw * ITEM), (KH, p.iw), REAL)
+            Y = carray(pointer(call.target + task * p.ow * ITEM), p.ow, REAL)
+            for j in range(p.ow):
+                if LARGEST:
+                    best = X[0, j * SW]
+                    for a in range(KH):
+                        for b in range(KW):
+                            value = X[a, j * SW + b]
+                            if larger(value, best):
+                                best = value
+                    Y[j] = floor if best < floor else best
+                else:
+                    total = ZERO
+                    for a in range(KH):
+                        for b in range(KW):
+                            total += X[a, j * SW + b]
+                    Y[j] = total * SHARE
+
+    return jit.kernel(pool_planes)
 
 
 @jit.inline
@@ -100,34 +119,29 @@ def backward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     KH, KW, SH, SW, LARGEST = int(kh), int(kw), int(sh), int(sw), int(largest)
-    SHARE, ZERO = REAL(1 / (kh * kw)), REAL(0)
+    APART = int(sh >= kh and sw >= kw)
+    ADD, CLOSE = 1 - APART, int(sh == kh and sw == kw)
+    VL, ZERO = target.vector_bytes() // ITEM, REAL(0)
 
     def return_lanes(address, begin, end, thread):
-        p = record_at(address, POOL)
-        in_row, out_row = p.iw * p.lanes * ITEM, p.ow * p.lanes * ITEM
-        own = p.workspace + thread * p.workspace_bytes
-        best = carray(pointer(own), (p.ow, p.lanes), REAL)
-        rest = carray(pointer(own + out_row), (p.ow, p.lanes), REAL)
+        call = record_at(address, CALL)
+        p = record_at(call.plan, POOL)
+        floor, pixel = floor_of(call, REAL), p.lanes * ITEM
+        row = p.iw * pixel
+        covered = CLOSE and p.ih == p.oh * KH and p.iw == p.ow * KW
         for task in range(begin, end):
             image, top, bottom, first, last = own_rows(p, task, SH)
-            carray(pointer(p.grad_x + (image * p.ih + first) * in_row), (last - first) * p.iw * p.lanes, REAL)[:] = ZERO
+            if not covered:
+                own = call.target + (image * p.ih + first) * row
+                carray(pointer(own), (last - first) * p.iw * p.lanes, REAL)[:] = ZERO
             for i in range(top, bottom):
-                G = carray(pointer(p.grad_y + (image * p.oh + i) * out_row), (p.ow, p.lanes), REAL)
-                X = carray(pointer(p.x + (image * p.ih + i * SH) * in_row), (KH, p.iw, p.lanes), REAL)
-                if LARGEST:
-                    largest_of_windows(X, best, KH, KW, SW)
+                gradient, window = call.other + (image * p.oh + i) * p.ow * pixel, (image * p.ih + i * SH) * row
                 for j in range(p.ow):
-                    for c in range(p.lanes):
-                        rest[j, c] = G[j, c] if LARGEST else G[j, c] * SHARE
-                for a in range(KH):
-                    D = carray(pointer(p.grad_x + (image * p.ih + i * SH + a) * in_row), (p.iw, p.lanes), REAL)
-                    for b in range(KW):
-                        for j in range(p.ow):
-                            for c in range(p.lanes):
-                                part = rest[j, c]
-                                if LARGEST:
-                                    part, rest[j, c] = give(X[a, j * SW + b, c], best[j, c], part, ZERO)
-                                D[j * SW + b, c] += part
+                    here = window + j * SW * pixel
+                    return_window(
+                        REAL, VL, KH, KW, LARGEST, ADD, floor, call.source + here, row, pixel, p.lanes,
+                        gradient + j * pixel, call.target + here,
+                    )  # fmt: skip
 
     return jit.kernel(return_lanes)
 
@@ -141,13 +155,15 @@ def backward_planes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: boo
     SHARE, ZERO = REAL(1 / (kh * kw)), REAL(0)
 
     def return_planes(address, begin, end, thread):
-        p = record_at(address, POOL)
-        panel = carray(pointer(p.workspace + thread * p.workspace_bytes), (TAPS, PANEL), REAL)
+        call = record_at(address, CALL)
+        p = record_at(call.plan, POOL)
+        floor = floor_of(call, REAL)
+        panel = carray(pointer(call.workspace + thread * p.workspace_bytes), (TAPS, PANEL), REAL)
         for task in range(begin, end):
             image, top, bottom, first, last = own_rows(p, task, SH)
-            X = carray(pointer(p.x + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
-            D = carray(pointer(p.grad_x + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
-            G = carray(pointer(p.grad_y + image * p.oh * p.ow * ITEM), p.oh * p.ow, REAL)
+            X = carray(pointer(call.source + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
+            D = carray(pointer(call.target + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
+            G = carray(pointer(call.other + image * p.oh * p.ow * ITEM), p.oh * p.ow, REAL)
             D[first:last] = ZERO
             for begin_at in range(top * p.ow, bottom * p.ow, PANEL):
                 count = min(PANEL, bottom * p.ow - begin_at)
@@ -169,6 +185,8 @@ def backward_planes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: boo
                             value = panel[t, k]
                             if larger(value, best):
                                 best = value
+                        if best <= floor:
+                            rest = ZERO
                         for t in range(TAPS):
                             panel[t, k], rest = give(panel[t, k], best, rest, ZERO)
                     else:

@@ -18,7 +18,7 @@ from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
 _WIDE = 4
 
 
-class _Runs(Emitter):
+class Runs(Emitter):
     """An emitter with the vectors of a run: `whole` of them, and one more with the `rest` of the numbers."""
 
     def __init__(self, builder: Any, scalar: ir.Type, lanes: int, count: Any) -> None:
@@ -90,7 +90,7 @@ def dot_runs(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, _, runs, left, left_step, right, right_step, count = args
-        emit = _Runs(builder, scalar_ir(real), literal(VL), count)
+        emit = Runs(builder, scalar_ir(real), literal(VL), count)
 
         def run(r: Any, sums: list[Any]) -> list[Any]:
             one = emit.add(left, builder.mul(r, left_step))
@@ -107,13 +107,50 @@ def dot_runs(
 
 
 @intrinsic(prefer_literal=True)
+def sum_runs(typingctx: Any, REAL: Any, VL: Any, runs: Any, source: Any, step: Any, count: Any, target: Any) -> Any:
+    """``target = sum over runs`` in float64, for runs of `count` numbers that lie `step` bytes apart.
+
+    The target has room for whole vectors: what is behind the run becomes 0.
+    """
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, _, runs, source, step, count, target = args
+        emit = Runs(builder, scalar_ir(real), literal(VL), count)
+        wide = ir.VectorType(ir.DoubleType(), literal(VL))
+        zeros = ir.Constant(wide, [0.0] * wide.count)
+
+        def extend(value: Any) -> Any:
+            return builder.fpext(value, wide) if emit.item == 4 else value
+
+        def add_up(load: Any) -> Any:
+            def vector(offset: Any, _: list[Any]) -> list[Any]:
+                first = emit.add(source, offset)
+
+                def run(r: Any, sums: list[Any]) -> list[Any]:
+                    return [builder.fadd(sums[0], extend(load(emit.add(first, builder.mul(r, step)))))]
+
+                total = emit.loop(runs, run, [zeros])[0]
+                place = emit.add(target, builder.mul(offset, emit.const(8 // emit.item)))
+                builder.store(total, builder.inttoptr(place, wide.as_pointer()), align=8)
+                return []
+
+            return vector
+
+        emit.each(add_up(emit.load), add_up(emit.load_rest), [])
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
 def scale_run(typingctx: Any, REAL: Any, VL: Any, factor: Any, source: Any, count: Any, target: Any) -> Any:
     """``target = factor * source`` for one run of `count` numbers."""
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, _, factor, source, count, target = args
-        emit = _Runs(builder, scalar_ir(real), literal(VL), count)
+        emit = Runs(builder, scalar_ir(real), literal(VL), count)
         factors = emit.broadcast(factor)
 
         def scale(load: Any, store: Any) -> Any:
@@ -142,7 +179,7 @@ def combine_runs(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, _, _, runs, factor, factor_step, source, source_step, count, target = args
-        emit = _Runs(builder, scalar_ir(real), literal(VL), count)
+        emit = Runs(builder, scalar_ir(real), literal(VL), count)
 
         def combine(load: Any, store: Any, width: int, offset: Any) -> None:
             offsets = [emit.add(offset, emit.const(j * emit.bytes)) for j in range(width)]

@@ -17,11 +17,8 @@ later step as those of an earlier one.
 """
 
 from fastconv.ladder.counts import Step, parameters, steps
-from fastconv.ladder.layers import (
-    dense2d,
-    dense2d_grad_bias,
-    dense2d_grad_input,
-    dense2d_grad_weight,
+from fastconv.ladder.dense2d import dense2d, dense2d_grad_bias, dense2d_grad_input, dense2d_grad_weight
+from fastconv.ladder.relative2d import (
     relative2d,
     relative2d_grad_bias,
     relative2d_grad_input,
