@@ -1,5 +1,8 @@
 """Depthwise convolution with channels in the lanes: every channel has a kernel of its own, so nothing is broadcast.
 
+Small groups of channels are as many depthwise convolutions as a group has channels: the q-th multiplies every lane by the
+q-th channel of the lane's group, which a fixed permutation of the source vector brings there.
+
 A tile is MR neighbouring target pixels of one row for one vector of channels. A kernel row's weights stay in registers
 while each source pixel is loaded once and multiplied into every target pixel that it reaches. What a tile reads is
 traced once, as addresses, and used for all vectors of channels; padding is the address of a row of zeros.
@@ -11,13 +14,14 @@ import functools
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.target import RowTile
@@ -25,7 +29,7 @@ from fastconv.kernels.target import RowTile
 DEPTHWISE = record("""
     source_n source_r source_c source_rows source_columns
     target_offset target_n target_r target_c
-    weight_offset weight_c
+    weight_offset weight_c weight_q
     n rows columns row_step column_step phases
     taps_r chunks row_offsets row_weights first_column
     channels zeros row_block row_blocks parts
@@ -38,35 +42,45 @@ into chunks of KW taps and a rest. `tile_bytes` are those of a tile at
 
 @intrinsic(prefer_literal=True)
 def row_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any,
-    rows: Any, table: Any, rest_rows: Any, rest: Any, offset: Any, weights: Any, weight_step: Any, start: Any,
-    floor: Any, targets: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any, G: Any, Q: Any,
+    rows: Any, table: Any, rest_rows: Any, rest: Any, offset: Any, weights: Any, weight_step: Any, weight_q: Any,
+    start: Any, floor: Any, targets: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR pixels: ``target[m] = max(start + sum of source[r, m S + b] w[r, b] over r and b, floor)``.
 
     A row of KW taps is (MR - 1) S + KW + 1 integers of `table`: the addresses of its source pixels and the offset of
     its first weights from `weights`; from tap to tap these move by `weight_step`. The same holds for the rows of REST
-    taps at `rest`. `offset` bytes are added to all source, target and weight addresses, and to `start`, that of the
+    taps at `rest`. In groups of G channels, target lane i meets the sources i // G * G + q for q < G, each with weights
+    `weight_q` after the one before; Q of them are taken at once. `offset` bytes are added to all source, target and weight addresses, and to `start`, that of the
     vector which the sums begin with.
     """
     lanes, pixels, stride, widths = literal(VL), literal(MR), literal(S), (literal(KW), literal(REST))
+    group, together = literal(G), literal(Q)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, table, rest_rows, rest, offset, weights, weight_step, start, floor, targets = args[6:]
+        rows, table, rest_rows, rest, offset, weights, weight_step, weight_q, start, floor, targets = args[8:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         weights = add(weights, offset)
 
-        def add_rows(count: Any, entries: Any, taps: int, sums: list[Any]) -> list[Any]:
+        def of_group(value: Any, q: int) -> Any:
+            """The q-th channel of each lane's group."""
+            if group == 1:
+                return value
+            mask = ir.Constant(ir.VectorType(I32, lanes), [i // group * group + q for i in range(lanes)])
+            return builder.shuffle_vector(value, value, mask)
+
+        def add_rows(count: Any, entries: Any, taps: int, first: int, sums: list[Any]) -> list[Any]:
             sources = (pixels - 1) * stride + taps
 
             def row(r: Any, sums: list[Any]) -> list[Any]:
                 entry = add(entries, builder.mul(r, const(8 * (sources + 1))))
                 weight = add(weights, emit.load_int(add(entry, const(8 * sources))))
-                kernel = []
+                kernel: list[list[Any]] = []
                 for _ in range(taps):
-                    kernel.append(emit.load(weight))
+                    tap = [add(weight, builder.mul(weight_q, const(q))) for q in range(first, first + together)]
+                    kernel.append([emit.load(place) for place in tap])
                     weight = add(weight, weight_step)
                 sums = list(sums)
                 for q in range(sources):
@@ -74,23 +88,28 @@ def row_tile(
                     if not reached:
                         continue
                     value = emit.load(add(emit.load_int(add(entry, const(8 * q))), offset))
-                    for m, b in reached:
-                        sums[m] = emit.fma(value, kernel[b], sums[m])
+                    for k in range(together):
+                        factor = of_group(value, first + k)
+                        for m, b in reached:
+                            sums[m] = emit.fma(factor, kernel[b][k], sums[m])
                 return sums
 
             return emit.loop(count, row, sums) if taps else sums
 
-        sums = add_rows(rows, table, widths[0], [emit.load(add(start, offset))] * pixels)
+        sums = [emit.load(add(start, offset))] * pixels
+        for first in range(0, group, together):
+            sums = add_rows(rows, table, widths[0], first, sums)
+            sums = add_rows(rest_rows, rest, widths[1], first, sums)
         lowest = emit.broadcast(floor)
-        for m, value in enumerate(add_rows(rest_rows, rest, widths[1], sums)):
+        for m, value in enumerate(sums):
             # An ordered "<" is false for NaN, which therefore passes.
             below = builder.fcmp_ordered("<", value, lowest)
             place = add(emit.load_int(add(targets, const(8 * m))), offset)
             emit.store(builder.select(below, lowest, value), place)
         return context.get_dummy_value()
 
-    integers = [types.intp] * 8
-    return types.void(REAL, VL, MR, KW, REST, S, *integers, real, types.intp), codegen
+    integers = [types.intp] * 9
+    return types.void(REAL, VL, MR, KW, REST, S, G, Q, *integers, real, types.intp), codegen
 
 
 @jit.inline
@@ -117,7 +136,7 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (image, block of rows, part of the channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
+    VL, MR, KW, REST, S, G, T = tile.VL, tile.MR, tile.KW, tile.REST, tile.S, tile.G, tile.Q
     Q, Q_REST = (MR - 1) * S + KW, (MR - 1) * S + REST
 
     def depthwise_tiles(address, begin, end, thread):
@@ -175,8 +194,8 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
                             # The last vector overlaps the one before where channels do not fill it.
                             offset = min(v * VL, p.channels - VL) * ITEM
                             row_tile(
-                                REAL, VL, MR, KW, REST, S, rows * p.chunks, own + p.table, rows, own + p.rest, offset,
-                                weights, p.weight_c, call.start, lowest, own + p.targets,
+                                REAL, VL, MR, KW, REST, S, G, T, rows * p.chunks, own + p.table, rows, own + p.rest,
+                                offset, weights, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
                             )  # fmt: skip
                             if call.activation != 0:
                                 for m in range(there):

@@ -110,7 +110,7 @@ class RowTile:
     """A register tile for depthwise convolution: MR pixels of a row by one vector of VL channels.
 
     KW taps of a kernel row are multiplied at once, REST after them, by source pixels S apart from target pixel to
-    target pixel.
+    target pixel. Channels form groups of G, of which every target meets all G sources: Q of them at once.
     """
 
     VL: int
@@ -118,10 +118,12 @@ class RowTile:
     KW: int
     REST: int
     S: int
+    G: int = 1
+    Q: int = 1
 
 
-def row_tile_shape(dtype: str, taps: int, columns: int, stride: int) -> RowTile:
-    """Choose the tile for a kernel row of that many taps and rows of that many target pixels.
+def row_tile_shape(dtype: str, taps: int, columns: int, stride: int, group: int = 1) -> RowTile:
+    """Choose the tile for a kernel row of that many taps, rows of that many target pixels and groups of channels.
 
     Weights and sums share the registers. Among the widths that fit, the one wins that leaves the fewest pixels to
     compute for nothing.
@@ -130,4 +132,7 @@ def row_tile_shape(dtype: str, taps: int, columns: int, stride: int) -> RowTile:
     most, widths = (7, (14, 7)) if registers() == 32 else (5, (8, 4))
     width = min(taps, most)
     pixels = min(widths, key=lambda MR: (-(-columns // MR) * MR, -MR))
-    return RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride)
+    together = max(1, min(group, 2 * most // width if registers() == 32 else most // width))
+    while group % together:
+        together -= 1
+    return RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride, G=group, Q=together)

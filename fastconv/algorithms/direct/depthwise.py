@@ -1,13 +1,14 @@
-"""Depthwise passes with channels in the lanes: `fastconv.kernels.depthwise` on weights as they lie."""
+"""Depthwise passes, and those of small groups, with channels in the lanes: `fastconv.kernels.depthwise`."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
@@ -27,10 +28,18 @@ class DepthwisePass(Pass):
     """The launch of a depthwise forward pass or input gradient, planned."""
 
     tile: RowTile
+    turns: bool
+    """Whether the two channels of the weights change places: an input gradient of groups sums over the outputs."""
     zeros: np.ndarray
     """Padding, and what sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
     """Offsets whose addresses the record holds, and which it keeps alive."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the threads' tables and of the weights whose channels have changed places."""
+        turned = math.prod(self.problem.w_shape) * self.problem.itemsize if self.turns else 0
+        return self.launch.workspace_bytes + turned
 
     def describe(self) -> str:
         tile = f"register tiles of {self.tile.MR} pixels with channels in the lanes"
@@ -46,9 +55,10 @@ class DepthwisePass(Pass):
         pixels = int(p["n"] * p["rows"] * p["columns"])
         vectors = pixels * problem.ic / shape.VL / self._lanes_share()
         chunks, rows = int(p["chunks"]), int(p["taps_r"])
-        taps = rows * (chunks * shape.KW + shape.REST)
+        taps = rows * (chunks * shape.KW + shape.REST) * shape.G
         sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
-        slots = taps / model.DEPTHWISE_SHARE + sources / shape.MR + model.DEPTHWISE_SLOTS / shape.MR
+        loads = sources * shape.G / shape.Q + (sources * shape.G if shape.G > 1 else 0)
+        slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
         work = max(vectors * slots / rate, traffic) + trace
@@ -59,6 +69,9 @@ class DepthwisePass(Pass):
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         start = self.zeros if epilogue.bias is None else epilogue.bias
+        if self.turns:
+            by_group = second.reshape(*second.shape[:2], self.tile.G, -1, self.tile.G)
+            second = np.ascontiguousarray(by_group.swapaxes(2, 4)).reshape(second.shape)
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
@@ -71,11 +84,13 @@ def even_step(values: tuple[int, ...]) -> int | None:
 def plan_depthwise(
     problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int
 ) -> DepthwisePass | None:
-    """Plan the launch for one dense sub-problem; None where it is not depthwise, or channels do not fill a vector."""
-    source, target, source_size, _, _, (w_r, w_c, _, _), _ = roles(problem, direction)
+    """Plan the launch for one dense sub-problem; None where groups or all channels do not fit vectors."""
+    source, target, source_size, group, others, _, _ = roles(problem, direction)
     item, channels = problem.itemsize, problem.ic
-    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step)
-    if problem.groups != channels or problem.oc != channels or source[3] != item or channels < shape.VL:
+    w_r, w_c, w_q, _ = canonical_weight_strides(problem.w_shape, item, problem.layout)
+    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group)
+    fits = group == others and group < shape.VL and shape.VL % group == 0 and channels >= shape.VL
+    if not fits or source[3] != item or (group > 1 and problem.layout != "NHWC"):
         return None
     spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
     if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
@@ -110,7 +125,7 @@ def plan_depthwise(
         source_rows=source_size[0], source_columns=source_size[1],
         target_offset=rows.first * target[1] + columns.first * target[2],
         target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
-        weight_offset=first_tap * w_c, weight_c=tap_step * w_c,
+        weight_offset=first_tap * w_c, weight_c=tap_step * w_c, weight_q=w_q,
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         phases=spread, taps_r=taps_r, chunks=chunks, row_offsets=address(row_offsets),
         row_weights=address(row_weights), first_column=min(columns.offsets),
@@ -120,4 +135,5 @@ def plan_depthwise(
     )  # fmt: skip
     tasks = problem.n * -(-rows.count // row_block) * parts
     launch = Launch(lambda: depthwise.depthwise(problem.dtype, shape), problem.dtype, template, tasks, threads, total)
-    return DepthwisePass(problem, threads, shape, launch, zeros, (row_offsets, row_weights))
+    turns = group > 1 and direction == "grad_input"
+    return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights))
