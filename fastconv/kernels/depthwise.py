@@ -1,7 +1,7 @@
 """Depthwise convolution with channels in the lanes: every channel has a kernel of its own, so nothing is broadcast.
 
-Small groups of channels are as many depthwise convolutions as a group has channels: the q-th multiplies every lane by the
-q-th channel of the lane's group, which a fixed permutation of the source vector brings there.
+Small groups of channels are as many depthwise convolutions as a group has channels: the q-th multiplies every lane by
+the q-th channel of the lane's group, which a fixed permutation of the source vector brings there.
 
 A tile is MR neighbouring target pixels of one row for one vector of channels. A kernel row's weights stay in registers
 while each source pixel is loaded once and multiplied into every target pixel that it reaches. What a tile reads is
@@ -51,8 +51,8 @@ def row_tile(
     A row of KW taps is (MR - 1) S + KW + 1 integers of `table`: the addresses of its source pixels and the offset of
     its first weights from `weights`; from tap to tap these move by `weight_step`. The same holds for the rows of REST
     taps at `rest`. In groups of G channels, target lane i meets the sources i // G * G + q for q < G, each with weights
-    `weight_q` after the one before; Q of them are taken at once. `offset` bytes are added to all source, target and weight addresses, and to `start`, that of the
-    vector which the sums begin with.
+    `weight_q` after the one before; Q of them are taken at once. `offset` bytes are added to all source, target and
+    weight addresses, and to `start`, that of the vector which the sums begin with.
     """
     lanes, pixels, stride, widths = literal(VL), literal(MR), literal(S), (literal(KW), literal(REST))
     group, together = literal(G), literal(Q)
