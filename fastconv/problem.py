@@ -127,7 +127,9 @@ def _whole(name: str, value: Any, low: int) -> int:
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _pair(name: str, value: Any, low: int) -> IntPair:
