@@ -1,5 +1,6 @@
 """NaN, infinities, signed zeros, subnormal, huge and tiny numbers, and how far rounding may go."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -78,15 +79,40 @@ def test_overflow_gives_infinity_of_the_right_sign(dtype, algorithm):
     assert (fastconv.conv2d(x, -w, algorithm=algorithm) == -np.inf).all()
 
 
-@each_exact
+@pytest.mark.parametrize("algorithm", NAMED)
 @each_dtype
-def test_subnormal_numbers_are_not_flushed(dtype, algorithm):
-    smallest = np.finfo(dtype).smallest_subnormal
-    x = np.full((1, 3, 40, 17), smallest, dtype)
-    w = np.ones((2, 2, 17, 18), dtype)
-    np.testing.assert_array_equal(fastconv.conv2d(x, w, algorithm=algorithm), np.full((1, 2, 39, 18), 68 * smallest))
-    dx = fastconv.conv2d_grad_input(fastconv.conv2d(x, w), w, x.shape, algorithm=algorithm)
-    assert dx.min() > 0
+def test_subnormal_numbers_are_within_the_smallest_normal_one(dtype, algorithm):
+    """They may count as zeros, in operands and in results."""
+    smallest = np.finfo(dtype).smallest_normal
+    rng = np.random.default_rng(4)
+    x = (rng.uniform(-1, 1, (1, 6, 40, 17)) * smallest).astype(dtype)
+    w = rng.uniform(-1, 1, (3, 3, 17, 18)).astype(dtype)
+    result = fastconv.conv2d(x, w, algorithm=algorithm)
+    scaled = fastconv.conv2d(np.ldexp(x, 60), w, algorithm="naive")
+    terms = 9 * 17 * (1 if algorithm in UNIVERSAL else 36)
+    assert (np.abs(np.float64(result) - np.ldexp(np.float64(scaled), -60)) <= terms * smallest).all()
+
+
+@numba.njit(parallel=True)
+def callers_products(value, factor):
+    products = np.empty(8, np.float32)
+    for k in numba.prange(8):
+        products[k] = value * factor
+    return products
+
+
+def test_callers_floating_point_state_stays(set_threads):
+    """Subnormal numbers outside the kernels are computed with, on the calling thread and on Numba's."""
+    case = by_name("threads-plain")
+    given = case_data(case, "floats", "NHWC", "float32")
+    smallest = np.finfo(np.float32).smallest_normal
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        set_threads(threads)
+        for algorithm in NAMED:
+            if algorithm in UNIVERSAL:
+                call(case, given, "forward", algorithm=algorithm)
+        assert np.float32(smallest) * np.float32(0.25) > 0
+        assert (callers_products(smallest, np.float32(0.25)) > 0).all()
 
 
 @each_exact
