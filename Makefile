@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes; `make` alone lists the targets.
 PYTHON ?= python3
 COMMITS ?= 2
+SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -8,11 +9,11 @@ DOCS_VENV := .venv-docs
 DOCS_READY := $(DOCS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench training dashboard docs figures lint format clean
+.PHONY: help setup demo test soak bench training dashboard docs figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, bench, training and figures.'
+	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, soak, bench, training and figures.'
 
 setup: $(READY) ## make .venv with the package, editable, and everything the other targets use
 
@@ -28,6 +29,9 @@ demo: setup ## the dense layer of 10^9 weights against small kernels, in under a
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## random problems between guard pages and against other libraries, for SECONDS=600 each
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
 
 bench: setup ## the whole comparison that demo abridges
 	$(BIN)/python -m bench $(ARGS)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from bench import timing
 from bench.cases import named
 from bench.contenders import Fastconv, Task, concrete_algorithms, plan
@@ -47,6 +51,23 @@ class Auto:
         return self.flops / taken.median / 1e9
 
     track_gflops.unit = "GFLOP/s"
+
+
+class Subnormal:
+    """What subnormal numbers cost: the time of a layer whose input is full of them, by that of its ordinary input."""
+
+    params = _LAYERS_OF_ALGORITHMS
+    param_names = ("layer",)
+    unit = "times as long"
+
+    def track_slowdown(self, layer: str) -> float:
+        task = Task.make(named(layer), "forward")
+        tiny = replace(task, first=task.first * np.finfo(task.dtype).smallest_normal / 64)
+        calls = {name: Fastconv("direct").prepare(t).run for name, t in (("ordinary", task), ("subnormal", tiny))}
+        for call in calls.values():
+            call()
+        taken = timing.take_turns(calls, timing.QUICK)
+        return taken["subnormal"].median / taken["ordinary"].median
 
 
 class Algorithms:

@@ -14,10 +14,25 @@ ArrayLike = Any
 
 def array_argument(name: str, value: Any) -> np.ndarray:
     """An argument as an array of real floating-point numbers, or a TypeError that says what to do."""
-    array = np.asarray(value)
+    array = value if type(value) is np.ndarray else _converted(name, value)
     if array.dtype not in COMPUTED:
         compute_dtype(name, array.dtype)
     return array
+
+
+def _converted(name: str, value: Any) -> np.ndarray:
+    """What NumPy makes of a value: subclasses lose their class, and other libraries' arrays come by `__array__`."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array, whose mask would be lost: fill it with .filled(0)")
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # __array__ may raise anything
+        kind = type(value).__name__
+        raise TypeError(
+            f"{name} must be an array of floating-point numbers, and NumPy makes none of this {kind}: {error}"
+        ) from error
 
 
 def same_dtype(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
@@ -45,13 +60,15 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> None:
     """Refuse an `out` that cannot take the result, or that shares memory with an input."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy array or None, got {type(out).__name__}")
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a numpy array without a mask or None, got {type(out).__name__}")
     if out.dtype.name != dtype.name:
         raise TypeError(f"out must have dtype {dtype.name} like the inputs, got {out.dtype}")
     expect_shape("out", out, shape, "the shape of the result")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
+    if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out must have an address for each element, got strides {out.strides} for shape {out.shape}")
     for name, array in inputs.items():
         if array is not None and _overlap(out, array):
             raise ValueError(f"out must not overlap with {name}: the result would overwrite it while it is read")

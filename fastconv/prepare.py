@@ -144,7 +144,7 @@ def prepare_conv2d(
     # An input that every window fits shows already now what is wrong with the parameters.
     spread = max(check_pair("dilation", dilation))
     kernel, ic = (w.shape[:2], w.shape[2]) if layout == "NHWC" else (w.shape[2:], w.shape[1])
-    size, channels = [max(k, 1) * spread for k in kernel], ic * check_groups(groups)
+    size, channels = [max(k, 1) * spread for k in kernel], max(ic, 1) * check_groups(groups)
     fitting = (1, *size, channels) if layout == "NHWC" else (1, channels, *size)
     problem = problem_from(fitting, w.shape, w.dtype, **geometry, x_name="the input")
     bias = bias_argument(bias, w, problem)

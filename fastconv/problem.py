@@ -28,6 +28,9 @@ MAX_SIZE = 2**40
 MAX_BYTES = 2**47
 """Size that no array reaches: the address space of the CPUs in use."""
 
+_MAX_OFFSET = 2**62
+"""Bytes between a pixel and one that a padding or a stride away would be: kernels compute them as int64."""
+
 IntPair = tuple[int, int]
 
 
@@ -124,7 +127,9 @@ def _whole(name: str, value: Any, low: int) -> int:
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _pair(name: str, value: Any, low: int) -> IntPair:
@@ -286,5 +291,12 @@ def problem_from(
             raise ValueError(
                 f"{name} with shape {shape} in {dtype} would take {MAX_BYTES} bytes or more; got {x_name} of shape "
                 f"{x_shape}, {w_name} of shape {w_shape} and padding={padding!r}"
+            )
+    pixel_bytes = ic * problem.itemsize
+    for extent, pad, step, apart in zip(size, pads, stride, (size[1] * pixel_bytes, pixel_bytes), strict=True):
+        if (extent + sum(pad) + step) * apart >= _MAX_OFFSET:
+            raise ValueError(
+                f"padding={padding!r} and stride={stride} reach {_MAX_OFFSET} bytes or more beyond {x_name} of shape "
+                f"{x_shape}: make them smaller"
             )
     return problem

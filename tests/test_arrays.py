@@ -8,6 +8,7 @@ import fastconv
 from . import reference
 from .cases import ALGORITHMS, DIRECTIONS, DTYPES, LAYOUTS, UNIVERSAL, Data, by_name, call, data
 from .checks import assert_owned, assert_same_bits
+from .memory_layouts import MEMORY_LAYOUTS, every_second
 
 ALWAYS = tuple(name for name in ALGORITHMS if name in UNIVERSAL)
 EXACT = tuple(name for name in ALWAYS if name != "auto")
@@ -15,46 +16,6 @@ EXACT = tuple(name for name in ALWAYS if name != "auto")
 each_algorithm = pytest.mark.parametrize("algorithm", ALWAYS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
-
-
-def reversed_axes(array):
-    backwards = (slice(None, None, -1),) * array.ndim
-    return np.ascontiguousarray(array[backwards])[backwards]
-
-
-def every_second(array):
-    spread = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
-    spread[..., ::2] = array
-    return spread[..., ::2]
-
-
-def read_only(array):
-    array = array.copy()
-    array.setflags(write=False)
-    return array
-
-
-def misaligned(array):
-    result = np.ndarray(array.shape, array.dtype, bytearray(array.nbytes + 1), offset=1)
-    result[...] = array
-    return result
-
-
-def other_layout(array):
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
-
-
-MEMORY_LAYOUTS = {
-    "reversed": reversed_axes,
-    "every-second": every_second,
-    "fortran": np.asfortranarray,
-    "other-layout": other_layout,
-    "read-only": read_only,
-    "misaligned": misaligned,
-    "byte-swapped": lambda array: array.astype(array.dtype.newbyteorder()),
-    "broadcast": lambda array: np.broadcast_to(array[:1], array.shape),
-    "broadcast-channels": lambda array: np.broadcast_to(array[..., :1], array.shape),
-}
 
 
 @pytest.mark.parametrize("memory", MEMORY_LAYOUTS)

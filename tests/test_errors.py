@@ -204,6 +204,7 @@ def test_weights_without_one_axis():
         ("plan_conv2d", ("x_shape", "-1"), {"x_shape": (-1, 8, 9, 4)}),
         ("plan_conv2d", ("w_shape", "(3, 3)"), {"w_shape": (3, 3)}),
         ("plan_conv2d", ("x_shape", "w_shape", "5", "4"), {"x_shape": (2, 8, 9, 5)}),
+        ("plan_conv2d", ("stride", "x_shape", "(1, 8, 1048576, 4)"), {"x_shape": (1, 8, 2**20, 4), "stride": 2**40}),
         ("plan_conv2d", ("direction", "'backward'"), {"direction": "backward"}),
     ],
 )

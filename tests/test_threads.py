@@ -1,7 +1,9 @@
-"""How many threads there are never shows in a result, and no threading layer takes the process down."""
+"""How many threads there are never shows in a result, and no company takes the process down."""
 
 import json
-import multiprocessing
+import os
+import sys
+from importlib.util import find_spec
 
 import numba
 import pytest
@@ -27,49 +29,30 @@ def test_number_of_threads_does_not_show(algorithm, layout, direction, case, set
     assert_same_bits(*results)
 
 
-CONCURRENT = """
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-import fastconv
-
-x, w = np.ones((2, 60, 61, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
-
-def work(algorithm):
-    return all((abs(fastconv.conv2d(x, w, algorithm=algorithm) - 144) < 1e-3).all() for _ in range(20))
-
-with ThreadPoolExecutor(8) as pool:
-    print(all(pool.map(work, ["naive", "im2col", "direct", "winograd"] * 4)))
-"""
-
-FORKED = """
-import os
-import numpy as np
-import fastconv
-
-x, w = np.ones((2, 60, 61, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
-
-def right():
-    return all((abs(fastconv.conv2d(x, w, algorithm=a) - 144) < 1e-3).all() for a in fastconv.conv2d_algorithms())
-
-before = right()
-child = os.fork()
-if child == 0:
-    os._exit(0 if right() else 1)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-print(before, status, right())
-"""
+LAYERS = ("omp", "workqueue", "tbb")
+IN_ANY_LAYER = ("concurrent_calls", "forked_child", "inside_prange", "interrupted")
+IN_DEFAULT_LAYER = ("process_pools", "dask_threads", "torch_workers")
+NEEDS = {"dask_threads": "dask", "torch_workers": "torch"}
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "default"])
-def test_python_threads_may_call_at_once(layer):
-    output = run_python("-c", CONCURRENT, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
-    assert output.strip() == "True"
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-def test_forked_child_computes_after_its_parent_did():
-    output = run_python("-W", "ignore::DeprecationWarning", "-c", FORKED, NUMBA_NUM_THREADS="2")
-    assert output.split() == ["True", "0", "True"]
+@pytest.mark.parametrize(
+    ("layer", "scene"),
+    [(layer, scene) for layer in LAYERS for scene in IN_ANY_LAYER] + [("default", scene) for scene in IN_DEFAULT_LAYER],
+)
+def test_results_and_process_survive(scene, layer):
+    """Eight threads at once, children, loops of the caller's own, Ctrl-C: `threads_check` has the scenes."""
+    if scene in ("forked_child", "interrupted") and not hasattr(os, "fork"):
+        pytest.skip("needs fork and signals")
+    if scene in NEEDS and find_spec(NEEDS[scene]) is None:
+        pytest.skip(f"{NEEDS[scene]} is not installed")
+    # Where pip puts a TBB that Numba can load.
+    libraries = os.pathsep.join([f"{sys.prefix}/lib", os.environ.get("LD_LIBRARY_PATH", "")])
+    environment = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2", "LD_LIBRARY_PATH": libraries}
+    output = run_python("-W", "ignore", "-m", "tests.threads_check", scene, timeout=120, **environment)
+    output = output.splitlines()[-1]  # TBB warns of forks before
+    if output == "no such layer":
+        pytest.skip(f"Numba cannot load {layer} here")
+    assert output in ((layer,) if layer != "default" else LAYERS)
 
 
 def test_kernels_use_no_freed_memory():

@@ -37,11 +37,16 @@ def _parallel(entry, params, counter, tasks, grain, threads):
             begin = fetch_add(counter, grain)
 
 
-class _Pool:
-    """Numba's thread pool, kept from the two launches that it does not survive.
+def _is_foreign() -> bool:
+    """Whether Python did not start this thread: it may be one of Numba's, in a parallel loop of the caller's own."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
-    Its "workqueue" aborts the process when two threads launch at once, and GNU OpenMP kills a forked child at its
-    first launch. In both cases the work runs on the calling thread.
+
+class _Pool:
+    """Numba's thread pool, kept from the launches that it does not survive.
+
+    Its "workqueue" aborts the process when two threads launch at once or one of its own launches again, and GNU OpenMP
+    kills a forked child at its first launch. In these cases the work runs on the calling thread.
     """
 
     def __init__(self) -> None:
@@ -66,7 +71,7 @@ class _Pool:
         if self._layer not in ("", "workqueue"):
             _parallel()(entry, params, counter, tasks, grain, threads)
             return True
-        if not self._lock.acquire(blocking=False):
+        if _is_foreign() or not self._lock.acquire(blocking=False):
             return False
         try:
             _parallel()(entry, params, counter, tasks, grain, threads)

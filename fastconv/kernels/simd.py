@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
+from fastconv.kernels.subnormal import without_subnormals
 
 
 @intrinsic
@@ -101,11 +102,12 @@ def copy_lanes(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) 
 
 @intrinsic
 def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
-    """Call a compiled kernel by its address."""
+    """Call a compiled kernel by its address, with subnormal numbers as zeros where they would slow it down."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kernel_type = ir.FunctionType(ir.VoidType(), [I64] * 4)
-        builder.call(builder.inttoptr(args[0], kernel_type.as_pointer()), args[1:])
+        kernel = builder.inttoptr(args[0], kernel_type.as_pointer())
+        without_subnormals(builder, lambda: builder.call(kernel, args[1:]))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), codegen

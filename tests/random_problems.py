@@ -1,0 +1,237 @@
+"""Random problems, each drawn from a number, through every public function that runs kernels, against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+import fastconv
+from fastconv import nn
+
+from . import reference
+from .cases import INEXACT, LAYOUTS, NAMED, UNIVERSAL, Case, inexact_tolerance
+from .memory_layouts import MEMORY_LAYOUTS
+from .test_local2d import Problem as LocalProblem
+
+DTYPES = ("float32", "float32", "float64", "float16")
+OUT_LAYOUTS = ("reversed", "every-second", "fortran", "other-layout", "misaligned")
+MEMORY = (*["plain"] * 6, *MEMORY_LAYOUTS)
+
+
+@numba.njit
+def leaky(value):
+    return value if value > 0 else value / 4
+
+
+ACTIVATIONS = {"none": None, "relu": "relu", "leaky": leaky}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A problem with everything that a caller may choose beside it."""
+
+    case: Case
+    layout: str
+    dtype: str
+    activation: str
+    bias: bool
+    memory: tuple[str, str, str]
+    out: str
+
+
+def _size(rng, spans, low, high):
+    """An image size that the window fits."""
+    return max(int(rng.integers(low, high)), spans)
+
+
+def draw_case(rng: np.random.Generator) -> Case:
+    """Draw geometry around the tiles: channels and columns below, at and above them."""
+    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter"])
+    n = int(rng.integers(1, 4))
+    if kind == "winograd":
+        groups = int(rng.choice([1, 1, 2]))
+        ic, oc = (groups * int(rng.choice(sizes)) for sizes in ((8, 16, 17, 33, 40, 130), (1, 5, 16, 33, 48, 70)))
+        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
+    else:
+        groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
+        ic, oc = (groups * int(rng.choice([1, 1, 2, 3, 5, 16, 17, 33])) for _ in range(2))
+        kernel = int(rng.choice([1, 2, 3, 5])), int(rng.choice([1, 2, 3, 4, 5, 7, 9]))
+        stride = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2, 3, 4]))
+        dilation = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2]))
+    if kind == "depthwise":
+        groups = ic = int(rng.choice([2, 8, 16, 17, 33, 40]))
+        oc = ic * int(rng.choice([1, 1, 1, 2]))
+    elif kind == "filter":
+        groups = ic = oc = 1
+    padding = tuple((int(rng.integers(0, 4)), int(rng.integers(0, 4))) for _ in range(2))
+    spans = [(size - 1) * spread + 1 - sum(pads) for size, spread, pads in zip(kernel, dilation, padding, strict=True)]
+    image = _size(rng, spans[0], 1, 24), _size(rng, spans[1], 1, 40 if rng.random() < 0.8 else 150)
+    padding = rng.choice(["same", "same_lower", "full"]) if rng.random() < 0.2 else padding
+    return Case("random", ic, oc, image, kernel, stride, padding, dilation, groups, n)
+
+
+def draw(rng: np.random.Generator, *, case: Case | None = None) -> Drawn:
+    """Draw a problem, or all but its geometry."""
+    return Drawn(
+        case or draw_case(rng),
+        layout=str(rng.choice(LAYOUTS)),
+        dtype=str(rng.choice(DTYPES)),
+        activation=str(rng.choice(list(ACTIVATIONS))),
+        bias=bool(rng.random() < 0.5),
+        memory=tuple(str(name) for name in rng.choice(MEMORY, 3)),
+        out=str(rng.choice(["none", "plain", "plain", *OUT_LAYOUTS])),
+    )
+
+
+def _laid_out(array: np.ndarray, memory: str) -> np.ndarray:
+    return array.copy() if memory == "plain" else MEMORY_LAYOUTS[memory](array)
+
+
+def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return rng.integers(-4, 5, shape).astype(dtype)
+
+
+class Check:
+    """One drawn problem: its data, its expected results, and every way of computing them."""
+
+    def __init__(self, drawn: Drawn, rng: np.random.Generator) -> None:
+        self.drawn = drawn
+        self.case = case = drawn.case
+        x, w, grad_y = (_integers(rng, shape, drawn.dtype) for shape in case.shapes(drawn.layout))
+        self.x, self.w, self.grad_y = (
+            _laid_out(array, memory) for array, memory in zip((x, w, grad_y), drawn.memory, strict=True)
+        )
+        self.bias = _integers(rng, (case.oc,), drawn.dtype) if drawn.bias else None
+        self.keywords = {"layout": drawn.layout, **case.arguments}
+        self.compared = 0
+
+    def run(self, algorithms: tuple[str, ...] = (*NAMED, "auto")) -> int:
+        """Compare every direction by every algorithm; return how many results that were."""
+        given = self.x, self.w, self.grad_y, self.bias
+        before = [None if array is None else array.tobytes() for array in given]
+        expected = self._expected(lambda array: array)
+        magnitude = self._expected(np.abs)
+        for algorithm in algorithms:
+            for direction, call in self._calls(algorithm).items():
+                try:
+                    result = call()
+                except ValueError as error:
+                    if algorithm in UNIVERSAL or algorithm not in str(error):
+                        raise
+                    continue
+                self._compare(result, expected[direction], magnitude[direction], f"{algorithm} {direction}")
+        assert before == [None if array is None else array.tobytes() for array in given], "an input was written"
+        return self.compared
+
+    def _expected(self, turn) -> dict[str, np.ndarray]:
+        x, w, grad_y = (turn(np.asarray(array, np.float64)) for array in (self.x, self.w, self.grad_y))
+        bias = None if self.bias is None else turn(np.float64(self.bias))
+        sums = reference.conv2d(x, w, bias, **self.keywords)
+        forward = {"none": sums, "relu": np.maximum(sums, 0), "leaky": np.where(sums > 0, sums, sums / 4)}
+        forward = forward[self.drawn.activation]
+        return {
+            "forward": forward,
+            "prepared": forward,
+            "grad_input": reference.conv2d_grad_input(grad_y, w, x.shape, **self.keywords),
+            "grad_weight": reference.conv2d_grad_weight(grad_y, x, self.case.kernel, **self.keywords),
+            "grad_bias": reference.conv2d_grad_bias(grad_y, layout=self.drawn.layout),
+        }
+
+    def _calls(self, algorithm: str) -> dict:
+        keywords = {**self.keywords, "algorithm": algorithm}
+        epilogue = {"bias": self.bias, "activation": ACTIVATIONS[self.drawn.activation]}
+        x, w, grad_y, out = self.x, self.w, self.grad_y, self._out
+        calls = {
+            "forward": lambda: fastconv.conv2d(x, w, out=out(grad_y.shape), **epilogue, **keywords),
+            "prepared": lambda: fastconv.prepare_conv2d(w, **epilogue, **keywords)(x, out=out(grad_y.shape)),
+            "grad_input": lambda: fastconv.conv2d_grad_input(grad_y, w, x.shape, out=out(x.shape), **keywords),
+            "grad_weight": lambda: fastconv.conv2d_grad_weight(
+                grad_y, x, self.case.kernel, out=out(w.shape), **keywords
+            ),
+        }
+        if algorithm == "auto":
+            calls["grad_bias"] = lambda: fastconv.conv2d_grad_bias(grad_y, layout=self.drawn.layout)
+        return calls
+
+    def _out(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        if self.drawn.out == "none":
+            return None
+        return _laid_out(np.full(shape, np.nan, self.drawn.dtype), self.drawn.out)
+
+    def _compare(self, result, expected, magnitude, what: str) -> None:
+        """Integer data: exact sums are exact, float16 too, as its sums fit float32 and are rounded once."""
+        self.compared += 1
+        with np.errstate(over="ignore"):
+            rounded = expected.astype(self.drawn.dtype)
+        if np.array_equal(result, rounded):
+            return
+        computed = "float64" if self.drawn.dtype == "float64" else "float32"
+        limit = inexact_tolerance(computed, max(magnitude.max(), 1), magnitude)
+        if self.drawn.dtype == "float16":
+            limit = limit + np.abs(expected) * np.finfo(np.float16).eps
+        inexact = what.split()[0] in (*INEXACT, "auto")
+        if inexact and np.all(np.abs(result.astype(np.float64) - expected) <= limit):
+            return
+        raise AssertionError(f"{what}: wrong by up to {np.nanmax(np.abs(result - expected))}")
+
+
+def check_dense(rng: np.random.Generator) -> int:
+    """A fully connected layer and its gradients."""
+    n, features, units = (int(rng.choice([1, 2, 3, 15, 16, 17, 33, 70])) for _ in range(3))
+    dtype = str(rng.choice(DTYPES))
+    x, w, grad_y = (_integers(rng, shape, dtype) for shape in ((n, features), (features, units), (n, units)))
+    bias = _integers(rng, (units,), dtype)
+    wide = [np.float64(array) for array in (x, w, grad_y, bias)]
+    for result, expected in (
+        (fastconv.dense(x, w, bias), wide[0] @ wide[1] + wide[3]),
+        (fastconv.dense(x[0], w), wide[0][0] @ wide[1]),
+        (fastconv.dense_grad_input(grad_y, w), wide[2] @ wide[1].T),
+        (fastconv.dense_grad_weight(grad_y, x), wide[0].T @ wide[2]),
+    ):
+        np.testing.assert_array_equal(result, expected.astype(dtype))
+    return 4
+
+
+def draw_local(rng: np.random.Generator) -> tuple:
+    """A small problem as the table of `test_local2d` has them."""
+    case = draw_case(rng)
+    image = tuple(min(size, 12) for size in case.image)
+    spans = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation, strict=True)]
+    image = tuple(max(pair) for pair in zip(image, spans, strict=True))
+    oc = int(rng.choice([1, case.oc]))
+    return case.n, image, case.kernel, min(case.ic, 17), min(oc, 17), case.stride, case.padding, case.dilation
+
+
+def check_local(rng: np.random.Generator, geometry: tuple) -> int:
+    """A locally connected layer and its gradients."""
+    dtype = str(rng.choice(["float32", "float64"]))
+    problem = LocalProblem(geometry, lambda shape, _: _integers(rng, shape, dtype))
+    options = problem.options
+    y = fastconv.local2d(problem.x, problem.w, problem.bias, **options)
+    np.testing.assert_array_equal(y, problem.forward(problem.x, problem.w) + problem.bias)
+    dx = fastconv.local2d_grad_input(problem.grad_y, problem.w, problem.x.shape, **options)
+    np.testing.assert_array_equal(dx, problem.grad_input(problem.grad_y, problem.w))
+    dw = fastconv.local2d_grad_weight(problem.grad_y, problem.x, problem.kernel, **options)
+    np.testing.assert_array_equal(dw, problem.grad_weight(problem.grad_y, problem.x))
+    return 3
+
+
+def check_pooling(rng: np.random.Generator, size: int, stride: int) -> int:
+    """Both poolings, against windows taken one by one, and their gradients, whose sum is that of what they spread."""
+    layout, dtype = str(rng.choice(LAYOUTS)), str(rng.choice(["float32", "float64"]))
+    n, h, w, c = int(rng.integers(1, 3)), *(int(k) for k in rng.integers(size, 40, 2)), int(rng.integers(1, 20))
+    x = _integers(rng, (n, h, w, c), dtype)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
+    given = reference.images_from_nhwc(x, layout)
+    largest = nn.max_pool2d(given, size, stride=stride, layout=layout)
+    np.testing.assert_array_equal(largest, reference.images_from_nhwc(windows.max((4, 5)), layout))
+    mean = nn.avg_pool2d(given, size, stride=stride, layout=layout)
+    np.testing.assert_allclose(mean, reference.images_from_nhwc(windows.mean((4, 5)), layout), rtol=1e-5, atol=1e-6)
+    grad_y = _integers(rng, largest.shape, dtype)
+    spread = nn.max_pool2d_grad_input(grad_y, given, size, stride=stride, layout=layout)
+    assert spread.sum() == grad_y.sum()
+    spread = nn.avg_pool2d_grad_input(grad_y, given.shape, size, stride=stride, layout=layout)
+    np.testing.assert_allclose(spread.sum(), grad_y.sum(), atol=1e-3 * grad_y.size)
+    return 4

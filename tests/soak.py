@@ -1,0 +1,225 @@
+"""The long tests: ``python -m tests.soak --seconds 600``, or ``make soak SECONDS=600``.
+
+Problems are numbered, and each draws all of its data from (seed, part, number): a failure is printed as the line that
+repeats it. Workers are processes of their own, so that a crash costs one problem; the rest goes on behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from typing import NoReturn
+
+import numpy as np
+
+from .process import ROOT
+
+_COUNTERS = 3
+"""Of each worker: the number of its problem, problems begun, results compared."""
+_FEW = 200
+"""Problems after which plans are forgotten: each holds guarded tables, and a process has 65,530 mappings."""
+_MOST_FAILURES = 10
+_ENVIRONMENT = {"NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
+"""Two threads in each worker find what one hides; on as many cores as workers they must not wait spinning."""
+
+
+def _rng(seed: int, part: str, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *part.encode(), number])
+
+
+def forget_plans() -> None:
+    """Free what earlier problems left in caches."""
+    from fastconv import plan
+
+    plan._REQUESTS.clear()
+    plan.plan_problem.cache_clear()
+
+
+def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
+    """One problem between guard pages: a convolution mostly, else one of the other layers.
+
+    Compiling takes longer than computing. With `table` the geometry comes from the tables of cases, whose kernels the
+    other tests need as well.
+    """
+    from . import random_problems as problems
+    from .cases import CASES
+    from .guarded import guarded
+    from .test_local2d import CASES as LOCAL_CASES
+
+    kind = number % 12
+    with guarded(number) as guard:
+        if kind == 0:
+            compared = problems.check_dense(rng)
+        elif kind == 1:
+            drawn = list(LOCAL_CASES.values())[number // 12 % len(LOCAL_CASES)] if table else problems.draw_local(rng)
+            compared = problems.check_local(rng, drawn)
+        elif kind == 2:
+            size, stride = (2, 2) if table else (int(k) for k in rng.integers(1, 4, 2))
+            compared = problems.check_pooling(rng, size, stride)
+        else:
+            case = CASES[(number // 12 * 9 + kind - 3) % len(CASES)] if table else None
+            drawn = problems.draw(rng, case=case)
+            try:
+                compared = problems.Check(drawn, rng).run()
+            except Exception:
+                print(drawn, file=sys.stderr)
+                raise
+        guard.check()
+    return compared
+
+
+PARTS = {"bounds": _bounds}
+
+
+def _work(options: argparse.Namespace) -> None:
+    """One worker: its problems in order, counted in the file that the parent reads."""
+    faulthandler.enable()
+    counters = np.memmap(options.counters, np.int64, "r+")[_COUNTERS * options.worker :][:_COUNTERS]
+    ends = time.monotonic() + options.seconds
+    number, done = options.first, 0
+    while time.monotonic() < ends and done < options.problems:
+        counters[0] = number
+        counters[1] += 1
+        counters[2] += PARTS[options.part](_rng(options.seed, options.part, number), number, options.table)
+        number += options.workers
+        done += 1
+        if done % _FEW == 0:
+            forget_plans()
+
+
+def _work_and_exit(options: argparse.Namespace) -> NoReturn:
+    """Leave without the interpreter's end, which guarded arrays outlive."""
+    status = 1
+    try:
+        _work(options)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class _Worker:
+    """A worker process, and its successors after failures."""
+
+    def __init__(self, options: argparse.Namespace, number: int, counters: np.ndarray, path: str) -> None:
+        self._options, self._number, self._path = options, number, path
+        self._counters = counters[_COUNTERS * number :][:_COUNTERS]
+        self.failures: list[str] = []
+        self._over = False
+        self._next = number if options.problem is None else options.problem
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the worker
+        self._start()
+
+    def _start(self) -> None:
+        options = self._options
+        command = [
+            sys.executable, "-m", "tests.soak", options.part, "--seed", str(options.seed),
+            "--seconds", str(max(options.ends - time.monotonic(), 0)), "--workers", str(options.workers),
+            "--problems", str(max(options.problems // options.workers - int(self._counters[1]), 1)),
+            "--worker", str(self._number), "--counters", self._path, "--first", str(self._next),
+            *(["--table"] if options.table else []),
+        ]  # fmt: skip
+        self._errors.seek(0)
+        self._errors.truncate()
+        self._process = subprocess.Popen(command, cwd=ROOT, stderr=self._errors, env={**_ENVIRONMENT, **os.environ})
+
+    def running(self) -> bool:
+        """Whether work goes on; a process that died is noted, and replaced by one behind its problem."""
+        status = self._process.poll()
+        if status is None or self._over:
+            return not self._over
+        self._over = True
+        if status == 0:
+            return False
+        problem = int(self._counters[0])
+        self._errors.seek(0)
+        reason = self._errors.read().decode(errors="replace").strip()
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        table = " --table" if self._options.table else ""
+        line = f"python -m tests.soak {self._options.part} --seed {self._options.seed} --problem {problem}{table}"
+        print(f"FAILED with {how}: {line}\n{reason[-3000:]}\n", flush=True)
+        self.failures.append(line)
+        self._next = problem + self._options.workers
+        if len(self.failures) >= _MOST_FAILURES or self._options.problem is not None:
+            return False
+        if time.monotonic() >= self._options.ends:
+            return False
+        self._over = False
+        self._start()
+        return True
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def soak(options: argparse.Namespace) -> int:
+    """Run one part on all workers; return the number of failures."""
+    options.ends = time.monotonic() + options.seconds
+    started = time.monotonic()
+    if options.problem is not None:
+        options.workers = options.problems = 1
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(8 * _COUNTERS * options.workers)
+        counters = np.memmap(file.name, np.int64, "r+")
+        workers = [_Worker(options, number, counters, file.name) for number in range(options.workers)]
+        try:
+            while sum(worker.running() for worker in workers):
+                time.sleep(0.05)
+        finally:
+            for worker in workers:
+                worker.stop()
+        begun, compared = (int(counters[k::_COUNTERS].sum()) for k in (1, 2))
+    failures = [line for worker in workers for line in worker.failures]
+    print(
+        f"{options.part}: seed {options.seed}, {begun:,} problems, {compared:,} results compared in "
+        f"{time.monotonic() - started:.0f} s, {len(failures)} failures",
+        flush=True,
+    )
+    return len(failures)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("part", nargs="?", choices=PARTS, help="which tests; all of them one after another if missing")
+    parser.add_argument("--seconds", type=float, default=60, help="for each part")
+    parser.add_argument("--seed", type=int, help="of all random data; printed if not given")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--problems", type=int, default=1 << 60, help="at most so many")
+    parser.add_argument("--problem", type=int, help="this one alone, as a failure's line says")
+    parser.add_argument(
+        "--table", action="store_true", help="geometry from the tables of cases, which needs few kernels"
+    )
+    for name in ("--worker", "--counters", "--first"):
+        parser.add_argument(name, type=str if name == "--counters" else int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.problem is not None and (options.part is None or options.seed is None):
+        parser.error("--problem needs a part and --seed")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    if options.worker is not None:
+        _work_and_exit(options)
+    if options.seed is None:
+        options.seed = int.from_bytes(os.urandom(4), "little")
+    failures = 0
+    for part in [options.part] if options.part else PARTS:
+        failures += soak(argparse.Namespace(**{**vars(options), "part": part}))
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
