@@ -226,7 +226,6 @@ def _plan(
         size, parts = tiles, panels
     packs_tail = in_place and channels % shape.NR != 0
 
-    dense = not apart
     packed_shape = (groups, panels, taps, reduction, lanes)
 
     (
@@ -234,10 +233,12 @@ def _plan(
     ) = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
         len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8, shape.MR * shape.NR * item,
-        size * copy_bytes,        panel_bytes if packs or packs_tail else 0,
+        size * copy_bytes, panel_bytes if packs or packs_tail else 0,
     )  # fmt: skip
     evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
     touching = evenly and not apart and source[2] == reduction * item
+    if sums:  # joined or not, a value must meet the same lane: borders, and so neighbours, may not change a sum's order
+        touching = touching and reduction % shape.VL == 0
     joined = len(columns.taps) if touching else 1
     inside = np.array([
         (row * source[1] + column * source[2], source[3], a * len(columns.taps) + b, reduction * joined)
@@ -274,9 +275,9 @@ def _plan(
     tasks = groups * -(-tiles // size) * parts
 
     def compile_() -> CFunc:
-        return (
-            reduce.reduce(problem.dtype, shape) if sums else gather.gather(problem.dtype, shape, dense, CHANNEL_START)
-        )
+        if sums:
+            return reduce.reduce(problem.dtype, shape)
+        return gather.gather(problem.dtype, shape, not apart, CHANNEL_START)
 
     def launch_of(plan: np.ndarray) -> Launch:
         return Launch(compile_, problem.dtype, plan, tasks, threads, total)
