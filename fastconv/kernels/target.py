@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -74,6 +74,24 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
 
 MOST_SUMS = 4
 """Channels of a tile whose lanes are added up in the end."""
+
+
+_LOWER = (14, 11, 8, 6, 4, 3, 2)
+"""Heights that tiles of few rows may have: each is one more kernel to compile."""
+_IN_FLIGHT = 8
+"""Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
+
+
+def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
+    """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
+    shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
+    heights = [height for height in _LOWER if height < shape.MR and height * shape.NV >= _IN_FLIGHT - 2]
+
+    def steps(MR: int) -> float:
+        # Loading the vectors of a step takes about as long as half a row of it.
+        return -(-rows // MR) * (max(MR, _IN_FLIGHT / shape.NV) + 0.5)
+
+    return replace(shape, MR=min((shape.MR, *heights), key=lambda MR: (steps(MR), -MR)))
 
 
 def sum_tile_shape(dtype: str, channels: int) -> Tile:

@@ -17,7 +17,7 @@ from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import Tile, tile
+from fastconv.kernels.target import Tile, correlate_tile
 from fastconv.problem import ConvProblem
 
 _PANEL_BYTES = 128 << 10
@@ -71,7 +71,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     """Plan the launch of the weight gradient."""
     item, groups = problem.itemsize, problem.groups
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    shape = tile(problem.dtype, problem.ic_per_group, problem.oc_per_group)
+    shape = correlate_tile(problem.dtype, problem.ic_per_group, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
