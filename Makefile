@@ -9,11 +9,11 @@ DOCS_VENV := .venv-docs
 DOCS_READY := $(DOCS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench training dashboard docs figures lint format clean
+.PHONY: help setup demo test soak mutate bench training dashboard docs figures lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, soak, bench, training and figures.'
+	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, soak, mutate, bench, training and figures.'
 
 setup: $(READY) ## make .venv with the package, editable, and everything the other targets use
 
@@ -32,6 +32,9 @@ test: setup ## run the tests
 
 soak: setup ## random problems between guard pages and against other libraries, for SECONDS=600 each
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)
+
+mutate: setup ## break each kernel in ten ways and see that the tests notice; an hour
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: setup ## the whole comparison that demo abridges
 	$(BIN)/python -m bench $(ARGS)

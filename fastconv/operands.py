@@ -67,7 +67,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[st
     expect_shape("out", out, shape, "the shape of the result")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+    if out.size and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must have an address for each element, got strides {out.strides} for shape {out.shape}")
     for name, array in inputs.items():
         if array is not None and _overlap(out, array):

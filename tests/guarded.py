@@ -28,6 +28,8 @@ _FAILED = ctypes.c_void_p(-1).value
 _CANARY = 0xA5
 _SCALAR_BYTES = 8
 """NumPy makes scalars of this size by the million: their pages are used again instead of given back."""
+_FAILING_BYTES = 64
+"""Smallest allocation that `fail_at` counts: NumPy forgets to raise MemoryError for scalars of its own."""
 
 _MALLOC = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _CALLOC = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
@@ -60,7 +62,7 @@ class Guard:
         self._slack: list[tuple[np.ndarray, int]] = []
         self._scalars: list[int] = []
         self.fail_at = 0
-        """The allocation, counted from 1 on, that fails as if memory were used up; 0 for none."""
+        """The allocation of some size, counted from 1 on, that fails as if memory were used up; 0 for none."""
         self.allocations = 0
         libc = self._libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
@@ -77,9 +79,10 @@ class Guard:
         self.capsule = new_capsule(ctypes.addressof(self._handler), b"mem_handler", None)
 
     def _malloc(self, _ctx, size: int) -> int | None:
-        self.allocations += 1
-        if self.allocations == self.fail_at:
-            return None
+        if size >= _FAILING_BYTES:
+            self.allocations += 1
+            if self.allocations == self.fail_at:
+                return None
         if size == _SCALAR_BYTES and self._scalars:
             return self._scalars.pop()
         inside = max(-(-size // _PAGE), 1) * _PAGE

@@ -75,7 +75,15 @@ def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
     return compared
 
 
-PARTS = {"bounds": _bounds}
+def _oracles(rng: np.random.Generator, number: int, table: bool) -> int:
+    """One problem against PyTorch, SciPy or ONNX, as far as they are installed."""
+    from . import oracles
+    from .cases import CASES
+
+    return oracles.check(rng, number, CASES[number % len(CASES)] if table else None)
+
+
+PARTS = {"bounds": _bounds, "oracles": _oracles}
 
 
 def _work(options: argparse.Namespace) -> None:
@@ -125,7 +133,7 @@ class _Worker:
         command = [
             sys.executable, "-m", "tests.soak", options.part, "--seed", str(options.seed),
             "--seconds", str(max(options.ends - time.monotonic(), 0)), "--workers", str(options.workers),
-            "--problems", str(max(options.problems // options.workers - int(self._counters[1]), 1)),
+            "--problems", str(-(-(options.problems - self._number) // options.workers) - int(self._counters[1])),
             "--worker", str(self._number), "--counters", self._path, "--first", str(self._next),
             *(["--table"] if options.table else []),
         ]  # fmt: skip

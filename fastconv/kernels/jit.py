@@ -8,6 +8,7 @@ each one under ``parallel=True`` took 3 to 5 times as long, and a serial twin wo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -60,6 +61,20 @@ class _PackageCache(FunctionCache):
     """Numba's disk cache, with entries that are fresh only while the whole package is unchanged."""
 
     _impl_class = _PackageCacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The cached kernel, or None; files that cannot be read are forgotten, and written anew."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a kernel where the disk takes it."""
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
 
 
 def _package_cache(py_func: Callable[..., Any]) -> _PackageCache | None:

@@ -1,0 +1,192 @@
+"""Does the suite notice broken kernels? ``python -m tests.mutation``, or ``make mutate``.
+
+Each mutant is a copy of the tree with one small change in one module of kernels: a constant or bound off by one, a
+comparison that admits or drops a value, plus for minus, one operand's name for another's, a statement left out. A
+mutant is killed where the check of its module fails, crashes or hangs; survivors are listed with their change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .process import ROOT
+
+MODULES = {
+    "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
+    "depthwise_dots": "direct", "reduce": "direct", "spans": "direct", "winograd": "winograd",
+    "transforms": "winograd", "transpose": "direct", "patches": "im2col", "naive": "naive",
+}  # fmt: skip
+"""Modules of kernels, where they exist, and the algorithm whose results depend on them."""
+EQUIVALENT = ("prefetch", "grain")
+"""Changes in lines that hold one of these words alter speed alone."""
+_SWAPPED = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+_PAIRS = (("row", "column"), ("rows", "columns"), ("_r", "_c"), ("_i", "_j"), ("first", "last"), ("begin", "end"))
+
+
+def _swapped_name(name: str) -> str | None:
+    for one, other in _PAIRS:
+        for old, new in ((one, other), (other, one)):
+            if name.endswith(old):
+                return name.removesuffix(old) + new
+    return None
+
+
+class _Sites(ast.NodeTransformer):
+    """Counts the places that can be changed; changes the one asked for."""
+
+    def __init__(self, chosen: int = -1) -> None:
+        self.count = 0
+        self.chosen = chosen
+        self.change = ""
+
+    def _here(self, node: ast.AST, words: str) -> bool:
+        self.count += 1
+        if self.count - 1 != self.chosen:
+            return False
+        self.change = f"line {node.lineno}: {words}"
+        return True
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.body = [self.visit(statement) for statement in node.body]  # not the signature and its decorators
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if type(node.value) is int and self._here(node, f"{node.value} becomes {node.value + 1}"):
+            return ast.copy_location(ast.Constant(node.value + 1), node)
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        new = _SWAPPED.get(type(node.ops[0]))
+        if new and self._here(node, f"{ast.unparse(node)} with {new.__name__}"):
+            node.ops[0] = new()
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        new = _SWAPPED.get(type(node.op))
+        if new and self._here(node, f"{ast.unparse(node)} with {new.__name__}"):
+            node.op = new()
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        other = _swapped_name(node.attr)
+        if (
+            other
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "p"
+            and self._here(node, f"{node.attr} becomes {other}")
+        ):
+            node.attr = other
+        return node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        self.generic_visit(node)
+        return ast.copy_location(ast.Pass(), node) if self._here(node, f"without {ast.unparse(node)}") else node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.value, ast.Call) and self._here(node, f"without {ast.unparse(node)}"):
+            return ast.copy_location(ast.Pass(), node)
+        return node
+
+
+def mutants(source: str, count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """That many changed sources, each with its change in words."""
+    tree, lines = ast.parse(source), source.splitlines()
+    counter = _Sites()
+    counter.visit(copy.deepcopy(tree))
+    found: list[tuple[str, str]] = []
+    for chosen in rng.sample(range(counter.count), counter.count):
+        if len(found) == count:
+            break
+        sites = _Sites(chosen)
+        changed = ast.unparse(ast.fix_missing_locations(sites.visit(copy.deepcopy(tree))))
+        line = lines[int(sites.change.split()[1].rstrip(":")) - 1]
+        if not any(word in line for word in EQUIVALENT):
+            found.append((sites.change, changed))
+    return found
+
+
+def _passes(folder: Path, algorithm: str, seconds: float) -> bool:
+    """Whether the check of the copied tree finds nothing wrong."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.mutation", "--check", algorithm], cwd=folder, env=environment,
+            capture_output=True, timeout=seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def check(algorithm: str) -> None:
+    """The tail-rich cases in one dtype: what a mutant has to fail."""
+    import numpy as np
+
+    from .cases import DIRECTIONS, INEXACT, LAYOUTS, TARGET_CASES, call, data, inexact_tolerance
+
+    for case in TARGET_CASES:
+        for direction in DIRECTIONS:
+            for layout in LAYOUTS:
+                given = data(case, "integers", layout, "float32")
+                try:
+                    result = call(case, given, direction, algorithm=algorithm, layout=layout)
+                except ValueError as error:
+                    if algorithm not in str(error):
+                        raise
+                    continue
+                limit = 0.0
+                if algorithm in INEXACT:
+                    length = case.reduction_length(direction)
+                    limit = inexact_tolerance("float32", length, given.magnitude[direction])
+                assert (np.abs(result - given.expected[direction]) <= limit).all(), (case.name, direction, layout)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("modules", nargs="*", help="modules of kernels to break; all if none is named")
+    parser.add_argument("--count", type=int, default=10, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=110, help="after which a mutant counts as hanging")
+    parser.add_argument("--check", choices=sorted(set(MODULES.values())), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.check:
+        check(options.check)
+    kernels = Path("fastconv", "kernels")
+    names = options.modules or [name for name in MODULES if (ROOT / kernels / f"{name}.py").exists()]
+    killed, survivors = 0, []
+    for name in names:
+        source = (ROOT / kernels / f"{name}.py").read_text()
+        for change, changed in mutants(source, options.count, random.Random(f"{options.seed} {name}")):
+            with tempfile.TemporaryDirectory() as folder:
+                for part in ("fastconv", "tests"):
+                    shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+                Path(folder, kernels, f"{name}.py").write_text(changed)
+                survived = _passes(Path(folder), MODULES[name], options.seconds)
+            print(f"{'SURVIVED' if survived else 'killed  '} {name} {change}", flush=True)
+            killed += not survived
+            if survived:
+                survivors.append(f"{name} {change}")
+    print(f"seed {options.seed}: {killed} killed, {len(survivors)} survived")
+    return int(bool(survivors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
