@@ -32,7 +32,7 @@ CORRELATE = record("""
     reduction channels
     target_a target_b target_k target_d target_group
     image_block row_block column_block image_blocks row_blocks column_blocks
-    panels panel_parts channel_tiles channel_parts
+    panels panel_parts channel_tiles channel_parts tap_parts
     packed_rows packed_columns packed_row_step packed_column_step tile_bytes
     workspace_bytes packed panel table buffer
 """)
@@ -143,7 +143,7 @@ def add_tile(p, REAL, ITEM, NR, buffer, target, rows, lanes):
 
 @functools.cache
 def correlate(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (group, part of the input channels, part of the panels)."""
+    """The kernel for one dtype and tile; tasks are (group, part of the input channels, of the taps, of the panels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
@@ -154,8 +154,10 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         for task in range(begin, end):
             panel_part = task % p.panel_parts
-            part = task // p.panel_parts % p.channel_parts
-            group = task // p.panel_parts // p.channel_parts
+            tap_part = task // p.panel_parts % p.tap_parts
+            part = task // p.panel_parts // p.tap_parts % p.channel_parts
+            group = task // p.panel_parts // p.tap_parts // p.channel_parts
+            taps = p.taps_r * p.taps_c
             first_tile = p.channel_tiles * part // p.channel_parts
             end_tile = p.channel_tiles * (part + 1) // p.channel_parts
             source = call.source + group * p.source_group
@@ -172,7 +174,7 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                     gradient = call.other + group * p.gradient_group + panel * NR * p.gradient_d
                     gradient += image * p.gradient_n + i * p.gradient_r + j * p.gradient_c
                     pack_gradient(p, REAL, ITEM, VL, NV, gradient, own + p.panel, images, lines, columns, lanes)
-                    for tap in range(p.taps_r * p.taps_c):
+                    for tap in range(taps * tap_part // p.tap_parts, taps * (tap_part + 1) // p.tap_parts):
                         a, b = tap // p.taps_c, tap % p.taps_c
                         runs = trace_tap(p, REAL, ITEM, MR, NR, own + p.table, a, b, images, i, j, lines, columns)
                         if runs == 0:

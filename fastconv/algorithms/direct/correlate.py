@@ -53,8 +53,8 @@ class CorrelatePass(Pass):
         each = model.SCATTER_SECONDS if apart else model.PACK_SECONDS
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
         pack = problem.groups * each * (
-            inputs * int(p["channel_tiles"] * p["panel_parts"]) * shape.MR
-            + pixels * panels * int(p["channel_parts"]) * shape.NR
+            inputs * int(p["channel_tiles"] * p["panel_parts"] * p["tap_parts"]) * shape.MR
+            + pixels * panels * int(p["channel_parts"] * p["tap_parts"]) * shape.NR
         )  # fmt: skip
         work = (multiply + add + pack) * model.balance(self.launch.tasks, self.threads)
         return model.LAUNCH_SECONDS + work / self.threads
@@ -76,7 +76,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-problem.ic_per_group // shape.MR)
-    channel_parts, panel_parts = _parts(problem, channel_tiles, panels, threads)
+    channel_parts, panel_parts, tap_parts = _parts(problem, channel_tiles, panels, threads)
 
     # Blocks must not depend on the threads: the result's bits depend on them.
     block = _block(problem, rows, columns, shape)
@@ -107,27 +107,29 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         image_blocks=-(-problem.n // block.images), row_blocks=-(-rows.count // block.rows),
         column_blocks=-(-columns.count // block.columns),
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
+        tap_parts=tap_parts,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
         packed_column_step=column_step, tile_bytes=tile_bytes,
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
         lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template,
-        groups * channel_parts * panel_parts, threads, total,
+        groups * channel_parts * panel_parts * tap_parts, threads, total,
     )  # fmt: skip
     return CorrelatePass(
         problem, threads, shape, launch, np.zeros(shape.NR, problem.dtype), (row_offsets, column_offsets)
     )
 
 
-def _parts(problem: ConvProblem, channel_tiles: int, panels: int, threads: int) -> tuple[int, int]:
-    """In how many parts tasks split the input and the output channels, so that the least is packed several times."""
+def _parts(problem: ConvProblem, channel_tiles: int, panels: int, threads: int) -> tuple[int, int, int]:
+    """In how many parts tasks split input channels, output channels and taps: so that the least is packed again."""
     wanted = -(-_TASKS_PER_THREAD * threads // problem.groups) if threads > 1 else 1
     inputs, gradients = (math.prod(shape) for shape in (problem.x_shape, problem.y_shape))
     splits = [(parts, min(panels, -(-wanted // parts))) for parts in range(1, min(channel_tiles, wanted) + 1)]
     most = max(parts * others for parts, others in splits)
     enough = [split for split in splits if split[0] * split[1] >= min(wanted, most)]
-    return min(enough, key=lambda split: split[0] * gradients + split[1] * inputs)
+    parts, others = min(enough, key=lambda split: split[0] * gradients + split[1] * inputs)
+    return parts, others, min(math.prod(problem.kernel_size), -(-wanted // (parts * others)))
 
 
 class _Block(NamedTuple):
