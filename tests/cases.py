@@ -155,6 +155,7 @@ CASES: tuple[Case, ...] = (
     Case("groups-square-8-wide", 40, 40, (9, 10), (7, 9), padding=3, groups=5),
     Case("groups-square-4-dilated", 20, 20, (8, 13), (3, 3), padding=2, dilation=2, groups=5),
     Case("depthwise", 33, 33, (7, 16), (3, 3), padding=1, groups=33),
+    Case("depthwise-one-pixel", 19, 19, (1, 1), (3, 3), padding=1, groups=19, n=2),
     Case("depthwise-one-channel-in-two", 2, 2, (6, 15), (5, 5), padding=2, groups=2),
     Case("depthwise-stride2", 16, 16, (9, 11), (3, 3), stride=2, padding=1, groups=16),
     Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),

@@ -90,7 +90,7 @@ def plan_depthwise(
     w_r, w_c, w_q, _ = canonical_weight_strides(problem.w_shape, item, problem.layout)
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group)
     fits = group == others and group < shape.VL and shape.VL % group == 0 and channels >= shape.VL
-    if not fits or source[3] != item or (group > 1 and problem.layout != "NHWC"):
+    if not fits or problem.layout == "NCHW" or (group > 1 and problem.layout != "NHWC"):
         return None
     spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
     if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
