@@ -109,6 +109,7 @@ CASES: tuple[Case, ...] = (
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),
     Case("pointwise", 19, 35, (5, 6), (1, 1), n=2),
+    Case("pointwise-one-channel", 1, 1, (7, 38), (1, 1), n=2),
     Case("pointwise-stride2", 6, 20, (7, 8), (1, 1), stride=2),
     Case("pointwise-padded", 4, 5, (3, 3), (1, 1), padding=2),
     Case("pointwise-groups", 12, 18, (4, 5), (1, 1), groups=3, n=2),
@@ -155,7 +156,11 @@ CASES: tuple[Case, ...] = (
     Case("groups-square-8-wide", 40, 40, (9, 10), (7, 9), padding=3, groups=5),
     Case("groups-square-4-dilated", 20, 20, (8, 13), (3, 3), padding=2, dilation=2, groups=5),
     Case("depthwise", 33, 33, (7, 16), (3, 3), padding=1, groups=33),
-    Case("depthwise-one-pixel", 19, 19, (1, 1), (3, 3), padding=1, groups=19, n=2),
+    # an image of one pixel looks alike in both layouts, which must not be taken for more
+    Case("depthwise-one-window", 33, 33, (5, 3), (5, 3), groups=33, n=2),
+    Case("depthwise-one-pixel", 33, 33, (1, 1), (3, 2), padding=(2, 1), groups=33, n=2),
+    Case("groups-one-window", 48, 40, (3, 4), (3, 4), groups=2),
+    Case("groups-one-pixel", 48, 40, (1, 1), (3, 3), padding=2, groups=2),
     Case("depthwise-one-channel-in-two", 2, 2, (6, 15), (5, 5), padding=2, groups=2),
     Case("depthwise-stride2", 16, 16, (9, 11), (3, 3), stride=2, padding=1, groups=16),
     Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),

@@ -61,6 +61,8 @@ class PlanePass(Pass):
 
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
     """Plan the launch; None where it is not pointwise, or the pixels of a channel do not lie side by side."""
+    if problem.layout != "NCHW":  # an NHWC image of one channel looks alike, but not its strides
+        return None
     item = problem.itemsize
     part = roles(problem, direction)
     source, target, size, reduction, channels, weights, weight_group = part
