@@ -62,12 +62,13 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[st
     """Refuse an `out` that cannot take the result, or that shares memory with an input."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy array without a mask or None, got {type(out).__name__}")
-    if out.dtype.name != dtype.name:
+    if out.dtype is not dtype and out.dtype.name != dtype.name:  # asking for a name takes 2 us
         raise TypeError(f"out must have dtype {dtype.name} like the inputs, got {out.dtype}")
     expect_shape("out", out, shape, "the shape of the result")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    if out.size and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+    apart = out.size and not out.flags.c_contiguous
+    if apart and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must have an address for each element, got strides {out.strides} for shape {out.shape}")
     for name, array in inputs.items():
         if array is not None and _overlap(out, array):

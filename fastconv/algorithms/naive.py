@@ -25,6 +25,8 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
+_CALL_SECONDS = 20e-6
+"""Filling the record of a call, which no plan keeps."""
 _TAP_SECONDS = 7e-9
 """Finding a tap of a pixel, by one thread."""
 _CHANNEL_SECONDS = 2e-9
@@ -58,7 +60,7 @@ class NaiveOperation(Operation):
         taps = problem.n * math.prod(problem.output_size) * math.prod(problem.kernel_size)
         compute = taps * (_TAP_SECONDS + problem.ic * per_channel) / machine.threads
         limit = roofline_seconds(conv_flops(problem), conv_bytes(problem, self.direction), machine)
-        return Estimate(max(compute, limit), "plain loops" + ("" if side_by_side else ", one product at a time"))
+        return Estimate(_CALL_SECONDS + max(compute, limit), "plain loops" + ("" if side_by_side else ", one product at a time"))
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -203,7 +203,7 @@ class WinogradOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         rate = model.slot_rate(machine, self.tile.VL)
-        seconds = model.LAUNCH_SECONDS + self._slots / rate
+        seconds = model.launch_seconds(self.threads) + self._slots / rate
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
         share = M * M * TAPS * TAPS / (_N * _N)
         return Estimate(max(seconds, traffic), f"F({M} x {M}, 3 x 3), 1/{share:.1f} of the multiplications")

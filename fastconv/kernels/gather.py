@@ -1,4 +1,4 @@
-"""Direct convolution as gathered register tiles: no patch matrix, no padded copy of the input.
+"""Direct convolution as gathered register tiles: no patch matrix, no padded copy of the whole input.
 
 One kernel computes a grid of target pixels, each the sum over taps (a, b) and channels c of
 ``source[n, i * step_r + row_offset[a], j * step_c + column_offset[b], c] * weight[a, b, c, d]``. That is the forward
@@ -8,6 +8,9 @@ Pixels are numbered through the whole batch, so that a tile runs over the ends o
 tile of a problem is partly wasted. What a tile reads is written down first, as addresses: one run for each tap with
 the address of each of the tile's MR pixels. Padding is then a matter of addresses too: a run that lies wholly in the
 padding is left out, and a pixel in the padding reads a row of zeros.
+
+Where channels are few, listing addresses takes longer than the multiply-adds. Tasks then copy the rows that they read,
+with zeros around them, and all windows lie inside.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.pad import PAD, pad_rows
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
-    ANY_PITCH,
     CHANNEL_START,
     ROW_START,
     RUN_FIELDS,
@@ -47,17 +50,18 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
-    zeros touching inside inside_runs
+    zeros touching inside inside_runs padding
     tiles tiles_per_block blocks panel_parts
     workspace_bytes
-    table counts targets numbers row_parts column_parts spare starts buffer copies packed
+    table counts targets numbers row_parts column_parts spare starts buffer copies packed strip
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps
 of a kernel row read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all
 lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
-`packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0. The last line's fields
-are offsets into each thread's workspace."""
+`packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
+`PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy. The
+last line's fields are offsets into each thread's workspace."""
 
 AHEAD = 16
 """Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
@@ -147,6 +151,13 @@ def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
 
 
 @jit.inline
+def padded_row(p, frame, pixel):
+    """The first padded row, counted through all images, that a target pixel reads."""
+    row = pixel // p.columns
+    return row // p.rows * frame.padded_rows + row % p.rows * p.row_step
+
+
+@jit.inline
 def scatter_tile(p, REAL, NR, buffer, targets, offset, rows, lanes):
     """Copy a tile from the buffer to its target pixels, `lanes` channels of each."""
     tile = carray(pointer(buffer), (rows, NR), REAL)
@@ -199,15 +210,16 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
 
 
 @functools.cache
-def gather(dtype: str, tile: Tile, dense: bool, start_kind: int) -> CFunc:
+def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (group, block of pixels, part of the channel panels).
 
-    `dense` promises channels side by side. Sums begin with a value for each channel in the lanes, or for each pixel.
+    `unroll` is that of `fastconv.kernels.simd.multiply_tile`. Sums begin with a value for each channel in the lanes, or
+    for each pixel.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    DENSE, START = int(dense), start_kind
+    UNROLL, START = unroll, start_kind
 
     def gather_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -229,7 +241,14 @@ def gather(dtype: str, tile: Tile, dense: bool, start_kind: int) -> CFunc:
             group = task // p.panel_parts // p.blocks
             first = block * p.tiles_per_block
             tiles = min(p.tiles_per_block, p.tiles - first)
-            source = call.source + group % p.groups * p.source_group
+            source = call.source
+            if p.padding != 0:
+                frame = record_at(p.padding, PAD)
+                top = padded_row(p, frame, first * MR)
+                bottom = padded_row(p, frame, min((first + tiles) * MR, pixels) - 1) + p.last_row + 1
+                pad_rows(frame, REAL, ITEM, VL, call.source, own + p.strip, top, bottom)
+                source = own + p.strip - top * frame.row_bytes
+            source += group % p.groups * p.source_group
             target = call.target + p.target_offset + group * p.target_group
             for t in range(tiles):
                 counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
@@ -255,7 +274,7 @@ def gather(dtype: str, tile: Tile, dense: bool, start_kind: int) -> CFunc:
                     targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
                     if counts[t] < 0:
                         pitched_tile(
-                            REAL, VL, MR, NV, START, DENSE, ANY_PITCH, p.inside_runs, p.inside,
+                            REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
                             carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
                             call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer,
                             p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
@@ -263,7 +282,7 @@ def gather(dtype: str, tile: Tile, dense: bool, start_kind: int) -> CFunc:
                     else:
                         starts = own + p.starts if START == CHANNEL_START else call.start
                         multiply_tile(
-                            REAL, VL, MR, NV, START, DENSE, counts[t], table, weights, weight_step, weight_tap,
+                            REAL, VL, MR, NV, START, UNROLL, counts[t], table, weights, weight_step, weight_tap,
                             starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
                             shift if in_place else 0, lanes if in_place else NR,
                         )  # fmt: skip

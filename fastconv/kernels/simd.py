@@ -321,15 +321,20 @@ def write_pitched(typingctx: Any, MR: Any, place: Any, first: Any, pitch: Any) -
 
 
 UNROLLED = 4
-"""Steps of a tile that share their address arithmetic."""
+"""Steps of a tile that share their address arithmetic in most kernels."""
+ANYWHERE = 0
+"""UNROLL of a tile whose scalars are a distance apart that each run tells."""
 RUN_FIELDS = 3
 """Integers of a run in a tile's table besides the addresses of the rows: scalar step, tap, length."""
 CHANNEL_START = 0
 """A tile's rows start with vectors."""
 ROW_START = 1
 """Each row of a tile starts with a value of its own in all lanes."""
-ANY_PITCH = 0
-"""pitched_tile: how far apart the rows' scalars lie is known at run time only."""
+
+
+def unrolling(length: int) -> int:
+    """How many steps of runs that long to unroll: short ones that are a multiple of 3 leave a step over otherwise."""
+    return 3 if length <= 32 and length % 3 == 0 and length % UNROLLED else UNROLLED
 
 
 class _Sums:
@@ -338,13 +343,13 @@ class _Sums:
     There may be several `sets` of them, which the steps of a run take in turn: few sums wait for their own results.
     """
 
-    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, dense: bool, sets: int = 1) -> None:
+    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, unroll: int, sets: int = 1) -> None:
         self.emit = emit
         self.rows = rows
         self.width = width
         self.sets = sets
         self._vector_step = vector_step
-        self._dense = dense
+        self._unroll = unroll
 
     def start(self, kind: int, vector_starts: Callable[[int], Any], scalar_starts: Any) -> list[Any]:
         """What the accumulators begin with: vectors at an address for each row, or a scalar for each row."""
@@ -383,7 +388,7 @@ class _Sums:
 
             return several
 
-        if not self._dense:
+        if self._unroll == ANYWHERE:
 
             def one(k: Any, sums: list[Any]) -> list[Any]:
                 return step(multiply(k, scalar_step), add(vector, multiply(k, self._vector_step)), sums)
@@ -402,9 +407,9 @@ class _Sums:
             firsts = sums[:: self.sets]
             firsts = emit.loop(emit.builder.sub(length, done), lambda k, sums: one(add(done, k), sums), firsts)
             return [firsts[i // self.sets] if i % self.sets == 0 else value for i, value in enumerate(sums)]
-        whole = emit.builder.sdiv(length, const(UNROLLED))
-        sums = emit.loop(whole, steps(UNROLLED, const(0)), sums)
-        done = multiply(whole, const(UNROLLED))
+        rounds = emit.builder.sdiv(length, const(self._unroll))
+        sums = emit.loop(rounds, steps(self._unroll, const(0)), sums)
+        done = multiply(rounds, const(self._unroll))
         return emit.loop(emit.builder.sub(length, done), steps(1, done), sums)
 
     def store(self, sums: list[Any], floor: Any, targets: Callable[[int], Any], lanes: Any) -> None:
@@ -445,7 +450,7 @@ class _Sums:
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any,
     runs: Any, scalars: Any, vectors: Any, vector_step: Any, tap_step: Any,
     starts: Any, start_offset: Any, floor: Any, targets: Any, target_offset: Any, lanes: Any,
 ) -> Any:  # fmt: skip
@@ -456,9 +461,10 @@ def multiply_tile(
     vectors lie after `vectors`, and the number of steps; from step to step the vectors move by `vector_step`. `starts`
     and `targets` are tables of the MR addresses of what the rows begin with and of what receives the first `lanes`
     lanes of them; offsets are added to all. With ROW_START, `starts` is the address of MR scalars instead. Addresses
-    and steps are bytes; nothing is checked here. DENSE promises scalars side by side.
+    and steps are bytes; nothing is checked here. Where UNROLL is not ANYWHERE the
+    scalars lie side by side, and so many steps share their address arithmetic.
     """
-    width, rows, start_kind, dense = literal(NV), literal(MR), literal(START), literal(DENSE)
+    width, rows, start_kind, unroll = literal(NV), literal(MR), literal(START), literal(UNROLL)
     real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -466,7 +472,7 @@ def multiply_tile(
         starts, start_offset, floor, targets, target_offset, lanes = args[11:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
-        tile = _Sums(emit, rows, width, vector_step, bool(dense))
+        tile = _Sums(emit, rows, width, vector_step, unroll)
 
         def run(r: Any, sums: list[Any]) -> list[Any]:
             entry = add(scalars, builder.mul(r, const(8 * (rows + RUN_FIELDS))))
@@ -484,7 +490,7 @@ def multiply_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 7
-    return types.void(REAL, VL, MR, NV, START, DENSE, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, *integers, real, *[types.intp] * 3), codegen
 
 
 def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any, tap_step: Any) -> Callable[..., Any]:
@@ -504,27 +510,25 @@ def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any
 
 @intrinsic(prefer_literal=True)
 def pitched_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any, PITCH: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any,
     runs: Any, table: Any, scalars: Any, pitch: Any, vectors: Any, vector_step: Any, tap_step: Any,
     start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     """The tile of `multiply_tile` where all rows follow each other at one pitch, so that nobody has to list them.
 
     Run r is 1 + RUN_FIELDS integers of `table`: the offset of the first row's first scalar from `scalars`, then as
-    there; the next row's scalars lie `pitch` bytes on, or PITCH where that is not ANY_PITCH. All rows begin with the
-    vectors at `start`, or each with its own scalar there; the first row goes to `target`, the next `target_pitch` on.
+    there; the next row's scalars lie `pitch` bytes on. All rows begin with the vectors at `start`, or each with its own
+    scalar there; the first row goes to `target`, the next `target_pitch` on.
     """
-    width, rows, start_kind, dense = literal(NV), literal(MR), literal(START), literal(DENSE)
-    real, vector_lanes, known_pitch = REAL.dtype, literal(VL), literal(PITCH)
+    width, rows, start_kind, unroll = literal(NV), literal(MR), literal(START), literal(UNROLL)
+    real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[7:14]
-        start, floor, target, target_pitch, lanes = args[14:]
+        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[6:13]
+        start, floor, target, target_pitch, lanes = args[13:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
-        tile = _Sums(emit, rows, width, vector_step, bool(dense))
-        if known_pitch != ANY_PITCH:
-            pitch = const(known_pitch)
+        tile = _Sums(emit, rows, width, vector_step, unroll)
 
         run = _pitched_run(tile, table, scalars, pitch, vectors, tap_step)
         sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
@@ -532,7 +536,7 @@ def pitched_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 8
-    return types.void(REAL, VL, MR, NV, START, DENSE, PITCH, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, *integers, real, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -552,7 +556,7 @@ def added_tile(
         runs, table, scalars, vectors, vector_step, target, target_pitch, rows, lanes, adds = args[4:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         sets = -(-IN_FLIGHT // (height * width))
-        tile = _Sums(emit, height, width, vector_step, dense=False, sets=sets)
+        tile = _Sums(emit, height, width, vector_step, ANYWHERE, sets)
         run = _pitched_run(tile, table, scalars, emit.const(emit.item), vectors, emit.const(1))
         sums = emit.loop(runs, run, [emit.constant(0.0)] * (sets * height * width))
         tile.add_to(

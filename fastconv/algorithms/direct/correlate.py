@@ -84,7 +84,7 @@ class CorrelatePass(Pass):
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self._partial_bytes() * model.STREAM_SECONDS if self._slabs > 1 else 0.0
-        return model.LAUNCH_SECONDS + (work + total) / self.threads
+        return model.launch_seconds(self.threads) + (work + total) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -62,7 +62,7 @@ class DepthwisePass(Pass):
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
         work = max(vectors * slots / rate, traffic) + trace
-        return model.LAUNCH_SECONDS + work * model.balance(self.launch.tasks, self.threads) / self.threads
+        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -69,7 +69,7 @@ class DotPass(Pass):
         ends = tasks * tiles * shape.MR * shape.NV * model.DOT_SECONDS
         work = copies + vectors * tiles * step / rate + ends
         total = self.blocks * self._weights * model.ADD_SECONDS
-        return model.LAUNCH_SECONDS + work * model.balance(tasks, self.threads) / self.threads + total
+        return model.launch_seconds(self.threads) + work * model.balance(tasks, self.threads) / self.threads + total
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, roles, sub_problems, workspace_offsets
 from fastconv.kernels import gather, reduce
 from fastconv.kernels.launch import Launch
+from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import Buffer, address, aligned, fill
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS
+from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.kernels.target import Tile, sum_tile_shape, tile
 from fastconv.problem import ConvProblem, IntPair
 
@@ -25,6 +26,10 @@ _TABLE_BYTES = 32 << 10
 _COPY_BYTES = 256 << 10
 """Copies of runs at the image's border that a block may take (layouts whose channels lie apart only)."""
 _MAX_TILES = 32
+_PADDED_BLOCKS = 4
+"""How many times as long tasks may be that copy the rows that they read."""
+_PADDED_CHANNELS = 16
+"""Input channels up to which that is considered."""
 _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
@@ -35,7 +40,7 @@ _CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
-_LAUNCH_WEIGHTS = 1 << 14
+_LAUNCH_WEIGHTS = 1 << 15
 """Weights whose packing takes as long as starting another thread."""
 
 
@@ -44,13 +49,16 @@ def lies_well(step: int, panel_bytes: int, steps: int) -> bool:
     return steps * step <= _IN_PLACE_BYTES and (step % _CONFLICT_BYTES != 0 or panel_bytes <= _CONFLICT_BYTES)
 
 
-def blocks_of(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int) -> tuple[int, int]:
+def blocks_of(
+    tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int, longer: int = 1
+) -> tuple[int, int]:  # fmt: skip
     """How many tiles a task takes, and in how many parts it splits the channel panels.
 
     Tasks first get shorter, then narrower, until every thread has several: a short task shares a panel of weights
     between fewer tiles, a narrow one traces the same addresses again.
     """
-    size = min(_MAX_TILES, tiles, max(1, _TABLE_BYTES // entry_bytes), max(1, _COPY_BYTES // max(copy_bytes, 1)))
+    size = min(_MAX_TILES, max(1, _TABLE_BYTES // entry_bytes), max(1, _COPY_BYTES // max(copy_bytes, 1)))
+    size = min(tiles, longer * size)
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
     while size > 4 and groups * -(-tiles // size) < wanted:
         size = max(4, size // 2)
@@ -58,6 +66,12 @@ def blocks_of(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups
     while size > 1 and groups * -(-tiles // size) * parts < wanted:
         size //= 2
     return size, parts
+
+
+def _inside(first: int, last: int, step: int, size: int, count: int) -> range:
+    """The targets, of `count`, whose taps from offset `first` to `last` all lie inside the source."""
+    begin = -(min(first, 0) // step)
+    return range(begin, max(begin, min(count, (size - 1 - last) // step + 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +84,8 @@ class GatherPass(Pass):
     tables: tuple[np.ndarray, ...]
     """Offsets, taps and zeros whose addresses the record holds, and which it keeps alive."""
     packed_shape: tuple[int, ...]
+    strip_values: int
+    """Values that a task copies with zeros around them."""
     unpacked: Launch | None
     """The launch that takes the weights as they lie: tasks read them in place, or pack what they use themselves."""
 
@@ -96,14 +112,34 @@ class GatherPass(Pass):
         slots = taps * model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"])
         slots += panels * (runs * model.RUN_SLOTS + model.TILE_SLOTS)
         multiply = tiles * slots / rate
-        trace = tiles * int(p["panel_parts"]) * runs * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        # At a border each tap is a run of its own, whose addresses are listed.
+        multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
+        traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
+        trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        if p["padding"]:
+            trace += self.launch.tasks * self.strip_values * model.COPY_SECONDS
         in_place = self.unpacked is not None and self.unpacked.plan["in_place"][0]
         pack = 0.0 if in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
             scatter = tiles * self.tile.MR * int(p["channels"]) * model.SCATTER_SECONDS
         work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) + pack
-        return model.LAUNCH_SECONDS + work / self.threads
+        return model.launch_seconds(self.threads) + work / self.threads
+
+    def _border_share(self) -> float:
+        """Share of the tiles that meet the padding or the end of a row."""
+        p, height = self.launch.plan[0], self.tile.MR
+        rows = _inside(*(int(p[name]) for name in ("first_row", "last_row", "row_step", "source_rows", "rows")))
+        columns = _inside(
+            *(int(p[name]) for name in ("first_column", "last_column", "column_step", "source_columns", "columns"))
+        )
+        count = int(p["columns"])
+        # Tiles begin at multiples of their height where rows do, and anywhere else.
+        if count % height == 0:
+            along = height * max(0, columns.stop // height + columns.start // -height)
+        else:
+            along = max(0, len(columns) - height + 1)
+        return 1 - along / count * len(rows) / int(p["rows"])
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         packed = aligned((1, 1, 1, math.prod(self.packed_shape)), self.problem.dtype)
@@ -156,6 +192,25 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape)
 
 
+def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
+    """Plan the launch whose tasks pad what they read; None without padding, or where channels are many or lie apart."""
+    padding = any(sum(problem.padding, ()))
+    if direction != "forward" or not padding or problem.layout == "NCHW" or problem.ic > _PADDED_CHANNELS:
+        return None
+    item, (top, left) = problem.itemsize, (axis.offsets[0] for axis in (rows, columns))
+    height, width = ((axis.count - 1) * axis.step + axis.offsets[-1] - axis.offsets[0] + 1 for axis in (rows, columns))
+    copied = min(problem.input_size[1], width + left)  # the last columns may not be read at all
+    stride = canonical_strides(problem.x_shape, item, problem.layout)
+    frame = fill(
+        PAD, source_n=stride[0], source_r=stride[1], source_rows=problem.input_size[0], padded_rows=height, top=top,
+        row_bytes=width * problem.ic * item, left=-left * problem.ic, copied=copied * problem.ic,
+        right=(width + left - copied) * problem.ic,
+    )  # fmt: skip
+    inner = replace(problem, input_size=(height, width), padding=((0, 0), (0, 0)))
+    shape = tile(problem.dtype, problem.n * rows.count * columns.count, problem.oc_per_group)
+    return _plan(GatherPass, inner, direction, *sub_problems(inner, direction)[0], threads, shape, frame)
+
+
 @dataclass(frozen=True, eq=False)
 class ReducePass(GatherPass):
     """One launch of the kernel that adds up lanes (`fastconv.kernels.reduce`), planned as the gather kernel is."""
@@ -184,7 +239,7 @@ class ReducePass(GatherPass):
         trace = tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         pack = math.prod(self.packed_shape) * model.PACK_SECONDS
         share = model.balance(self.launch.tasks, self.threads) / self.threads
-        return model.LAUNCH_SECONDS + (work + trace) * share + pack
+        return model.launch_seconds(self.threads) + (work + trace) * share + pack
 
 
 def plan_reduce(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
@@ -197,15 +252,18 @@ def plan_reduce(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
 
 def _plan(
-    kind: type[GatherPass], problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int, shape: Tile
-) -> GatherPass:
-    """Plan a launch that gathers tiles of pixels."""
+    kind: type[GatherPass], problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int, shape: Tile,
+    frame: np.ndarray | None = None,
+) -> GatherPass:  # fmt: skip
+    """Plan a launch that gathers tiles of pixels; `frame` says how tasks pad what they read."""
     sums = kind is ReducePass
     item, groups = problem.itemsize, problem.groups
     part = roles(problem, direction)
     source, target, _, reduction, channels, w_strides, _ = part
     pack_taps = rows.taps, columns.taps
-    n, rows, columns, source_size = _one_row(part, problem.n, rows, columns)
+    n, source_size = problem.n, part.source_size
+    if frame is None:
+        n, rows, columns, source_size = _one_row(part, n, rows, columns)
     pixels = n * rows.count * columns.count
     lanes = 1 if sums else shape.NR
     tiles, panels = -(-pixels // shape.MR), -(-channels // lanes)
@@ -218,7 +276,8 @@ def _plan(
     in_place = not sums and direction == "forward" and w_strides[3] == item and channels >= shape.NR
     in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
     in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
-    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads)
+    longer = 1 if frame is None else _PADDED_BLOCKS
+    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads, longer)
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.
     packs = tiles <= _PACKING_TILES and tiles * copy_bytes <= _COPY_BYTES and tiles * entry_bytes <= _PACKING_BYTES
     packs = packs and not (in_place or sums) and model.balance(groups * panels, threads) <= _PACKING_BALANCE
@@ -227,13 +286,19 @@ def _plan(
     packs_tail = in_place and channels % shape.NR != 0
 
     packed_shape = (groups, panels, taps, reduction, lanes)
+    strip_rows = 0
+    if frame is not None:
+        lines, reach = -(-size * shape.MR // columns.count) + 1, max(rows.offsets) + 1
+        # Between images lie the rows that only the last windows of the one before reach.
+        strip_rows = lines * rows.step + reach + (lines // rows.count + 1) * max(0, reach - rows.step)
 
     (
-        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, total
+        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, strip,
+        total,
     ) = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
         len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8, shape.MR * shape.NR * item,
-        size * copy_bytes, panel_bytes if packs or packs_tail else 0,
+        size * copy_bytes, panel_bytes if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
     evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
     touching = evenly and not apart and source[2] == reduction * item
@@ -266,18 +331,20 @@ def _plan(
         weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
+        padding=0 if frame is None else frame.ctypes.data,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
+        strip=strip,
     )  # fmt: skip
-    tables = (row_offsets, column_offsets, zeros, inside)
+    tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame]))
     tasks = groups * -(-tiles // size) * parts
 
     def compile_() -> CFunc:
         if sums:
             return reduce.reduce(problem.dtype, shape)
-        return gather.gather(problem.dtype, shape, not apart, CHANNEL_START)
+        return gather.gather(problem.dtype, shape, ANYWHERE if apart else unrolling(reduction * joined), CHANNEL_START)
 
     def launch_of(plan: np.ndarray) -> Launch:
         return Launch(compile_, problem.dtype, plan, tasks, threads, total)
@@ -291,7 +358,8 @@ def _plan(
         as_they_lie["packing"] = pack.plan.ctypes.data
         unpacked = launch_of(as_they_lie)
     kept = (*tables, *taps_read)
-    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, unpacked)
+    strip_values = strip_rows * source[1] // item
+    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, strip_values, unpacked)
 
 
 def _plan_pack(

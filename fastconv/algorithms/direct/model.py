@@ -58,10 +58,17 @@ DEPTHWISE_SLOTS = 60
 """Slots lost at the beginning and end of a depthwise tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
-LAUNCH_SECONDS = 12e-6
-"""Arguments, tables and the start of the threads."""
+_CALL_SECONDS = 3e-6
+"""Arguments and tables."""
+_START_SECONDS = 9e-6
+"""Waking the other threads."""
 NOMINAL_RATE = 5e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
+
+
+def launch_seconds(threads: int) -> float:
+    """What a launch takes besides its work."""
+    return _CALL_SECONDS + (_START_SECONDS if threads > 1 else 0.0)
 
 
 def slot_rate(machine: Machine, lanes: int) -> float:

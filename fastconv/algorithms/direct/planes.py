@@ -20,7 +20,7 @@ from fastconv.algorithms.direct.grids import Axis, roles, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.simd import ROW_START, RUN_FIELDS
+from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.kernels.target import tile
 from fastconv.problem import ConvProblem
 
@@ -46,7 +46,7 @@ class PlanePass(Pass):
         packed = pixels % shape.NR if p["in_place"] else pixels
         pack = matrices * int(p["blocks"]) * packed * reduction * model.PACK_SECONDS
         work = (tiles * slots / rate + pack) * model.balance(self.launch.tasks, self.threads)
-        return model.LAUNCH_SECONDS + work / self.threads
+        return model.launch_seconds(self.threads) + work / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -103,16 +103,16 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         in_place=in_place, weight_tap=0, weight_step=source[3], weight_panel=shape.NR * item,
         weight_group=reduction * source[3], packed_group=0, packing=pack.ctypes.data,
         start_group=tiles * shape.MR * item,
-        zeros=0, touching=0, inside=address(inside), inside_runs=1,
+        zeros=0, touching=0, inside=address(inside), inside_runs=1, padding=0,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
-        spare=spare, starts=spare, buffer=buffer, copies=buffer, packed=packed,
+        spare=spare, starts=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
     )  # fmt: skip
-    dense = weights[2] == item
+    unroll = UNROLLED if weights[2] == item else ANYWHERE
     tasks = matrices * -(-tiles // count) * parts
     launch = Launch(
-        lambda: gather.gather(problem.dtype, shape, dense, ROW_START), problem.dtype, template, tasks, threads, total
+        lambda: gather.gather(problem.dtype, shape, unroll, ROW_START), problem.dtype, template, tasks, threads, total
     )
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
     return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack))

@@ -55,7 +55,7 @@ class StripPass(Pass):
         trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
-        return model.LAUNCH_SECONDS + work * model.balance(self.launch.tasks, self.threads) / self.threads
+        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
