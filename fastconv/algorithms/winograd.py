@@ -170,7 +170,7 @@ class WinogradOperation(Operation):
             _N * _N * product_step, _N * _N * 8, _N * _N * 8, _N * _N * 8, TAPS * TAPS * 8,
             max(reduction, part.channels, shape.NR) * item, max(_N * _N, shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
             M * M * 8,
-            M * M * shape.NR * item,
+            max(TAPS * TAPS * shape.VL, M * M) * shape.VL * item,
         )  # fmt: skip
         (
             sources, targets, values, weights, products, value_table, weight_table, product_table, weight_source,

@@ -100,6 +100,19 @@ def copy_lanes(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) 
     return types.void(REAL, COUNT, types.intp, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def copy_first_lanes(typingctx: Any, REAL: Any, COUNT: Any, there: Any, source: Any, target: Any) -> Any:
+    """Write COUNT values side by side: the first `there` of them are copied, the others are zeros."""
+    real, count = REAL.dtype, literal(COUNT)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder, scalar_ir(real), count)
+        emit.store(emit.load_masked(args[3], emit.below(args[2], 0)), args[4])
+        return context.get_dummy_value()
+
+    return types.void(REAL, COUNT, *[types.intp] * 3), codegen
+
+
 @intrinsic
 def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, thread: Any) -> Any:
     """Call a compiled kernel by its address, with subnormal numbers as zeros where they would slow it down."""

@@ -21,11 +21,20 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.gather import AHEAD
-from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, prefetch, record_at
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import (
+    CHANNEL_START,
+    RUN_FIELDS,
+    copy_first_lanes,
+    multiply_tile,
+    pointer,
+    prefetch,
+    record_at,
+)
 from fastconv.kernels.target import Tile
 from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
+from fastconv.kernels.transpose import transpose_square
 
 WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
@@ -79,35 +88,67 @@ def trace_matrix(count, table, base, step):
 
 
 @jit.inline
+def transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows):
+    """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
+    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    for k in range(rows):
+        for v in range(0, lanes, VL):
+            for a in range(3):
+                for b in range(3):
+                    place = tap + k * p.weight_k + a * p.weight_r + b * p.weight_c + v * ITEM
+                    taps[a, b] = place
+                    prefetch(place + AHEAD * p.weight_k)
+                    if lanes - v < VL:
+                        taps[a, b] = own + p.buffer + (a * 3 + b) * VL * ITEM
+                        copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
+            transform_tile(
+                REAL, VL, WEIGHTS, M, own + p.weight_source, 0, own + p.weight_table, (k * NR + v) * ITEM,
+                p.zeros, REAL(0),
+            )  # fmt: skip
+
+
+@jit.inline
+def transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, before, rows):
+    """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
+
+    The last square overlaps the one before, or reads some of the `before` source channels that precede these.
+    """
+    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    for a in range(3):
+        for b in range(3):
+            taps[a, b] = own + p.buffer + (a * 3 + b) * VL * VL * ITEM
+    for v in range(0, lanes, VL):
+        for k in range(0, rows, VL):
+            first = max(-before, min(k, rows - VL))
+            for a in range(3):
+                for b in range(3):
+                    square = tap + v * p.weight_d + first * ITEM + a * p.weight_r + b * p.weight_c
+                    there = min(VL, lanes - v)
+                    for d in range(there):
+                        prefetch(square + d * p.weight_d + VL * ITEM)
+                    transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
+            for i in range(k, min(k + VL, rows)):
+                transform_tile(
+                    REAL, VL, WEIGHTS, M, own + p.weight_source, (i - first) * VL * ITEM,
+                    own + p.weight_table, (i * NR + v) * ITEM, p.zeros, REAL(0),
+                )  # fmt: skip
+
+
+@jit.inline
 def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, first, packed):
     """Transform a panel's weights of the source channels from `first` on into `packed`.
 
-    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels.
-
-    Lanes past the last channel repeat it; their products are not used.
+    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels. Lanes past the last channel
+    hold anything; their products are not used.
     """
-    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
-    rows = carray(pointer(own + p.buffer), (3, 3, NR), REAL)
     trace_matrix((M + 2) * (M + 2), own + p.weight_table, packed, p.weight_step)
     lanes = min(NR, p.channels - panel * NR)
-    in_place = p.weight_d == ITEM and lanes == NR
-    for k in range(min(p.chunk, p.reduction - first)):
-        tap = weights + (first + k) * p.weight_k + panel * NR * p.weight_d
-        for a in range(3):
-            for b in range(3):
-                place = tap + a * p.weight_r + b * p.weight_c
-                taps[a, b] = place
-                for line in range(0, NR * ITEM, LINE):
-                    prefetch(place + AHEAD * p.weight_k + line)
-                if not in_place:
-                    taps[a, b] = own + p.buffer + (a * 3 + b) * NR * ITEM
-                    for d in range(NR):
-                        rows[a, b, d] = carray(pointer(place + min(d, lanes - 1) * p.weight_d), 1, REAL)[0]
-        for v in range(0, NR, VL):
-            transform_tile(
-                REAL, VL, WEIGHTS, M, own + p.weight_source, v * ITEM, own + p.weight_table, (k * NR + v) * ITEM,
-                p.zeros, REAL(0),
-            )  # fmt: skip
+    rows = min(p.chunk, p.reduction - first)
+    tap = weights + first * p.weight_k + panel * NR * p.weight_d
+    if p.weight_d == ITEM:
+        transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows)
+    else:
+        transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, first, rows)
 
 
 @functools.cache
