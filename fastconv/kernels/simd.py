@@ -469,6 +469,41 @@ def pitched_tile(
 
 
 @intrinsic(prefer_literal=True)
+def add_products(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, length: Any, scalars: Any, scalar_step: Any,
+    vectors: Any, vector_step: Any, target: Any, target_pitch: Any, adds: Any,
+) -> Any:  # fmt: skip
+    """Register tile of a product of matrices: ``target[m] += sum scalar[m] * vector`` over `length` steps.
+
+    The MR scalars of a step lie side by side, as do its NV vectors; the target's rows are `target_pitch` bytes apart.
+    Where `adds` is false the target is written without being read. Sums begin with zeros and are added at the end, so
+    that their rounding errors grow with the steps of one call plus the number of calls.
+    """
+    width, rows, lanes = literal(NV), literal(MR), literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        length, scalars, scalar_step, vectors, vector_step, target, target_pitch, adds = args[4:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        add, const, nothing = emit.add, emit.const, emit.constant(0.0)
+        tile = _Sums(emit, rows, width, vector_step, dense=False)
+        firsts = [add(scalars, const(m * emit.item)) for m in range(rows)]
+        sums = tile.add_run(firsts, scalar_step, vectors, length, [nothing] * (rows * width))
+        lines = [add(target, builder.mul(target_pitch, const(m))) for m in range(rows)]
+        places = [add(line, const(j * emit.vector_bytes)) for line in lines for j in range(width)]
+        with builder.if_else(adds) as (adding, writing):
+            with adding:
+                for value, place in zip(sums, places, strict=True):
+                    emit.store(builder.fadd(emit.load(place), value), place)
+            with writing:
+                for value, place in zip(sums, places, strict=True):
+                    emit.store(value, place)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, MR, NV, *[types.intp] * 7, types.boolean), codegen
+
+
+@intrinsic(prefer_literal=True)
 def dot_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any,
     rows: Any, columns: Any, left: Any, left_step: Any, right: Any, right_step: Any, target: Any,

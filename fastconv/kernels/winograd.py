@@ -52,19 +52,18 @@ The last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
-def trace_sources(p, N, image, i, j, source, table):
-    """Write the addresses of the N x N source pixels of the tile at target pixel (i, j)."""
-    addresses = carray(pointer(table), (N, N), np.int64)
-    for a in range(N):
-        row = i + p.first_row + a
-        above = source + image * p.source_n + row * p.source_r
-        inside = 0 <= row < p.source_rows
-        for b in range(N):
-            column = j + p.first_column + b
-            if inside and 0 <= column < p.source_columns:
-                addresses[a, b] = above + column * p.source_c
+def trace_tile(SIZE, image, first_row, first_column, rows, columns, stride_r, stride_c, zeros, table):
+    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `zeros`."""
+    addresses = carray(pointer(table), (SIZE, SIZE), np.int64)
+    for a in range(SIZE):
+        row = first_row + a
+        inside = 0 <= row < rows
+        for b in range(SIZE):
+            column = first_column + b
+            if inside and 0 <= column < columns:
+                addresses[a, b] = image + row * stride_r + column * stride_c
             else:
-                addresses[a, b] = p.zeros
+                addresses[a, b] = zeros
 
 
 @jit.inline
@@ -189,7 +188,10 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                     j = (first + t) % p.tile_columns * M
                     source = call.source + group * p.source_group
                     target = call.target + p.target_offset + group * p.target_group
-                    trace_sources(p, N, image, i, j, source, own + p.tile_table)
+                    trace_tile(
+                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.tile_table,
+                    )  # fmt: skip
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
                     for k in range(0, p.reduction, VL):
                         # The last vector overlaps the one before where channels do not fill it.
