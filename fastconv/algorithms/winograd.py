@@ -61,8 +61,8 @@ _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
 _BLOCK_BYTES = 256
 """Weight gradient: input channels, and output channels, whose sums a task owns."""
-_GRADIENT_BYTES = 11 << 17
-"""Its sums and transformed tiles, which fill most of the second cache level."""
+_GRADIENT_BYTES = 9 << 17
+"""Its sums and transformed tiles: they stay in the second cache level."""
 _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
 _SLABS_BYTES = 5 << 18
