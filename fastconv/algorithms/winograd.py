@@ -45,6 +45,8 @@ M = 4
 _N = M + TAPS - 1
 _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
+_STREAMED_BYTES = 256
+"""Source channels that are transformed at a time where not all are held."""
 _TASK_BYTES = 2 << 20
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
 _NEAR_BYTES = 1 << 20
@@ -138,7 +140,7 @@ class WinogradOperation(Operation):
         self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * -(-rows.count // M) * -(-columns.count // M)
         self._panels = -(-self._roles.channels // self.tile.NR)
-        self._block, self._parts, self._slots = self._blocking()
+        self._block, self._parts, self._held, self._slots = self._blocking()
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
         kernel = lambda: kernels.winograd(problem.dtype, self.tile, M)  # noqa: E731
@@ -156,38 +158,53 @@ class WinogradOperation(Operation):
         self.workspace_bytes = self._launches[0].workspace_bytes
         size = problem.groups * self._panels * int(pack["weight_panel"][0])
         self._keeps_weights = size <= _KEPT_BYTES
-        self.prepared_key = (self.tile, self._panels) if self._keeps_weights else None
+        self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
 
-    def _blocking(self) -> tuple[int, int, float]:
-        """Tiles of a block, parts of the panels, and the slots of the thread that works longest."""
-        problem, height = self.problem, self.tile.MR
-        reduction = self._roles.reduction
-        beside = _N * _N * min(reduction, _CHUNK) * self.tile.NR * problem.itemsize
-        # A tile takes its transformed input, its products with a panel, and the addresses of its targets.
-        each = _N * _N * (reduction + self.tile.NR) * problem.itemsize + M * M * 8
-        most = max(1, (_TASK_BYTES - beside) // (each * height))
-        blocks = sorted({min(self._tiles, height * count) for count in range(1, most + 1)})
+    def _blocking(self) -> tuple[int, int, int, float]:
+        """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
+
+        Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
+        again for every panel, which leaves room for more tiles to share the transformed weights.
+        """
+        shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
-        best = min(
-            ((self._thread_slots(block, part), -block, part) for block, part in itertools.product(blocks, parts)),
-        )
-        return -best[1], best[2], best[0]
+        found = []
+        for held in {reduction, min(reduction, _STREAMED_BYTES // item)}:
+            beside = _N * _N * self._chunk(held) * shape.NR * item
+            # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
+            each = _N * _N * ((held + shape.NR) * item + 8) + M * M * 8
+            most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
+            blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
+            choices = itertools.product(blocks, parts)
+            found += [(self._thread_slots(block, part, held), -block, part, -held) for block, part in choices]
+        slots, block, part, held = min(found)
+        return -block, part, -held, slots
 
-    def _thread_slots(self, block: int, parts: int) -> float:
+    def _chunk(self, held: int) -> int:
+        """Source channels whose weights are transformed at once."""
+        reduction = self._roles.reduction
+        return held if held < reduction else -(-reduction // -(-reduction // _CHUNK))
+
+    def _thread_slots(self, block: int, parts: int, held: int) -> float:
+        """Slots of the thread that works longest: whole blocks come first, and the last one fills a gap."""
+        each = self.problem.groups * parts
+        whole, rest = divmod(self._tiles, block)
+        slots = self._task_slots(block, parts, held)
+        total = each * (whole * slots + (self._task_slots(rest, parts, held) if rest else 0.0))
+        return max(-(-each * whole // self.threads) * slots, total / min(self.threads, each * (whole + (rest > 0))))
+
+    def _task_slots(self, tiles: int, parts: int, held: int) -> float:
         shape, reduction = self.tile, self._roles.reduction
-        blocks = -(-self._tiles // block)
-        height = -(-block // shape.MR) * shape.MR
+        height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._panels // parts)
         vectors = panels * shape.NV
-        inputs = block * -(-reduction // shape.VL) * _INPUT_SLOTS
+        times = 1 if held == reduction else panels
+        inputs = times * tiles * -(-reduction // shape.VL) * _INPUT_SLOTS
         weights = reduction * vectors * _WEIGHT_SLOTS
         multiply = _N * _N * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
-        if _N * _N * block * reduction * self.problem.itemsize > _NEAR_BYTES:
+        if _N * _N * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
-        outputs = block * vectors * _OUTPUT_SLOTS
-        tasks = self.problem.groups * blocks * parts
-        share = min(1.0, self._tiles / (blocks * block)) if tasks > self.threads else 1.0
-        return -(-tasks // self.threads) * share * (inputs + weights + multiply + outputs)
+        return inputs + weights + multiply + tiles * vectors * _OUTPUT_SLOTS
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
@@ -198,22 +215,22 @@ class WinogradOperation(Operation):
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
         offset = 0 if transformed else (TAPS - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
-        chunk = -(-reduction // -(-reduction // _CHUNK))
+        chunk = self._chunk(self._held)
+        value_pitch = -(-self._held // shape.VL) * shape.VL * item
         value_step, weight_step, product_step = (
-            _spread(size * item) for size in (self._block * reduction, chunk * shape.NR, height * shape.NR)
+            _spread(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
         chunk_bytes = _N * _N * weight_step
         panel_bytes = -(-reduction // chunk) * chunk_bytes
         sizes = (
-            self._block * M * M * 8, height * 8, _N * _N * value_step, chunk_bytes,
+            self._block * M * M * 8, height * 8, self._block * _N * _N * 8, _N * _N * value_step, chunk_bytes,
             _N * _N * product_step, _N * _N * 8, _N * _N * 8, _N * _N * 8, TAPS * TAPS * 8,
-            max(reduction, part.channels, shape.NR) * item, max(_N * _N, shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
-            M * M * 8,
-            max(TAPS * TAPS * shape.VL, M * M) * shape.VL * item,
+            max(reduction, part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+            _N * _N * 8, max(TAPS * TAPS * shape.VL, _N * _N) * shape.VL * item,
         )  # fmt: skip
         (
-            sources, targets, values, weights, products, value_table, weight_table, product_table, weight_source,
-            unused, tile_table, starts, panel_targets, buffer, total,
+            sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
+            weight_source, unused, tile_table, starts, buffer_table, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
         tile_rows, tile_columns = -(-rows.count // M), -(-columns.count // M)
         record = fill(
@@ -227,6 +244,7 @@ class WinogradOperation(Operation):
             tile_rows=tile_rows, tile_columns=tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
+            held=self._held, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=offset,
             weight_r=-w_r if flipped_r else w_r, weight_c=-w_c if flipped_c else w_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
@@ -236,7 +254,7 @@ class WinogradOperation(Operation):
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
             weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,
-            panel_targets=panel_targets, buffer=buffer,
+            buffer_table=buffer_table, buffer=buffer,
         )  # fmt: skip
         return record, total
 

@@ -41,11 +41,11 @@ WINOGRAD = record("""
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column
     tile_rows tile_columns tiles block blocks parts
-    reduction channels panels chunk
+    reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
-    value_step weight_step product_step zeros
-    workspace_bytes sources targets values weights products value_table weight_table product_table
-    weight_source unused tile_table starts panel_targets buffer
+    value_pitch value_step weight_step product_step zeros
+    workspace_bytes sources targets pixels values weights products value_table weight_table product_table
+    weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
 The last lines' fields are offsets into each thread's workspace."""
@@ -84,6 +84,24 @@ def trace_matrix(count, table, base, step):
     addresses = carray(pointer(table), count, np.int64)
     for e in range(count):
         addresses[e] = base + e * step
+
+
+@jit.inline
+def transform_channels(
+    REAL, ITEM, VL, KIND, M, SIZE, traced, offset, channels, table, place, spare, spare_table, zeros
+):  # fmt: skip
+    """Transform the SIZE x SIZE pixels that are traced, `channels` channels from an offset on, to a place in a table.
+
+    Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros.
+    """
+    pixels = carray(pointer(traced), SIZE * SIZE, np.int64)
+    for v in range(0, channels, VL):
+        source, shift = traced, offset + v * ITEM
+        if channels - v < VL:
+            for e in range(SIZE * SIZE):
+                copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
+            source, shift = spare_table, 0
+        transform_tile(REAL, VL, KIND, M, source, shift, table, place + v * ITEM, zeros, REAL(0))
 
 
 @jit.inline
@@ -166,13 +184,13 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
         capacity = (p.block + MR - 1) // MR * MR
         trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(M * M, own + p.panel_targets, own + p.buffer, VL * ITEM)
+        trace_matrix(N * N, own + p.buffer_table, own + p.buffer, VL * ITEM)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
         for q in range(MR):
             carray(pointer(own + p.starts), MR, np.int64)[q] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * NR * ITEM
-        ready = -1
+        ready, filled = -1, False
         for task in range(begin, end):
             part = task % p.parts
             block = task // p.parts % p.blocks
@@ -181,7 +199,7 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
             tiles = min(p.block, p.tiles - first)
             groups = (tiles + MR - 1) // MR
             if ready != task // p.parts:  # else the parts of one block follow each other
-                ready = task // p.parts
+                ready, filled = task // p.parts, False
                 for t in range(tiles):
                     image = (first + t) // (p.tile_rows * p.tile_columns)
                     i = (first + t) // p.tile_columns % p.tile_rows * M
@@ -190,16 +208,9 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                     target = call.target + p.target_offset + group * p.target_group
                     trace_tile(
                         N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.tile_table,
+                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels + t * N * N * 8,
                     )  # fmt: skip
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
-                    for k in range(0, p.reduction, VL):
-                        # The last vector overlaps the one before where channels do not fill it.
-                        offset = min(k, p.reduction - VL) * ITEM
-                        transform_tile(
-                            REAL, VL, INPUT, M, own + p.tile_table, offset, own + p.value_table,
-                            t * p.reduction * ITEM + offset, p.zeros, REAL(0),
-                        )  # fmt: skip
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
                 lanes = min(NR, p.channels - panel * NR)
@@ -210,13 +221,21 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                     else:
                         packed = own + p.weights
                         transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
+                    if p.held < p.reduction or not filled:
+                        filled = True
+                        for t in range(tiles):
+                            transform_channels(
+                                REAL, ITEM, VL, INPUT, M, N, own + p.pixels + t * N * N * 8, k * ITEM,
+                                min(p.held, p.reduction - k), own + p.value_table, t * p.value_pitch,
+                                own + p.buffer, own + p.buffer_table, p.zeros,
+                            )  # fmt: skip
                     run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
                     for e in range(N * N):
-                        values = own + p.values + e * p.value_step + k * ITEM
+                        values = own + p.values + e * p.value_step + k % p.held * ITEM
                         for g in range(groups):
                             rows = own + p.targets + g * MR * 8
                             for q in range(MR):
-                                run[q] = values + min(g * MR + q, tiles - 1) * p.reduction * ITEM
+                                run[q] = values + min(g * MR + q, tiles - 1) * p.value_pitch
                             # The products of later chunks are added to those of the first.
                             multiply_tile(
                                 REAL, VL, MR, NV, CHANNEL_START, 1, 1, own + p.tile_table,
@@ -232,7 +251,7 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                         place = (panel * NR + v) * ITEM
                         transform_tile(
                             REAL, VL, OUTPUT, M, own + p.product_table, (t * NR + v) * ITEM,
-                            table if there == VL else own + p.panel_targets, place if there == VL else 0,
+                            table if there == VL else own + p.buffer_table, place if there == VL else 0,
                             start + v * ITEM, lowest,
                         )  # fmt: skip
                         if there == VL and call.activation == 0:

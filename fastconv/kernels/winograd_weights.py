@@ -18,11 +18,11 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import add_products, copy_first_lanes, pointer, record_at
+from fastconv.kernels.simd import add_products, pointer, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
-from fastconv.kernels.winograd import trace_matrix, trace_tile
+from fastconv.kernels.winograd import trace_matrix, trace_tile, transform_channels
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
@@ -38,19 +38,6 @@ WINOGRAD_WEIGHTS = record("""
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
 `slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient. The
 last lines' fields are offsets into each thread's workspace."""
-
-
-@jit.inline
-def transform_channels(REAL, ITEM, VL, KIND, M, SIZE, p, own, offset, channels, table, place):
-    """Transform the SIZE x SIZE pixels of a tile that are traced, `channels` channels from an offset on."""
-    pixels = carray(pointer(own + p.pixels), SIZE * SIZE, np.int64)
-    for v in range(0, channels, VL):
-        traced, shift = own + p.pixels, offset + v * ITEM
-        if channels - v < VL:
-            for e in range(SIZE * SIZE):
-                copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, own + p.spare + e * VL * ITEM)
-            traced, shift = own + p.spare_table, 0
-        transform_tile(REAL, VL, KIND, M, traced, shift, table, place + v * ITEM, p.zeros, REAL(0))
 
 
 @jit.inline
@@ -110,16 +97,16 @@ def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
                         p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
-                        REAL, ITEM, VL, INPUT, M, N, p, own, first_input * ITEM, inputs, own + p.value_table,
-                        t * p.input_pitch,
+                        REAL, ITEM, VL, INPUT, M, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
+                        t * p.input_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
                     trace_tile(
                         M, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
                         p.zeros, own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
-                        REAL, ITEM, VL, GRADIENT, M, M, p, own, first_output * ITEM, outputs, own + p.gradient_table,
-                        t * p.output_pitch,
+                        REAL, ITEM, VL, GRADIENT, M, M, own + p.pixels, first_output * ITEM, outputs,
+                        own + p.gradient_table, t * p.output_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
                 for e in range(N * N):
                     values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
