@@ -23,7 +23,7 @@ from .process import ROOT
 MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
     "depthwise_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
-    "winograd": "winograd", "winograd_weights": "winograd", "slabs": "winograd", "transforms": "winograd",
+    "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
     "patches": "im2col", "naive": "naive",
 }  # fmt: skip
 """Modules of kernels, where they exist, and the algorithm whose results depend on them."""

@@ -51,7 +51,11 @@ def test_operands_reach_just_the_results_that_they_take_part_in(algorithm, layou
         result = call(case, Data(**arrays, expected={}, magnitude={}), direction, algorithm=algorithm, layout=layout)
         if layout == "NCHW":
             result = result.transpose(2, 3, 1, 0) if direction == "grad_weight" else result.transpose(0, 2, 3, 1)
-        np.testing.assert_array_equal(~np.isfinite(result), expected, err_msg=f"{direction}, {source}{index}")
+        found, message = ~np.isfinite(result), f"{direction}, {source}{index}"
+        if source == "grad_y" and direction == "grad_weight":  # it may meet the padding's zeros at the other taps, too
+            assert found[expected].all(), message
+            expected = found & expected.any(axis=(0, 1))
+        np.testing.assert_array_equal(found, expected, err_msg=message)
 
 
 @each_exact

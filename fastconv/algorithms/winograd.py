@@ -27,11 +27,11 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
 from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
-from fastconv.kernels import slabs
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
+from fastconv.kernels.correlate import SLABS, add_slabs
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
+from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
 from fastconv.kernels.toomcook import TAPS
@@ -75,16 +75,6 @@ _GRADIENT_SLOTS = 450
 _SUMS_SLOTS = 450
 _PRODUCT_SHARE = 0.75
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
-
-
-def _spread(size: int) -> int:
-    """Bytes between the matrices of a transformed tensor: whole cache lines, an odd number of them.
-
-    A transform writes to all matrices at once; with a multiple of 4 KiB between them all would meet in the same few
-    lines of the first cache level, and each store would wait for the second.
-    """
-    lines = -(-size // LINE)
-    return (lines + 1 - lines % 2) * LINE
 
 
 def _even_block(channels: int, most: int, lanes: int) -> int:
@@ -216,9 +206,10 @@ class WinogradOperation(Operation):
         offset = 0 if transformed else (TAPS - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
         chunk = self._chunk(self._held)
+        # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
         value_pitch = -(-self._held // shape.VL) * shape.VL * item
         value_step, weight_step, product_step = (
-            _spread(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
+            odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
         chunk_bytes = _N * _N * weight_step
         panel_bytes = -(-reduction // chunk) * chunk_bytes
@@ -310,10 +301,8 @@ class WeightGradientOperation(Operation):
             threads, workspace,
         )  # fmt: skip
         block = max(1024, -(-weights // (4 * threads)))
-        adding = fill(slabs.SLABS, slabs=self._slabs, values=weights, block=block)
-        self._add = Launch(
-            lambda: slabs.add_slabs(problem.dtype), problem.dtype, adding, -(-weights // block), threads
-        )  # fmt: skip
+        adding = fill(SLABS, slabs=self._slabs, weights=weights, block=block)
+        self._add = Launch(lambda: add_slabs(problem.dtype), problem.dtype, adding, -(-weights // block), threads)
         self.workspace_bytes = self._launch.workspace_bytes + self._partial_bytes
 
     def _slab_count(self) -> int:
@@ -330,21 +319,21 @@ class WeightGradientOperation(Operation):
         w = canonical_weight_strides(problem.w_shape, item, problem.layout)
         input_pitch = -(-self._inputs // shape.VL) * shape.VL * item
         output_pitch = -(-self._outputs // shape.NR) * shape.NR * item
-        product_step = _spread(-(-self._inputs // shape.MR) * shape.MR * output_pitch)
+        product_step = odd_lines(-(-self._inputs // shape.MR) * shape.MR * output_pitch)
         # The last rows of a register tile may read scalars past those of the last transformed tile.
         beyond = shape.MR * item
         room = (_GRADIENT_BYTES - _N * _N * product_step) // (_N * _N)
         each = -(-self._tiles // self._slabs)
         block = max(1, min(each, (room - beyond) // (input_pitch + output_pitch)))
         block = -(-each // -(-each // block))
-        value_step, gradient_step = _spread(block * input_pitch + beyond), _spread(block * output_pitch)
+        value_step, gradient_step = odd_lines(block * input_pitch + beyond), odd_lines(block * output_pitch)
         table = _N * _N * 8
         (
             values, gradients, products, value_table, gradient_table, product_table, target_table, pixels, spare_table,
-            spare, total,
+            spare, run, total,
         ) = workspace_offsets(
             _N * _N * value_step, _N * _N * gradient_step, _N * _N * product_step, table, table, table, table, table,
-            table, _N * _N * shape.VL * item,
+            table, _N * _N * shape.VL * item, (1 + RUN_FIELDS) * 8,
         )  # fmt: skip
         (rows, columns), ((top, _), (left, _)) = problem.output_size, problem.padding
         record = fill(
@@ -364,7 +353,7 @@ class WeightGradientOperation(Operation):
             value_step=value_step, gradient_step=gradient_step, product_step=product_step,
             zeros=address(self._zeros), workspace_bytes=total, values=values, gradients=gradients, products=products,
             value_table=value_table, gradient_table=gradient_table, product_table=product_table,
-            target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare,
+            target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare, run=run,
         )  # fmt: skip
         return record, total
 

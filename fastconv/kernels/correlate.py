@@ -1,13 +1,16 @@
 """Weight gradient as register tiles: rows are input channels, vectors are output channels, the sum goes over pixels.
 
-Pixels are taken block by block. A block's input is packed so that the MR channels of a tile lie side by side, pixel
-after pixel, once for all taps; its output gradients are packed into panels of NR channels, once for all taps and
-input channels. Both then come from the second cache level in a straight line, whatever the layout. A tap reads the
-packed rows where it meets the image, so padding is never multiplied.
+Pixels are taken block by block. A block's input is packed pixel by pixel, its output gradients into panels of NR
+channels, both once for all taps, so that they come from the nearer cache levels in a straight line, whatever the
+layout. A tap reads the packed rows where it meets the image, so padding is never multiplied.
 
-Every tile of the gradient belongs to one task, which adds the blocks in order, so the result has the same bits for any
-number of threads, and its rounding error grows with the number of blocks plus the pixels of one block rather than with
-all pixels.
+Few input channels leave most of a tile's rows empty. The taps of a kernel row are joined then: packed pixels touch,
+with zeros around the rows, and the rows of a tile are the channels of all these taps, which lie side by side.
+
+Blocks form slabs, which sum into partial gradients of their own where the weights are few. Every tile of a partial
+gradient belongs to one task, which adds the blocks in order, and the partial gradients are added in order, so the
+result has the same bits for any number of threads, and its rounding error grows with the number of blocks plus the
+pixels of one block rather than with all pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, copy_lanes, pitched_tile, pointer, record_at
+from fastconv.kernels.simd import RUN_FIELDS, added_tile, copy_first_lanes, copy_run, pointer, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile
 
@@ -29,48 +32,50 @@ CORRELATE = record("""
     gradient_n gradient_r gradient_c gradient_d gradient_group
     n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row first_column
-    reduction channels
-    target_a target_b target_k target_d target_group
-    image_block row_block column_block image_blocks row_blocks column_blocks
-    panels panel_parts channel_tiles channel_parts tap_parts
-    packed_rows packed_columns packed_row_step packed_column_step tile_bytes
+    inputs reduction channels joined in_place even
+    target_a target_b target_k target_d target_group slab_bytes
+    image_block row_block column_block image_blocks row_blocks column_blocks slabs
+    panels panel_parts channel_tiles channel_parts
+    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes
     workspace_bytes packed panel table buffer
 """)
-"""Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`;
-`tile_bytes` are those of the packed channels of a tile. The last line's fields are offsets into each thread's
+"""Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`, its
+pixels `pixel_bytes` apart. `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps.
+`in_place` tells that output gradients are read as they lie, `even` that a tile's rows of the weight gradient are
+`target_k` apart and their output channels side by side. The last line's fields are offsets into a thread's
 workspace."""
 
 
 @jit.inline
-def pack_source(p, REAL, ITEM, MR, source, packed, image, images, i, j, first_tile, end_tile):
-    """Copy the inputs of a block, MR channels side by side; what lies in the padding is left as it is."""
+def pack_source(p, REAL, ITEM, VL, source, packed, image, images, i, j, channels):
+    """Copy the inputs of a block, the channels of a pixel side by side.
+
+    What lies in the padding is left as it is, or zero beside a row whose taps are joined.
+    """
     top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
+    begin = min(first_inside(left, p.packed_column_step), p.packed_columns)
+    end = max(end_inside(left, p.packed_column_step, p.source_columns, p.packed_columns), begin)
+    step = p.packed_column_step * p.source_c
     for slot in range(images):
         for r in range(p.packed_rows):
             row = top + r * p.packed_row_step
             if row < 0 or row >= p.source_rows:
                 continue
-            begin = first_inside(left, p.packed_column_step)
-            end = end_inside(left, p.packed_column_step, p.source_columns, p.packed_columns)
             line = source + (image + slot) * p.source_n + row * p.source_r + left * p.source_c
-            place = packed + (slot * p.packed_rows + r) * p.packed_columns * MR * ITEM
-            step = p.packed_column_step * p.source_c
-            lists = first_tile
-            if p.source_k == ITEM:
-                lists = min(end_tile, p.reduction // MR)
+            place = packed + (slot * p.packed_rows + r) * p.packed_columns * p.pixel_bytes
+            if p.joined != 0:
+                copy_run(REAL, VL, 0, place, begin * channels)
+                copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
+            if p.source_k == ITEM and step == p.pixel_bytes == channels * ITEM:
+                copy_run(REAL, VL, line + begin * step, place + begin * step, (end - begin) * channels)
+            elif p.source_k == ITEM:
                 for c in range(begin, end):
-                    pixel, target = line + c * step, place + c * MR * ITEM
-                    for t in range(first_tile, lists):
-                        copy_lanes(REAL, MR, pixel + t * MR * ITEM, target + (t - first_tile) * p.tile_bytes)
-            for t in range(max(lists, first_tile), end_tile):
-                depth = min(MR, p.reduction - t * MR)
-                for m in range(MR):
-                    # Rows past the last channel repeat it; they are not added to the result.
-                    channel = line + (t * MR + min(m, depth - 1)) * p.source_k
-                    target = place + (t - first_tile) * p.tile_bytes + m * ITEM
+                    copy_run(REAL, VL, line + c * step, place + c * p.pixel_bytes, channels)
+            else:
+                for k in range(channels):
                     for c in range(begin, end):
-                        value = carray(pointer(channel + c * step), 1, REAL)[0]
-                        carray(pointer(target + c * MR * ITEM), 1, REAL)[0] = value
+                        value = carray(pointer(line + c * step + k * p.source_k), 1, REAL)[0]
+                        carray(pointer(place + c * p.pixel_bytes + k * ITEM), 1, REAL)[0] = value
 
 
 @jit.inline
@@ -80,11 +85,13 @@ def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns
     for r in range(images * lines):
         base = gradient + r // lines * p.gradient_n + r % lines * p.gradient_r
         place = panel + r * columns * NR * ITEM
-        if p.gradient_d == ITEM and lanes == NR:
+        if p.gradient_d == ITEM:
             for j in range(columns):
                 for v in range(NV):
                     part = v * VL * ITEM
-                    copy_lanes(REAL, VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part)
+                    copy_first_lanes(
+                        REAL, VL, lanes - v * VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part
+                    )
             continue
         packed = carray(pointer(place), (columns, NR), REAL)
         for d in range(NR):
@@ -96,16 +103,22 @@ def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns
 
 
 @jit.inline
-def trace_tap(p, REAL, ITEM, MR, NR, table_at, a, b, images, i, j, lines, columns):
-    """Write the runs of a tap over a block, as offsets into the packed channels of a tile; the number of runs."""
+def trace_tap(p, table_at, vector_n, vector_r, vector_c, a, b, images, i, j, lines, columns):
+    """Write the runs of a tap over a block; the number of runs.
+
+    A run's scalars are an offset into the packed channels of a tile, its vectors one into the block's gradients, whose
+    images, rows and pixels are `vector_n`, `vector_r` and `vector_c` bytes apart.
+    """
     row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
     column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
     table = carray(pointer(table_at), (images * lines, 1 + RUN_FIELDS), np.int64)
-    left = max(j, first_inside(column_offsets[b], p.column_step))
-    length = end_inside(column_offsets[b], p.column_step, p.source_columns, j + columns) - left
+    left, length = j, columns
+    if p.joined == 0:
+        left = max(j, first_inside(column_offsets[b], p.column_step))
+        length = end_inside(column_offsets[b], p.column_step, p.source_columns, j + columns) - left
     if length <= 0:
         return 0
-    pixel, step = MR * ITEM, p.column_step // p.packed_column_step * MR * ITEM
+    step = p.column_step // p.packed_column_step * p.pixel_bytes
     column = ((left - j) * p.column_step + column_offsets[b] - p.first_column) // p.packed_column_step
     runs = 0
     for r in range(images * lines):
@@ -114,11 +127,11 @@ def trace_tap(p, REAL, ITEM, MR, NR, table_at, a, b, images, i, j, lines, column
         if row < 0 or row >= p.source_rows:
             continue
         row = (line * p.row_step + row_offsets[a] - p.first_row) // p.packed_row_step
-        first = ((slot * p.packed_rows + row) * p.packed_columns + column) * pixel
-        offset = (r * columns + left - j) * NR * ITEM
+        first = ((slot * p.packed_rows + row) * p.packed_columns + column) * p.pixel_bytes
+        offset = slot * vector_n + line * vector_r + (left - j) * vector_c
         if runs > 0:
             done = table[runs - 1, 3]
-            if first == table[runs - 1, 0] + done * step and offset == table[runs - 1, 2] + done * NR * ITEM:
+            if first == table[runs - 1, 0] + done * step and offset == table[runs - 1, 2] + done * vector_c:
                 table[runs - 1, 3] = done + length  # rows that follow each other make one run
                 continue
         table[runs, 0], table[runs, 1], table[runs, 2], table[runs, 3] = first, step, offset, length
@@ -127,23 +140,19 @@ def trace_tap(p, REAL, ITEM, MR, NR, table_at, a, b, images, i, j, lines, column
 
 
 @jit.inline
-def add_tile(p, REAL, ITEM, NR, buffer, target, rows, lanes):
-    """Add a tile from the buffer to the weight gradient."""
+def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
+    """Add a tile, whose rows are those from `first` on, to a weight gradient, channel by channel."""
     tile = carray(pointer(buffer), (rows, NR), REAL)
-    if p.target_d == ITEM and lanes == NR:
-        for m in range(rows):
-            row = carray(pointer(target + m * p.target_k), NR, REAL)
-            for d in range(NR):
-                row[d] += tile[m, d]
-        return
     for m in range(rows):
+        place = target + (first + m) // p.inputs * p.target_b + (first + m) % p.inputs * p.target_k
         for d in range(lanes):
-            carray(pointer(target + m * p.target_k + d * p.target_d), 1, REAL)[0] += tile[m, d]
+            value = carray(pointer(place + d * p.target_d), 1, REAL)
+            value[0] = value[0] + tile[m, d] if adds else tile[m, d]
 
 
 @functools.cache
 def correlate(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile; tasks are (group, part of the input channels, of the taps, of the panels)."""
+    """The kernel for one dtype and tile; tasks are (group, slab, part of the input channels, of the panels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
@@ -154,40 +163,83 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         for task in range(begin, end):
             panel_part = task % p.panel_parts
-            tap_part = task // p.panel_parts % p.tap_parts
-            part = task // p.panel_parts // p.tap_parts % p.channel_parts
-            group = task // p.panel_parts // p.tap_parts // p.channel_parts
-            taps = p.taps_r * p.taps_c
+            part = task // p.panel_parts % p.channel_parts
+            slab = task // p.panel_parts // p.channel_parts % p.slabs
+            group = task // p.panel_parts // p.channel_parts // p.slabs
             first_tile = p.channel_tiles * part // p.channel_parts
             end_tile = p.channel_tiles * (part + 1) // p.channel_parts
             source = call.source + group * p.source_group
-            for block in range(p.image_blocks * p.row_blocks * p.column_blocks):
+            blocks = p.image_blocks * p.row_blocks * p.column_blocks
+            first_block = blocks * slab // p.slabs
+            for block in range(first_block, blocks * (slab + 1) // p.slabs):
                 image = block // p.column_blocks // p.row_blocks * p.image_block
                 i = block // p.column_blocks % p.row_blocks * p.row_block
                 j = block % p.column_blocks * p.column_block
                 images, lines = min(p.image_block, p.n - image), min(p.row_block, p.rows - i)
                 columns = min(p.column_block, p.columns - j)
-                pack_source(p, REAL, ITEM, MR, source, own + p.packed, image, images, i, j, first_tile, end_tile)
+                channels = min(end_tile * MR, p.reduction) - first_tile * MR
+                if p.joined != 0:
+                    channels = p.inputs
+                first = source + first_tile * MR * p.source_k
+                pack_source(p, REAL, ITEM, VL, first, own + p.packed, image, images, i, j, channels)
                 first_panel = p.panels * panel_part // p.panel_parts
                 for panel in range(first_panel, p.panels * (panel_part + 1) // p.panel_parts):
                     lanes = min(NR, p.channels - panel * NR)
-                    gradient = call.other + group * p.gradient_group + panel * NR * p.gradient_d
-                    gradient += image * p.gradient_n + i * p.gradient_r + j * p.gradient_c
-                    pack_gradient(p, REAL, ITEM, VL, NV, gradient, own + p.panel, images, lines, columns, lanes)
-                    for tap in range(taps * tap_part // p.tap_parts, taps * (tap_part + 1) // p.tap_parts):
+                    vectors = call.other + group * p.gradient_group + panel * NR * p.gradient_d
+                    vectors += image * p.gradient_n + i * p.gradient_r + j * p.gradient_c
+                    vector_n, vector_r, vector_c = p.gradient_n, p.gradient_r, p.gradient_c
+                    if p.in_place == 0:
+                        pack_gradient(p, REAL, ITEM, VL, NV, vectors, own + p.panel, images, lines, columns, lanes)
+                        vectors, vector_c = own + p.panel, NR * ITEM
+                        vector_r, vector_n = columns * vector_c, lines * columns * vector_c
+                    for tap in range(p.taps_r * p.taps_c):
                         a, b = tap // p.taps_c, tap % p.taps_c
-                        runs = trace_tap(p, REAL, ITEM, MR, NR, own + p.table, a, b, images, i, j, lines, columns)
-                        if runs == 0:
+                        runs = trace_tap(
+                            p, own + p.table, vector_n, vector_r, vector_c, a, b, images, i, j, lines, columns
+                        )
+                        if runs == 0 and block > first_block:
                             continue
-                        target = call.target + group * p.target_group + panel * NR * p.target_d
-                        target += a * p.target_a + b * p.target_b
+                        target = call.target + slab * p.slab_bytes + group * p.target_group
+                        target += panel * NR * p.target_d + a * p.target_a + b * p.target_b
                         for t in range(first_tile, end_tile):
-                            pitched_tile(
-                                REAL, VL, MR, NV, CHANNEL_START, 0, ITEM, runs, own + p.table,
-                                own + p.packed + (t - first_tile) * p.tile_bytes, 0, own + p.panel, NR * ITEM, 1,
-                                call.start, REAL(-np.inf), own + p.buffer, NR * ITEM, NR,
-                            )  # fmt: skip
                             depth = min(MR, p.reduction - t * MR)
-                            add_tile(p, REAL, ITEM, NR, own + p.buffer, target + t * MR * p.target_k, depth, lanes)
+                            place, pitch, adds = target + t * MR * p.target_k, p.target_k, block > first_block
+                            if p.even == 0:
+                                place, pitch, adds = own + p.buffer, NR * ITEM, False
+                            added_tile(
+                                REAL, VL, MR, NV, runs, own + p.table, own + p.packed + (t - first_tile) * MR * ITEM,
+                                vectors, vector_c, place, pitch, depth, lanes, adds,
+                            )  # fmt: skip
+                            if p.even == 0:
+                                scatter_tile(
+                                    p, REAL, ITEM, NR, place, target, t * MR, depth, lanes, block > first_block
+                                )
 
     return jit.kernel(correlate_tiles)
+
+
+SLABS = record("slabs weights block")
+
+
+@functools.cache
+def add_slabs(dtype: str) -> CFunc:
+    """Add partial gradients in order; a task is a block of weights."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+
+    def add_weights(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, SLABS)
+        for task in range(begin, end):
+            first = task * p.block
+            count = min(p.block, p.weights - first)
+            total = carray(pointer(call.target + first * ITEM), count, REAL)
+            part = carray(pointer(call.source + first * ITEM), count, REAL)
+            for k in range(count):
+                total[k] = part[k]
+            for slab in range(1, p.slabs):
+                part = carray(pointer(call.source + (slab * p.weights + first) * ITEM), count, REAL)
+                for k in range(count):
+                    total[k] += part[k]
+
+    return jit.kernel(add_weights)

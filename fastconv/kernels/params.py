@@ -15,6 +15,14 @@ def record(fields: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in fields.split()])
 
 
+def odd_lines(size: int) -> int:
+    """Bytes of the least odd number of cache lines that hold `size` bytes.
+
+    Places that many bytes apart spread over all sets of the first cache level; a multiple of 4 KiB apart, they share.
+    """
+    return (-(-size // LINE) | 1) * LINE
+
+
 CALL = record("plan source other start target relu activation failed workspace")
 """What a planned kernel gets: the address of its plan's record, then what belongs to this one call."""
 

@@ -17,6 +17,7 @@ from numba.np.arrayobj import populate_array
 
 from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
 from fastconv.kernels.subnormal import without_subnormals
+from fastconv.kernels.target import IN_FLIGHT
 
 
 @intrinsic
@@ -111,6 +112,30 @@ def copy_first_lanes(typingctx: Any, REAL: Any, COUNT: Any, there: Any, source: 
         return context.get_dummy_value()
 
     return types.void(REAL, COUNT, *[types.intp] * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_run(typingctx: Any, REAL: Any, VL: Any, source: Any, target: Any, count: Any) -> Any:
+    """Copy `count` values that lie side by side, VL at once, or write zeros where `source` is 0."""
+    real, lanes = REAL.dtype, literal(VL)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, _, source, target, count = args
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        some = builder.icmp_signed("!=", source, emit.const(0))
+
+        def move(k: Any, _: list[Any]) -> list[Any]:
+            done = builder.mul(k, emit.const(lanes))
+            place = builder.mul(done, emit.const(emit.item))
+            here = emit.below(builder.sub(count, done), 0)
+            given = builder.and_(here, emit.below(builder.select(some, emit.const(lanes), emit.const(0)), 0))
+            emit.store_masked(emit.load_masked(emit.add(source, place), given), emit.add(target, place), here)
+            return []
+
+        emit.loop(builder.sdiv(emit.add(count, emit.const(lanes - 1)), emit.const(lanes)), move, [])
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 3), codegen
 
 
 @intrinsic
@@ -308,12 +333,16 @@ ANY_PITCH = 0
 
 
 class _Sums:
-    """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them."""
+    """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them.
 
-    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, dense: bool) -> None:
+    There may be several `sets` of them, which the steps of a run take in turn: few sums wait for their own results.
+    """
+
+    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, dense: bool, sets: int = 1) -> None:
         self.emit = emit
         self.rows = rows
         self.width = width
+        self.sets = sets
         self._vector_step = vector_step
         self._dense = dense
 
@@ -355,11 +384,24 @@ class _Sums:
             return several
 
         if not self._dense:
-            return emit.loop(
-                length,
-                lambda k, sums: step(multiply(k, scalar_step), add(vector, multiply(k, self._vector_step)), sums),
-                sums,
-            )
+
+            def one(k: Any, sums: list[Any]) -> list[Any]:
+                return step(multiply(k, scalar_step), add(vector, multiply(k, self._vector_step)), sums)
+
+            if self.sets == 1:
+                return emit.loop(length, one, sums)
+
+            def in_turn(k: Any, sums: list[Any]) -> list[Any]:
+                k = multiply(k, const(self.sets))
+                parts = [one(add(k, const(u)), sums[u :: self.sets]) for u in range(self.sets)]
+                return [value for values in zip(*parts, strict=True) for value in values]
+
+            rounds = emit.builder.sdiv(length, const(self.sets))
+            sums = emit.loop(rounds, in_turn, sums)
+            done = multiply(rounds, const(self.sets))
+            firsts = sums[:: self.sets]
+            firsts = emit.loop(emit.builder.sub(length, done), lambda k, sums: one(add(done, k), sums), firsts)
+            return [firsts[i // self.sets] if i % self.sets == 0 else value for i, value in enumerate(sums)]
         whole = emit.builder.sdiv(length, const(UNROLLED))
         sums = emit.loop(whole, steps(UNROLLED, const(0)), sums)
         done = multiply(whole, const(UNROLLED))
@@ -383,6 +425,22 @@ class _Sums:
                 for i, value in enumerate(values):
                     place = emit.add(places[i // self.width], emit.const(i % self.width * size))
                     emit.store_masked(value, place, masks[i % self.width])
+
+    def add_to(self, sums: list[Any], targets: Callable[[int], Any], rows: Any, lanes: Any, adds: Any) -> None:
+        """Add the first `lanes` lanes of the first `rows` rows to the targets, or write them where `adds` is 0."""
+        emit, size = self.emit, self.emit.vector_bytes
+        first, *others = (sums[u :: self.sets] for u in range(self.sets))
+        for other in others:
+            first = [emit.builder.fadd(*pair) for pair in zip(first, other, strict=True)]
+        adding = emit.builder.select(emit.builder.icmp_signed("!=", adds, emit.const(0)), lanes, emit.const(0))
+        firsts = range(0, self.width * emit.vector.count, emit.vector.count)
+        here, before = [emit.below(lanes, first) for first in firsts], [emit.below(adding, first) for first in firsts]
+        for m in range(self.rows):
+            with emit.builder.if_then(emit.builder.icmp_signed("<", emit.const(m), rows)):
+                for j in range(self.width):
+                    place = emit.add(targets(m), emit.const(j * size))
+                    total = emit.builder.fadd(first[m * self.width + j], emit.load_masked(place, before[j]))
+                    emit.store_masked(total, place, here[j])
 
 
 @intrinsic(prefer_literal=True)
@@ -429,6 +487,21 @@ def multiply_tile(
     return types.void(REAL, VL, MR, NV, START, DENSE, *integers, real, *[types.intp] * 3), codegen
 
 
+def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any, tap_step: Any) -> Callable[..., Any]:
+    """What adds a run of `pitched_tile` to a tile's sums."""
+    emit = tile.emit
+    const, add, multiply = emit.const, emit.add, emit.builder.mul
+
+    def run(r: Any, sums: list[Any]) -> list[Any]:
+        entry = add(table, multiply(r, const(8 * (1 + RUN_FIELDS))))
+        scalar, step, vector, length = (emit.load_int(add(entry, const(8 * q))) for q in range(1 + RUN_FIELDS))
+        first = add(scalars, scalar)
+        addresses = [add(first, multiply(pitch, const(m))) for m in range(tile.rows)]
+        return tile.add_run(addresses, step, add(vectors, multiply(vector, tap_step)), length, sums)
+
+    return run
+
+
 @intrinsic(prefer_literal=True)
 def pitched_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, DENSE: Any, PITCH: Any,
@@ -453,13 +526,7 @@ def pitched_tile(
         if known_pitch != ANY_PITCH:
             pitch = const(known_pitch)
 
-        def run(r: Any, sums: list[Any]) -> list[Any]:
-            entry = add(table, builder.mul(r, const(8 * (1 + RUN_FIELDS))))
-            scalar, step, vector, length = (emit.load_int(add(entry, const(8 * q))) for q in range(1 + RUN_FIELDS))
-            first = add(scalars, scalar)
-            addresses = [add(first, builder.mul(pitch, const(m))) for m in range(rows)]
-            return tile.add_run(addresses, step, add(vectors, builder.mul(vector, tap_step)), length, sums)
-
+        run = _pitched_run(tile, table, scalars, pitch, vectors, tap_step)
         sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
         tile.store(sums, floor, lambda m: add(target, builder.mul(target_pitch, const(m))), lanes)
         return context.get_dummy_value()
@@ -469,38 +536,31 @@ def pitched_tile(
 
 
 @intrinsic(prefer_literal=True)
-def add_products(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, length: Any, scalars: Any, scalar_step: Any,
-    vectors: Any, vector_step: Any, target: Any, target_pitch: Any, adds: Any,
+def added_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any,
+    runs: Any, table: Any, scalars: Any, vectors: Any, vector_step: Any,
+    target: Any, target_pitch: Any, rows: Any, lanes: Any, adds: Any,
 ) -> Any:  # fmt: skip
-    """Register tile of a product of matrices: ``target[m] += sum scalar[m] * vector`` over `length` steps.
+    """The sums of `pitched_tile`, begun with zeros, of scalars side by side; a run's vectors are an offset.
 
-    The MR scalars of a step lie side by side, as do its NV vectors; the target's rows are `target_pitch` bytes apart.
-    Where `adds` is false the target is written without being read. Sums begin with zeros and are added at the end, so
-    that their rounding errors grow with the steps of one call plus the number of calls.
+    The first `rows` rows and `lanes` lanes are added to the target, or written there where `adds` is 0.
     """
-    width, rows, lanes = literal(NV), literal(MR), literal(VL)
-    real = REAL.dtype
+    width, height = literal(NV), literal(MR)
+    real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        length, scalars, scalar_step, vectors, vector_step, target, target_pitch, adds = args[4:]
-        emit = Emitter(builder, scalar_ir(real), lanes)
-        add, const, nothing = emit.add, emit.const, emit.constant(0.0)
-        tile = _Sums(emit, rows, width, vector_step, dense=False)
-        firsts = [add(scalars, const(m * emit.item)) for m in range(rows)]
-        sums = tile.add_run(firsts, scalar_step, vectors, length, [nothing] * (rows * width))
-        lines = [add(target, builder.mul(target_pitch, const(m))) for m in range(rows)]
-        places = [add(line, const(j * emit.vector_bytes)) for line in lines for j in range(width)]
-        with builder.if_else(adds) as (adding, writing):
-            with adding:
-                for value, place in zip(sums, places, strict=True):
-                    emit.store(builder.fadd(emit.load(place), value), place)
-            with writing:
-                for value, place in zip(sums, places, strict=True):
-                    emit.store(value, place)
+        runs, table, scalars, vectors, vector_step, target, target_pitch, rows, lanes, adds = args[4:]
+        emit = Emitter(builder, scalar_ir(real), vector_lanes)
+        sets = -(-IN_FLIGHT // (height * width))
+        tile = _Sums(emit, height, width, vector_step, dense=False, sets=sets)
+        run = _pitched_run(tile, table, scalars, emit.const(emit.item), vectors, emit.const(1))
+        sums = emit.loop(runs, run, [emit.constant(0.0)] * (sets * height * width))
+        tile.add_to(
+            sums, lambda m: emit.add(target, builder.mul(target_pitch, emit.const(m))), rows, lanes, adds
+        )  # fmt: skip
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, MR, NV, *[types.intp] * 7, types.boolean), codegen
+    return types.void(REAL, VL, MR, NV, *[types.intp] * 10), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -76,22 +76,20 @@ MOST_SUMS = 4
 """Channels of a tile whose lanes are added up in the end."""
 
 
-_LOWER = (14, 11, 8, 6, 4, 3, 2)
-"""Heights that tiles of few rows may have: each is one more kernel to compile."""
-_IN_FLIGHT = 8
+IN_FLIGHT = 8
 """Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
 
 
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
     shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
-    heights = [height for height in _LOWER if height < shape.MR and height * shape.NV >= _IN_FLIGHT - 2]
 
-    def steps(MR: int) -> float:
+    def steps(MR: int) -> tuple[float, int, int]:
         # Loading the vectors of a step takes about as long as half a row of it.
-        return -(-rows // MR) * (max(MR, _IN_FLIGHT / shape.NV) + 0.5)
+        tiles = -(-rows // MR)
+        return tiles * (MR + 0.5), tiles * MR - rows, -MR
 
-    return replace(shape, MR=min((shape.MR, *heights), key=lambda MR: (steps(MR), -MR)))
+    return replace(shape, MR=min(range(1, shape.MR + 1), key=steps))
 
 
 def sum_tile_shape(dtype: str, channels: int) -> Tile:

@@ -18,7 +18,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import add_products, pointer, record_at
+from fastconv.kernels.simd import RUN_FIELDS, added_tile, pointer, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
@@ -32,7 +32,7 @@ WINOGRAD_WEIGHTS = record("""
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros
     workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
-    spare_table spare
+    spare_table spare run
 """)
 """Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on.
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
@@ -77,6 +77,7 @@ def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
         trace_matrix(N * N, own + p.gradient_table, own + p.gradients, p.gradient_step)
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
         trace_matrix(N * N, own + p.spare_table, own + p.spare, VL * ITEM)
+        run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
         for task in range(begin, end):
             first_output = task % p.output_blocks * p.output_block
             first_input = task // p.output_blocks % p.input_blocks * p.input_block
@@ -108,14 +109,15 @@ def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
                         REAL, ITEM, VL, GRADIENT, M, M, own + p.pixels, first_output * ITEM, outputs,
                         own + p.gradient_table, t * p.output_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
+                run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
                 for e in range(N * N):
                     values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
                     products = own + p.products + e * p.product_step
                     for k in range(0, inputs, MR):
                         for v in range(0, outputs, NR):
-                            add_products(
-                                REAL, VL, MR, NV, tiles, values + k * ITEM, p.input_pitch, gradients + v * ITEM,
-                                p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch,
+                            added_tile(
+                                REAL, VL, MR, NV, 1, own + p.run, values + k * ITEM, gradients + v * ITEM,
+                                p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch, MR, NR,
                                 first > begin_tile,
                             )  # fmt: skip
             target = call.target + slab * p.slab_bytes + group * p.target_group

@@ -15,15 +15,24 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import Axis, forward_axis, workspace_offsets
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill
+from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import Tile, correlate_tile
+from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile
 from fastconv.problem import ConvProblem
 
-_PANEL_BYTES = 128 << 10
+_PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the second cache level for all taps."""
-_TASKS_PER_THREAD = 2
+_TASKS_PER_THREAD = 1
 """Tasks to cut a launch into for each of several threads: few, as each packs for itself."""
+_JOINED_CHANNELS = 16
+"""Input channels of a group up to which the taps of a kernel row are joined."""
+_IN_PLACE_PASSES = 4
+"""Tiles that may read output gradients as they lie: vectors there mostly straddle cache lines, packed ones do not."""
+_MOST_SLABS = 16
+_SLABS_BYTES = 5 << 18
+"""All partial gradients."""
+_SLAB_PIXELS = 400
+"""Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
 """Packed inputs of a block of pixels: they stay there too."""
 
@@ -34,8 +43,22 @@ class CorrelatePass(Pass):
 
     zeros: np.ndarray
     """What sums begin with."""
+    total: Launch
+    """Adds the slabs' partial gradients."""
     tables: tuple[np.ndarray, ...]
     """Offsets and zeros whose addresses the record holds, and which it keeps alive."""
+
+    @property
+    def _slabs(self) -> int:
+        return int(self.launch.plan["slabs"][0])
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the threads' packed blocks and of the partial gradients."""
+        return self.launch.workspace_bytes + (self._partial_bytes() if self._slabs > 1 else 0)
+
+    def _partial_bytes(self) -> int:
+        return self._slabs * math.prod(self.problem.w_shape) * self.problem.itemsize
 
     def describe(self) -> str:
         channels = self.problem.oc_per_group
@@ -44,48 +67,73 @@ class CorrelatePass(Pass):
     def seconds(self, rate: float) -> float:
         p, problem, shape = self.launch.plan[0], self.problem, self.tile
         pixels = problem.n * math.prod(problem.output_size)
-        taps = math.prod(problem.kernel_size)
-        tiles = int(p["channel_tiles"]) * taps * problem.groups
-        multiply = tiles * pixels * model.tile_slots(problem.oc_per_group, shape) / model.CORRELATE_SHARE / rate
-        blocks, panels = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"]), int(p["panels"])
-        add = tiles * blocks * panels * (shape.MR * shape.NR * model.ADD_SECONDS + model.TILE_SLOTS / rate)
-        apart = p["source_k"] != problem.itemsize
-        each = model.SCATTER_SECONDS if apart else model.PACK_SECONDS
+        taps = int(p["taps_r"] * p["taps_c"])
+        channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
+        tiles = channel_tiles * taps * problem.groups
+        # Tiles of few sums keep several sets of them.
+        slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV] / model.CORRELATE_SHARE
+        multiply = tiles * pixels * slots / rate
+        blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
+        each = model.CORRELATE_ADD_SECONDS if p["even"] else model.SCATTER_SECONDS
+        add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
-        pack = problem.groups * each * (
-            inputs * int(p["channel_tiles"] * p["panel_parts"] * p["tap_parts"]) * shape.MR
-            + pixels * panels * int(p["channel_parts"] * p["tap_parts"]) * shape.NR
-        )  # fmt: skip
-        work = (multiply + add + pack) * model.balance(self.launch.tasks, self.threads)
-        return model.LAUNCH_SECONDS + work / self.threads
+        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else model.SCATTER_SECONDS
+        pack = inputs * problem.ic_per_group * each * int(p["panel_parts"])
+        if not p["in_place"]:
+            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.SCATTER_SECONDS
+            pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
+        work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
+        total = self._partial_bytes() * model.STREAM_SECONDS if self._slabs > 1 else 0.0
+        return model.LAUNCH_SECONDS + (work + total) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        result[...] = 0
-        self.launch(second, first, self.zeros, result)
+        if self._slabs == 1:
+            self.launch(second, first, self.zeros, result)
+            return
+        size = self._partial_bytes()
+        with Buffer(size) as buffer:
+            partial = buffer[:size].view(self.problem.dtype).reshape(1, 1, self._slabs, -1)
+            self.launch(second, first, self.zeros, partial)
+            self.total(partial, partial, self.zeros, result)
 
 
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     """Plan the launch of the weight gradient."""
     item, groups = problem.itemsize, problem.groups
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    shape = correlate_tile(problem.dtype, problem.ic_per_group, problem.oc_per_group)
+    joined = _joins(problem, columns)
+    taps_c = 1 if joined else len(columns.taps)
+    reduction = problem.ic_per_group * len(columns.taps) // taps_c
+    shape = correlate_tile(problem.dtype, reduction, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-problem.ic_per_group // shape.MR)
-    channel_parts, panel_parts, tap_parts = _parts(problem, channel_tiles, panels, threads)
+    panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
+    in_place = y[3] == item and panels == 1 and problem.oc_per_group == shape.NR
+    in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES
 
-    # Blocks must not depend on the threads: the result's bits depend on them.
-    block = _block(problem, rows, columns, shape)
+    even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
+
+    # Blocks and slabs must not depend on the threads: the result's bits depend on them.
+    weights = math.prod(problem.w_shape)
+    pixels = problem.n * math.prod(problem.output_size)
+    most = max(1, min(_MOST_SLABS, _SLABS_BYTES // max(1, weights * item), pixels // _SLAB_PIXELS))
+    slabs = 1 << (most.bit_length() - 1)  # threads are mostly powers of two, too
+    block = _block(problem, rows, columns, shape, -(-pixels // slabs))
+    blocks = [-(-count // size) for count, size in zip((problem.n, rows.count, columns.count), block, strict=True)]
+    slabs = max(1, min(slabs, math.prod(blocks)))
+    channel_parts, panel_parts = _parts(problem, 1 if joined else channel_tiles, panels, slabs, threads)
     packed_rows, row_step = _packed(rows, block.rows)
     packed_columns, column_step = _packed(columns, block.columns)
-    # Odd lines between the tiles' channels keep these from meeting in the same lines of the first cache level.
-    tile_bytes = -(-block.images * packed_rows * packed_columns * shape.MR * item // 64) * 64 + 64
+    channels = problem.ic_per_group if joined else min(reduction, -(-channel_tiles // channel_parts) * shape.MR)
+    pixel_bytes = channels * item if joined else odd_lines(channels * item)
+    # Rows of the last tile that no channel has read what lies behind.
+    packed_bytes = block.images * packed_rows * packed_columns * pixel_bytes + shape.MR * item
     packed, panel, table, buffer, total = workspace_offsets(
-        -(-channel_tiles // channel_parts) * tile_bytes, block.pixels * shape.NR * item,
+        packed_bytes, 0 if in_place else block.pixels * shape.NR * item,
         block.images * block.rows * (1 + RUN_FIELDS) * 8, shape.MR * shape.NR * item,
     )  # fmt: skip
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
@@ -97,39 +145,45 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_d=y[3],
         gradient_group=problem.oc_per_group * y[3],
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
-        taps_r=len(rows.taps), taps_c=len(columns.taps),
+        taps_r=len(rows.taps), taps_c=taps_c,
         row_offsets=address(row_offsets), column_offsets=address(column_offsets),
         first_row=min(rows.offsets), first_column=min(columns.offsets),
-        reduction=problem.ic_per_group, channels=problem.oc_per_group,
+        inputs=problem.ic_per_group, reduction=reduction, channels=problem.oc_per_group,
+        joined=joined, in_place=in_place, even=even,
         target_a=w[0], target_b=w[1], target_k=w[2], target_d=w[3],
-        target_group=problem.oc_per_group * w[3],
+        target_group=problem.oc_per_group * w[3], slab_bytes=weights * item if slabs > 1 else 0,
         image_block=block.images, row_block=block.rows, column_block=block.columns,
-        image_blocks=-(-problem.n // block.images), row_blocks=-(-rows.count // block.rows),
-        column_blocks=-(-columns.count // block.columns),
+        image_blocks=blocks[0], row_blocks=blocks[1], column_blocks=blocks[2], slabs=slabs,
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
-        tap_parts=tap_parts,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
-        packed_column_step=column_step, tile_bytes=tile_bytes,
+        packed_column_step=column_step, pixel_bytes=pixel_bytes,
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
         lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template,
-        groups * channel_parts * panel_parts * tap_parts, threads, total,
+        groups * slabs * channel_parts * panel_parts, threads, total,
     )  # fmt: skip
-    return CorrelatePass(
-        problem, threads, shape, launch, np.zeros(shape.NR, problem.dtype), (row_offsets, column_offsets)
-    )
+    chunk = max(1024, -(-weights // (4 * threads)))
+    adding = fill(correlate.SLABS, slabs=slabs, weights=weights, block=chunk)
+    adds = Launch(lambda: correlate.add_slabs(problem.dtype), problem.dtype, adding, -(-weights // chunk), threads)
+    zeros = np.zeros(shape.NR, problem.dtype)
+    return CorrelatePass(problem, threads, shape, launch, zeros, adds, (row_offsets, column_offsets))
 
 
-def _parts(problem: ConvProblem, channel_tiles: int, panels: int, threads: int) -> tuple[int, int, int]:
-    """In how many parts tasks split input channels, output channels and taps: so that the least is packed again."""
-    wanted = -(-_TASKS_PER_THREAD * threads // problem.groups) if threads > 1 else 1
+def _joins(problem: ConvProblem, columns: Axis) -> bool:
+    """Whether the taps of a kernel row are joined: they touch, and channels are fewer than a tile has rows."""
+    touching = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
+    return touching and len(columns.offsets) > 1 and problem.ic_per_group <= _JOINED_CHANNELS
+
+
+def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int) -> tuple[int, int]:
+    """In how many parts tasks split input and output channels: so that the least is packed again."""
+    wanted = -(-_TASKS_PER_THREAD * threads // (problem.groups * slabs)) if threads > 1 else 1
     inputs, gradients = (math.prod(shape) for shape in (problem.x_shape, problem.y_shape))
     splits = [(parts, min(panels, -(-wanted // parts))) for parts in range(1, min(channel_tiles, wanted) + 1)]
     most = max(parts * others for parts, others in splits)
     enough = [split for split in splits if split[0] * split[1] >= min(wanted, most)]
-    parts, others = min(enough, key=lambda split: split[0] * gradients + split[1] * inputs)
-    return parts, others, min(math.prod(problem.kernel_size), -(-wanted // (parts * others)))
+    return min(enough, key=lambda split: split[0] * gradients + split[1] * inputs)
 
 
 class _Block(NamedTuple):
@@ -151,14 +205,16 @@ def _packed(axis: Axis, count: int) -> tuple[int, int]:
     return (count - 1) * axis.step + max(axis.offsets) - min(axis.offsets) + 1, 1
 
 
-def _block(problem: ConvProblem, rows: Axis, columns: Axis, shape: Tile) -> _Block:
+def _block(problem: ConvProblem, rows: Axis, columns: Axis, shape: Tile, most_pixels: int) -> _Block:
     """The largest block of whole rows, or whole images, whose packed copies stay in the second cache level."""
-    channels = -(-problem.ic_per_group // shape.MR) * shape.MR
 
     def fits(block: _Block) -> bool:
-        inputs = block.images * _packed(rows, block.rows)[0] * _packed(columns, block.columns)[0] * channels
+        inputs = block.images * _packed(rows, block.rows)[0] * _packed(columns, block.columns)[0]
+        inputs *= problem.ic_per_group
         gradients = block.pixels * shape.NR
-        return inputs * problem.itemsize <= _PACKED_BYTES and gradients * problem.itemsize <= _PANEL_BYTES
+        if inputs * problem.itemsize > _PACKED_BYTES or gradients * problem.itemsize > _PANEL_BYTES:
+            return False
+        return block.pixels <= most_pixels
 
     def most(block: Callable[[int], _Block], count: int) -> int:
         """The largest number up to `count` of which a block fits, at least 1; even shares of `count`."""

@@ -13,7 +13,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import forward_axis, workspace_offsets
 from fastconv.kernels import dots
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill
+from fastconv.kernels.params import LINE, address, fill
 from fastconv.kernels.target import dot_tile_shape
 from fastconv.problem import ConvProblem, canonical_weights
 
@@ -55,16 +55,16 @@ class DotPass(Pass):
         tasks = self.blocks * problem.groups
         pixels = problem.n * math.prod(problem.output_size) * problem.groups
         copies = 0.0
-        for planes, rows, columns, side_by_side in (
-            ("reduction", "strip_rows", int(p["strip_columns"] * p["column_step"]), p["source_c"] == problem.itemsize),
-            ("channels", "row_block", int(p["gradient_columns"]), p["gradient_c"] == problem.itemsize),
+        for planes, rows, columns, step in (
+            ("reduction", "strip_rows", int(p["strip_columns"] * p["column_step"]), int(p["source_c"])),
+            ("channels", "row_block", int(p["gradient_columns"]), int(p["gradient_c"])),
         ):
-            each = model.COPY_SECONDS if side_by_side else model.SCATTER_SECONDS
+            each = model.COPY_SECONDS if step == problem.itemsize else model.DOT_GATHER_SECONDS * min(step, LINE)
             copies += tasks * int(p[planes]) * int(p[rows]) * columns * each
         tiles = -(-int(p["channels"]) // shape.NV) * -(
             -problem.ic_per_group * math.prod(problem.kernel_size) // shape.MR
         )
-        step = shape.MR * shape.NV / model.DOT_SHARE
+        step = shape.MR * shape.NV / model.DOT_SHARE[shape.NV]
         vectors = pixels / self._lanes_share() / shape.VL
         ends = tasks * tiles * shape.MR * shape.NV * model.DOT_SECONDS
         work = copies + vectors * tiles * step / rate + ends

@@ -30,12 +30,14 @@ PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
-CORRELATE_SHARE = 0.7
-"""Share of the peak that the weight gradient's tile with channels in the lanes reaches: its runs end with every row."""
-CORRELATE_APART_SHARE = 0.4
-"""The same where channels lie apart: every scalar is on a cache line of its own."""
-DOT_SHARE = 0.45
-"""The same for dot products over pixels: most of their vectors straddle two cache lines."""
+CORRELATE_SHARE = 0.93
+"""Share of a tile's own share of the peak that the weight gradient's tile reaches: its runs end with every row."""
+CORRELATE_ADD_SECONDS = 0.06e-9
+"""Adding one value of its tile to the weight gradient where both lie alike."""
+DOT_SHARE = {1: 0.2, 4: 0.3}
+"""Share of the peak that dot products over pixels with so many planes reach: most vectors straddle two cache lines."""
+DOT_GATHER_SECONDS = 0.02e-9
+"""Copying one value into their strips, for each byte up to a cache line between it and the next."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
 SUM_SHARE = 0.6
