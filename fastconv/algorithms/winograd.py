@@ -47,7 +47,7 @@ _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
 _STREAMED_BYTES = 256
 """Source channels that are transformed at a time where not all are held."""
-_TASK_BYTES = 2 << 20
+_TASK_BYTES = 31 << 16
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
 _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
@@ -162,7 +162,8 @@ class WinogradOperation(Operation):
         for held in {reduction, min(reduction, _STREAMED_BYTES // item)}:
             beside = _N * _N * self._chunk(held) * shape.NR * item
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
-            each = _N * _N * ((held + shape.NR) * item + 8) + M * M * 8
+            lanes = -(-held // shape.VL) * shape.VL
+            each = _N * _N * ((lanes + shape.NR) * item + 8) + M * M * 8
             most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
             blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
             choices = itertools.product(blocks, parts)
