@@ -89,6 +89,9 @@ def _winograd_tails() -> list[Case]:
         Case("winograd-groups", 51, 60, (7, 6), (3, 3), padding=1, groups=3, n=2),
         Case("threads-winograd", 64, 96, (30, 29), (3, 3), padding=(0, 1)),
         Case("threads-winograd-batch", 40, 33, (9, 11), (3, 3), padding="same", n=7),
+        Case("threads-winograd-slabs", 17, 33, (29, 30), (3, 3), padding=1, n=4),
+        Case("threads-winograd-blocks", 64, 64, (32, 31), (3, 3), padding=1),
+        Case("threads-winograd-streamed", 260, 33, (27, 28), (3, 3), padding=1),
     ]
 
 

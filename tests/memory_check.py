@@ -16,7 +16,11 @@ WORK = [
     for algorithm in NAMED
     if algorithm in UNIVERSAL
     for direction in DIRECTIONS
-] + [("threads-winograd", "winograd", "forward", "NHWC"), ("threads-winograd", "winograd", "grad_input", "NCHW")]
+] + [
+    ("threads-winograd", "winograd", "forward", "NHWC"),
+    ("threads-winograd", "winograd", "grad_input", "NCHW"),
+    ("threads-winograd-slabs", "winograd", "grad_weight", "NHWC"),
+]
 _NOISE_MEGABYTES = 6
 """What the allocator may keep more at one time than at another; a leak of 100 bytes a call is more over 100,000."""
 

@@ -22,8 +22,9 @@ from .process import ROOT
 
 MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
-    "depthwise_dots": "direct", "reduce": "direct", "spans": "direct", "winograd": "winograd",
-    "transforms": "winograd", "transpose": "direct", "patches": "im2col", "naive": "naive",
+    "depthwise_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
+    "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
+    "patches": "im2col", "naive": "naive",
 }  # fmt: skip
 """Modules of kernels, where they exist, and the algorithm whose results depend on them."""
 EQUIVALENT = ("prefetch", "grain")

@@ -56,7 +56,8 @@ for algorithm in ("auto", "exact", "direct", "im2col", "naive"):
         fastconv.prepare_conv2d(w, **keywords)(x)
 
 x, w = np.ones((1, 6, 6, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
-fastconv.conv2d(x, w, algorithm="winograd")
+y = fastconv.conv2d(x, w, algorithm="winograd")
+fastconv.conv2d_grad_weight(y, x, 3, algorithm="winograd")
 fastconv.conv2d(x, np.ones((3, 3, 1, 16), np.float32), groups=16, algorithm="direct")
 
 x, w = np.ones((2, 5), np.float32), np.ones((5, 7), np.float32)

@@ -11,6 +11,7 @@ SHAPES = (
     "threads-depth-multiplier",
     "all-together-wide",
     "threads-winograd-batch",
+    "threads-winograd-slabs",
     "tail-17to31-ow13",
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)

@@ -63,6 +63,53 @@ def test_error_is_near_that_of_the_plain_sum(dtype):
     assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
 
 
+@each_dtype
+def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(dtype):
+    """Over many pixels as well: sums are taken in blocks, and the blocks in slabs."""
+    rng = np.random.default_rng(8)
+    x, grad_y = (rng.standard_normal((1, size, size, 16)).astype(dtype) for size in (160, 158))
+    exact = reference.conv2d_grad_weight(grad_y.astype(np.longdouble), x.astype(np.longdouble), (3, 3))
+
+    def error(algorithm):
+        result = fastconv.conv2d_grad_weight(grad_y, x, 3, algorithm=algorithm)
+        return float(np.sqrt(np.mean((result - exact) ** 2)))
+
+    assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", ["threads-winograd-slabs", "threads-winograd-blocks", "winograd-groups"])
+def test_weight_gradient_depends_on_threads_nowhere(name, set_threads):
+    """One thread adds slabs to the gradient where several keep them apart until the end."""
+    case = by_name(name)
+    given = data(case, "floats", "NHWC", "float32")
+    set_threads(1)
+    alone = fastconv.conv2d_grad_weight(given.grad_y, given.x, 3, algorithm="winograd", **case.arguments)
+    set_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+    together = fastconv.conv2d_grad_weight(given.grad_y, given.x, 3, algorithm="winograd", **case.arguments)
+    assert_same_bits(alone, together)
+
+
+@each_layout
+def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(layout):
+    channels, x_shape = (16, 33), (1, 24, 24, 16)
+    x, grad_y = np.ones(x_shape, np.float32), np.ones((1, 22, 22, 33), np.float32)
+    for array, channel in ((x, 3), (grad_y, 32)):
+        dirty = {"x": x.copy(), "grad_y": grad_y.copy()}
+        name = "x" if array is x else "grad_y"
+        dirty[name][0, 9, 9, channel] = np.nan
+        if layout == "NCHW":
+            dirty = {key: value.transpose(0, 3, 1, 2) for key, value in dirty.items()}
+        result = fastconv.conv2d_grad_weight(**dirty, kernel_size=3, layout=layout, algorithm="winograd")
+        reached = np.isnan(result if layout == "NHWC" else result.transpose(2, 3, 1, 0))
+        expected = np.zeros((3, 3, *channels), bool)
+        if name == "x":
+            expected[:, :, channel] = True
+        else:
+            expected[..., channel] = True
+        assert reached[expected].all()
+        assert not reached[~expected].any()
+
+
 def test_result_depends_on_neither_batch_nor_threads(set_threads):
     case = by_name("threads-winograd-batch")
     given = data(case, "floats", "NHWC", "float32")

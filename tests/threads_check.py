@@ -25,7 +25,7 @@ WORK = [
     for algorithm in NAMED
     if algorithm in UNIVERSAL
     for direction in DIRECTIONS
-] + [("threads-winograd", "winograd", "forward"), ("threads-winograd", "winograd", "grad_input")]
+] + [("threads-winograd-slabs", "winograd", direction) for direction in DIRECTIONS]
 
 
 def compute(work: tuple[str, str, str]) -> bytes:

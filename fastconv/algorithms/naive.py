@@ -60,7 +60,8 @@ class NaiveOperation(Operation):
         taps = problem.n * math.prod(problem.output_size) * math.prod(problem.kernel_size)
         compute = taps * (_TAP_SECONDS + problem.ic * per_channel) / machine.threads
         limit = roofline_seconds(conv_flops(problem), conv_bytes(problem, self.direction), machine)
-        return Estimate(_CALL_SECONDS + max(compute, limit), "plain loops" + ("" if side_by_side else ", one product at a time"))
+        reason = "plain loops" + ("" if side_by_side else ", one product at a time")
+        return Estimate(_CALL_SECONDS + max(compute, limit), reason)
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

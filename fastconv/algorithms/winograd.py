@@ -1,26 +1,39 @@
 """winograd: 3x3 convolutions of stride 1 with a quarter of the multiplications (`fastconv.kernels.winograd`).
 
-Forward pass, and input gradient as the same kernel on the flipped weights. Its rounding error is about twice that of
-the plain sum (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles that read it.
+Forward pass, and input gradient as the same kernel on the flipped weights; the weight gradient is the transposed
+algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum
+(`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles that read it: in the weight
+gradient all nine weights of its channel, with every channel of the other side.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
+from fastconv.algorithms.base import (
+    PLAIN,
+    Algorithm,
+    Epilogue,
+    Estimate,
+    Operation,
+    canonical_strides,
+    canonical_weight_strides,
+)
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
 from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
+from fastconv.kernels import winograd_weights as kernels_of_weights
+from fastconv.kernels.correlate import SLABS, add_slabs
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import LINE, address, aligned, fill
+from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import tile, vector_bytes
+from fastconv.kernels.target import correlate_tile, tile, vector_bytes
 from fastconv.kernels.toomcook import TAPS
 from fastconv.problem import ConvProblem
 
@@ -32,7 +45,9 @@ M = 4
 _N = M + TAPS - 1
 _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
-_TASK_BYTES = 2 << 20
+_STREAMED_BYTES = 256
+"""Source channels that are transformed at a time where not all are held."""
+_TASK_BYTES = 31 << 16
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
 _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
@@ -46,16 +61,31 @@ _OUTPUT_SLOTS = 450
 _WEIGHT_SLOTS = 400
 _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
+_BLOCK_BYTES = 256
+"""Weight gradient: input channels, and output channels, whose sums a task owns."""
+_GRADIENT_BYTES = 9 << 17
+"""Its sums and transformed tiles: they stay in the second cache level."""
+_SLAB_TILES = 48
+"""Least tiles of a slab: each slab transforms its sums back."""
+_SLABS_BYTES = 5 << 18
+"""All partial gradients."""
+_TASKS = 16
+"""Tasks that are enough for slabs not to be cut further."""
+_GRADIENT_SLOTS = 450
+_SUMS_SLOTS = 450
+_PRODUCT_SHARE = 0.75
+"""Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
 
 
-def _spread(size: int) -> int:
-    """Bytes between the matrices of a transformed tensor: whole cache lines, an odd number of them.
+def _even_block(channels: int, most: int, lanes: int) -> int:
+    """Channels of a block: whole vectors, at most `most` channels, blocks about as large as each other."""
+    blocks = -(-channels // most)
+    return -(-channels // (blocks * lanes)) * lanes
 
-    A transform writes to all matrices at once; with a multiple of 4 KiB between them all would meet in the same few
-    lines of the first cache level, and each store would wait for the second.
-    """
-    lines = -(-size // LINE)
-    return (lines + 1 - lines % 2) * LINE
+
+def _describe() -> str:
+    share = M * M * TAPS * TAPS / (_N * _N)
+    return f"F({M} x {M}, 3 x 3), 1/{share:.1f} of the multiplications"
 
 
 class Winograd(Algorithm):
@@ -70,11 +100,10 @@ class Winograd(Algorithm):
             return f"winograd is for kernels of 3 x 3, not {problem.kernel_size}"
         if problem.stride != (1, 1) or problem.dilation != (1, 1):
             return f"winograd is for stride 1 and dilation 1, not {problem.stride} and {problem.dilation}"
-        if direction == "grad_weight":
-            return "winograd has no weight gradient"
-        reduction = problem.ic_per_group if direction == "forward" else problem.oc_per_group
-        if reduction < lanes:
-            return f"winograd needs {lanes} channels in a group to read, not {reduction}"
+        read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
+        least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
+        if least < lanes:
+            return f"winograd needs {lanes} channels in a group to read, not {least}"
         if problem.layout == "NCHW" and bands_of(problem, direction) is None:
             return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
@@ -84,6 +113,8 @@ class Winograd(Algorithm):
             bands = bands_of(problem, direction)
             assert bands is not None  # or it would have declined
             return TransposedOperation(problem, direction, bands, self, threads)
+        if direction == "grad_weight":
+            return WeightGradientOperation(problem, threads)
         return WinogradOperation(problem, direction, threads)
 
 
@@ -99,7 +130,7 @@ class WinogradOperation(Operation):
         self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * -(-rows.count // M) * -(-columns.count // M)
         self._panels = -(-self._roles.channels // self.tile.NR)
-        self._block, self._parts, self._slots = self._blocking()
+        self._block, self._parts, self._held, self._slots = self._blocking()
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
         kernel = lambda: kernels.winograd(problem.dtype, self.tile, M)  # noqa: E731
@@ -117,38 +148,54 @@ class WinogradOperation(Operation):
         self.workspace_bytes = self._launches[0].workspace_bytes
         size = problem.groups * self._panels * int(pack["weight_panel"][0])
         self._keeps_weights = size <= _KEPT_BYTES
-        self.prepared_key = (self.tile, self._panels) if self._keeps_weights else None
+        self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
 
-    def _blocking(self) -> tuple[int, int, float]:
-        """Tiles of a block, parts of the panels, and the slots of the thread that works longest."""
-        problem, height = self.problem, self.tile.MR
-        reduction = self._roles.reduction
-        beside = _N * _N * min(reduction, _CHUNK) * self.tile.NR * problem.itemsize
-        # A tile takes its transformed input, its products with a panel, and the addresses of its targets.
-        each = _N * _N * (reduction + self.tile.NR) * problem.itemsize + M * M * 8
-        most = max(1, (_TASK_BYTES - beside) // (each * height))
-        blocks = sorted({min(self._tiles, height * count) for count in range(1, most + 1)})
+    def _blocking(self) -> tuple[int, int, int, float]:
+        """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
+
+        Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
+        again for every panel, which leaves room for more tiles to share the transformed weights.
+        """
+        shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
-        best = min(
-            ((self._thread_slots(block, part), -block, part) for block, part in itertools.product(blocks, parts)),
-        )
-        return -best[1], best[2], best[0]
+        found = []
+        for held in {reduction, min(reduction, _STREAMED_BYTES // item)}:
+            beside = _N * _N * self._chunk(held) * shape.NR * item
+            # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
+            lanes = -(-held // shape.VL) * shape.VL
+            each = _N * _N * ((lanes + shape.NR) * item + 8) + M * M * 8
+            most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
+            blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
+            choices = itertools.product(blocks, parts)
+            found += [(self._thread_slots(block, part, held), -block, part, -held) for block, part in choices]
+        slots, block, part, held = min(found)
+        return -block, part, -held, slots
 
-    def _thread_slots(self, block: int, parts: int) -> float:
+    def _chunk(self, held: int) -> int:
+        """Source channels whose weights are transformed at once."""
+        reduction = self._roles.reduction
+        return held if held < reduction else -(-reduction // -(-reduction // _CHUNK))
+
+    def _thread_slots(self, block: int, parts: int, held: int) -> float:
+        """Slots of the thread that works longest: whole blocks come first, and the last one fills a gap."""
+        each = self.problem.groups * parts
+        whole, rest = divmod(self._tiles, block)
+        slots = self._task_slots(block, parts, held)
+        total = each * (whole * slots + (self._task_slots(rest, parts, held) if rest else 0.0))
+        return max(-(-each * whole // self.threads) * slots, total / min(self.threads, each * (whole + (rest > 0))))
+
+    def _task_slots(self, tiles: int, parts: int, held: int) -> float:
         shape, reduction = self.tile, self._roles.reduction
-        blocks = -(-self._tiles // block)
-        height = -(-block // shape.MR) * shape.MR
+        height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._panels // parts)
         vectors = panels * shape.NV
-        inputs = block * -(-reduction // shape.VL) * _INPUT_SLOTS
+        times = 1 if held == reduction else panels
+        inputs = times * tiles * -(-reduction // shape.VL) * _INPUT_SLOTS
         weights = reduction * vectors * _WEIGHT_SLOTS
         multiply = _N * _N * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
-        if _N * _N * block * reduction * self.problem.itemsize > _NEAR_BYTES:
+        if _N * _N * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
-        outputs = block * vectors * _OUTPUT_SLOTS
-        tasks = self.problem.groups * blocks * parts
-        share = min(1.0, self._tiles / (blocks * block)) if tasks > self.threads else 1.0
-        return -(-tasks // self.threads) * share * (inputs + weights + multiply + outputs)
+        return inputs + weights + multiply + tiles * vectors * _OUTPUT_SLOTS
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
@@ -159,22 +206,23 @@ class WinogradOperation(Operation):
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
         offset = 0 if transformed else (TAPS - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
-        chunk = -(-reduction // -(-reduction // _CHUNK))
+        chunk = self._chunk(self._held)
+        # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
+        value_pitch = -(-self._held // shape.VL) * shape.VL * item
         value_step, weight_step, product_step = (
-            _spread(size * item) for size in (self._block * reduction, chunk * shape.NR, height * shape.NR)
+            odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
         chunk_bytes = _N * _N * weight_step
         panel_bytes = -(-reduction // chunk) * chunk_bytes
         sizes = (
-            self._block * M * M * 8, height * 8, _N * _N * value_step, chunk_bytes,
+            self._block * M * M * 8, height * 8, self._block * _N * _N * 8, _N * _N * value_step, chunk_bytes,
             _N * _N * product_step, _N * _N * 8, _N * _N * 8, _N * _N * 8, TAPS * TAPS * 8,
-            max(reduction, part.channels, shape.NR) * item, max(_N * _N, shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
-            M * M * 8,
-            M * M * shape.NR * item,
+            max(reduction, part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+            _N * _N * 8, max(TAPS * TAPS * shape.VL, _N * _N) * shape.VL * item,
         )  # fmt: skip
         (
-            sources, targets, values, weights, products, value_table, weight_table, product_table, weight_source,
-            unused, tile_table, starts, panel_targets, buffer, total,
+            sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
+            weight_source, unused, tile_table, starts, buffer_table, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
         tile_rows, tile_columns = -(-rows.count // M), -(-columns.count // M)
         record = fill(
@@ -188,6 +236,7 @@ class WinogradOperation(Operation):
             tile_rows=tile_rows, tile_columns=tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
+            held=self._held, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=offset,
             weight_r=-w_r if flipped_r else w_r, weight_c=-w_c if flipped_c else w_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
@@ -197,7 +246,7 @@ class WinogradOperation(Operation):
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
             weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,
-            panel_targets=panel_targets, buffer=buffer,
+            buffer_table=buffer_table, buffer=buffer,
         )  # fmt: skip
         return record, total
 
@@ -205,8 +254,7 @@ class WinogradOperation(Operation):
         rate = model.slot_rate(machine, self.tile.VL)
         seconds = model.launch_seconds(self.threads) + self._slots / rate
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
-        share = M * M * TAPS * TAPS / (_N * _N)
-        return Estimate(max(seconds, traffic), f"F({M} x {M}, 3 x 3), 1/{share:.1f} of the multiplications")
+        return Estimate(max(seconds, traffic), _describe())
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         if not self._keeps_weights:
@@ -227,3 +275,111 @@ class WinogradOperation(Operation):
         launch = self._launches[prepared is not None and self._keeps_weights]
         other = second if prepared is None else prepared
         launch(first, other, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+class WeightGradientOperation(Operation):
+    """Weight gradient by tiles: slabs of them, each summed on its own for every block of channels."""
+
+    def __init__(self, problem: ConvProblem, threads: int) -> None:
+        self.problem = problem
+        item, lanes = problem.itemsize, vector_bytes() // problem.itemsize
+        most = _BLOCK_BYTES // item
+        self._inputs = _even_block(problem.ic_per_group, most, lanes)
+        self._outputs = _even_block(problem.oc_per_group, most, lanes)
+        self._blocks = -(-problem.ic_per_group // self._inputs) * -(-problem.oc_per_group // self._outputs)
+        self.tile = correlate_tile(problem.dtype, self._inputs, self._outputs)
+        rows, columns = problem.output_size
+        self._tiles = problem.n * -(-rows // M) * -(-columns // M)
+        self._slabs = self._slab_count()
+        self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
+        weights = math.prod(problem.w_shape)
+        # One thread adds its slabs to the gradient as it comes to them, which gives the same bits.
+        self._partial_bytes = self._slabs * weights * item if self._slabs > 1 and threads > 1 else 0
+        plan, workspace = self._record(self._partial_bytes // self._slabs)
+        tasks = self._slabs * problem.groups * self._blocks
+        self._launch = Launch(
+            lambda: kernels_of_weights.winograd_weights(problem.dtype, self.tile, M), problem.dtype, plan, tasks,
+            threads, workspace,
+        )  # fmt: skip
+        block = max(1024, -(-weights // (4 * threads)))
+        adding = fill(SLABS, slabs=self._slabs, weights=weights, block=block)
+        self._add = Launch(lambda: add_slabs(problem.dtype), problem.dtype, adding, -(-weights // block), threads)
+        self.workspace_bytes = self._launch.workspace_bytes + self._partial_bytes
+
+    def _slab_count(self) -> int:
+        """Slabs to add up: a function of the problem alone, because the result's bits depend on it."""
+        bytes_each = math.prod(self.problem.w_shape) * self.problem.itemsize
+        tasks = self.problem.groups * self._blocks
+        most = min(self._tiles // _SLAB_TILES, _SLABS_BYTES // bytes_each, _TASKS // tasks)
+        return 1 << max(0, most.bit_length() - 1)
+
+    def _record(self, slab_bytes: int) -> tuple[np.ndarray, int]:
+        problem, shape, item = self.problem, self.tile, self.problem.itemsize
+        x = canonical_strides(problem.x_shape, item, problem.layout)
+        y = canonical_strides(problem.y_shape, item, problem.layout)
+        w = canonical_weight_strides(problem.w_shape, item, problem.layout)
+        input_pitch = -(-self._inputs // shape.VL) * shape.VL * item
+        output_pitch = -(-self._outputs // shape.NR) * shape.NR * item
+        product_step = odd_lines(-(-self._inputs // shape.MR) * shape.MR * output_pitch)
+        # The last rows of a register tile may read scalars past those of the last transformed tile.
+        beyond = shape.MR * item
+        room = (_GRADIENT_BYTES - _N * _N * product_step) // (_N * _N)
+        each = -(-self._tiles // self._slabs)
+        block = max(1, min(each, (room - beyond) // (input_pitch + output_pitch)))
+        block = -(-each // -(-each // block))
+        value_step, gradient_step = odd_lines(block * input_pitch + beyond), odd_lines(block * output_pitch)
+        table = _N * _N * 8
+        (
+            values, gradients, products, value_table, gradient_table, product_table, target_table, pixels, spare_table,
+            spare, run, total,
+        ) = workspace_offsets(
+            _N * _N * value_step, _N * _N * gradient_step, _N * _N * product_step, table, table, table, table, table,
+            table, _N * _N * shape.VL * item, (1 + RUN_FIELDS) * 8,
+        )  # fmt: skip
+        (rows, columns), ((top, _), (left, _)) = problem.output_size, problem.padding
+        record = fill(
+            kernels_of_weights.WINOGRAD_WEIGHTS,
+            source_n=x[0], source_r=x[1], source_c=x[2], source_group=problem.ic_per_group * x[3],
+            source_rows=problem.input_size[0], source_columns=problem.input_size[1], first_row=-top, first_column=-left,
+            gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_group=problem.oc_per_group * y[3],
+            rows=rows, columns=columns,
+            target_r=w[0], target_c=w[1], target_k=w[2], target_group=problem.oc_per_group * w[3],
+            slab_bytes=slab_bytes, tile_rows=-(-rows // M), tile_columns=-(-columns // M), tiles=self._tiles,
+            block=block, slabs=self._slabs, groups=problem.groups,
+            inputs=problem.ic_per_group, outputs=problem.oc_per_group,
+            input_block=self._inputs, output_block=self._outputs,
+            input_blocks=-(-problem.ic_per_group // self._inputs),
+            output_blocks=-(-problem.oc_per_group // self._outputs),
+            input_pitch=input_pitch, output_pitch=output_pitch,
+            value_step=value_step, gradient_step=gradient_step, product_step=product_step,
+            zeros=address(self._zeros), workspace_bytes=total, values=values, gradients=gradients, products=products,
+            value_table=value_table, gradient_table=gradient_table, product_table=product_table,
+            target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare, run=run,
+        )  # fmt: skip
+        return record, total
+
+    def estimate(self, machine: Machine) -> Estimate:
+        problem, shape = self.problem, self.tile
+        rate = model.slot_rate(machine, shape.VL)
+        inputs, outputs = (-(-count // shape.VL) for count in (self._inputs, self._outputs))
+        transforms = self._tiles * (inputs * _INPUT_SLOTS + outputs * _GRADIENT_SLOTS)
+        multiply = _N * _N * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
+        multiply *= -(-self._inputs // shape.MR) * shape.MR
+        write = self._slabs * self._inputs * outputs * _SUMS_SLOTS
+        work = problem.groups * self._blocks * (transforms + multiply + write) / rate
+        seconds = work / machine.threads * model.balance(self._launch.tasks, machine.threads)
+        seconds += self._partial_bytes * model.STREAM_SECONDS + model.LAUNCH_SECONDS * (1 + (self._partial_bytes > 0))
+        traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
+        return Estimate(max(seconds, traffic), _describe())
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        if self._partial_bytes == 0:
+            self._launch(second, first, self._zeros, result)
+            return
+        with Buffer(self._partial_bytes) as buffer:
+            partial = buffer[: self._partial_bytes].view(self.problem.dtype).reshape(1, 1, self._slabs, -1)
+            self._launch(second, first, self._zeros, partial)
+            self._add(partial, partial, self._zeros, result)

@@ -302,7 +302,7 @@ def rows_of_block(REAL, ITEM, VL, p, own, scratch):
         for c in range(p.n1 // VL):
             for part in range(2):
                 transpose_square(
-                    REAL, VL, first + c * p.panel_bytes + part * part_bytes, row_bytes,
+                    REAL, VL, first + c * p.panel_bytes + part * part_bytes, row_bytes, VL,
                     scratch + c * VL * row_bytes + part * part_bytes, row_bytes,
                 )  # fmt: skip
         factors = p.factors + group * p.n1 * row_bytes
@@ -316,7 +316,7 @@ def rows_of_block(REAL, ITEM, VL, p, own, scratch):
         for c in range(p.n1 // VL):
             for part in range(2):
                 transpose_square(
-                    REAL, VL, scratch + c * VL * row_bytes + part * part_bytes, row_bytes,
+                    REAL, VL, scratch + c * VL * row_bytes + part * part_bytes, row_bytes, VL,
                     first + c * p.panel_bytes + part * part_bytes, row_bytes,
                 )  # fmt: skip
 

@@ -24,6 +24,11 @@ docs/experiments.md); all of these and their squares are exact in binary."""
 Matrix = tuple[tuple[float, ...], ...]
 
 
+def transposed(matrix: Matrix) -> Matrix:
+    """The matrix with rows and columns exchanged."""
+    return tuple(zip(*matrix, strict=True))
+
+
 class Transforms(NamedTuple):
     """A (m x n), G (n x r) and B (n x n) with n = m + r - 1."""
 

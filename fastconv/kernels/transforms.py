@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.toomcook import Matrix, transforms
+from fastconv.kernels.toomcook import Matrix, transforms, transposed
 
 INPUT = 0
 WEIGHTS = 1
 OUTPUT = 2
+GRADIENT = 3
+"""The output gradient's: OUTPUT's matrix transposed."""
+SUMS = 4
+"""From sums over tiles to the weight gradient: WEIGHTS' matrix transposed."""
+
+
+def _common_scale(coefficients: list[float]) -> float:
+    """The coefficient whose quotients with the others are exact in binary, if any is: they add no rounding errors."""
+
+    def exact(scale: float) -> bool:
+        quotients = [Fraction(c) / Fraction(scale) for c in coefficients]
+        return all(quotient.denominator.bit_count() == 1 for quotient in quotients)
+
+    return next((scale for scale in reversed(coefficients) if exact(scale)), coefficients[-1])
 
 
 class _Combiner:
@@ -26,7 +41,7 @@ class _Combiner:
         self.emit = emit
         self.matrix = matrix
         self.row_pairs = self._pairs(matrix)
-        self.column_pairs = self._pairs(tuple(zip(*matrix, strict=True)))
+        self.column_pairs = self._pairs(transposed(matrix))
 
     @staticmethod
     def _pairs(rows: Any) -> dict[int, int]:
@@ -67,7 +82,7 @@ class _Combiner:
                 continue
             even = self._sum([(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 == 0])
             odd = [(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 and c != 0]
-            scale = odd[-1][0]
+            scale = _common_scale([c for c, _ in odd])
             part = self._sum([(c / scale, v) for c, v in odd])
             results[p] = self._sum([(1.0, even), (scale, part)])
             results[self.row_pairs[p]] = self._sum([(1.0, even), (-scale, part)])
@@ -104,7 +119,13 @@ def transform_tile(
         sources, source_offset, targets, target_offset, start, floor = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         matrices = transforms(m)
-        matrix = {INPUT: matrices.input, WEIGHTS: matrices.weights, OUTPUT: matrices.output}[kind]
+        matrix = {
+            INPUT: matrices.input,
+            WEIGHTS: matrices.weights,
+            OUTPUT: matrices.output,
+            GRADIENT: transposed(matrices.output),
+            SUMS: transposed(matrices.weights),
+        }[kind]
         combine = _Combiner(emit, matrix)
         rows, size = len(matrix), len(matrix[0])
 

@@ -30,19 +30,23 @@ TRANSPOSE = record("""
 
 @intrinsic(prefer_literal=True)
 def transpose_square(
-    typingctx: Any, REAL: Any, VL: Any, source: Any, source_row: Any, target: Any, target_row: Any
+    typingctx: Any, REAL: Any, VL: Any, source: Any, source_row: Any, rows: Any, target: Any, target_row: Any
 ) -> Any:  # fmt: skip
-    """Transpose VL rows of VL values, `source_row` bytes apart, into as many that are `target_row` bytes apart."""
+    """Transpose VL rows of VL values, `source_row` bytes apart, into as many that are `target_row` bytes apart.
+
+    Rows past the first `rows` are not read: the last of these stands for them.
+    """
     lanes = literal(VL)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, source_row, target, target_row = args[2:]
+        source, source_row, rows, target, target_row = args[2:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         vectors = []
-        for _ in range(lanes):
+        for i in range(lanes):
             vectors.append(emit.load(source))
-            source = emit.add(source, source_row)
+            more = builder.icmp_signed("<", emit.const(i + 1), rows)
+            source = builder.select(more, emit.add(source, source_row), source)
         half = lanes // 2
         low = [lane for i in range(half) for lane in (i, lanes + i)]
         high = [lane + half for lane in low]
@@ -56,7 +60,7 @@ def transpose_square(
             target = emit.add(target, target_row)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, *[types.intp] * 4), codegen
+    return types.void(REAL, VL, *[types.intp] * 5), codegen
 
 
 @functools.cache
@@ -79,7 +83,7 @@ def transpose(dtype: str) -> CFunc:
             for r in range(0, whole_rows, VL):
                 for c in range(first, whole_columns, VL):
                     transpose_square(
-                        REAL, VL, source + r * p.source_row + c * ITEM, p.source_row,
+                        REAL, VL, source + r * p.source_row + c * ITEM, p.source_row, VL,
                         target + c * p.target_row + r * ITEM, p.target_row,
                     )  # fmt: skip
             for r in range(p.rows):

@@ -21,41 +21,49 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.gather import AHEAD
-from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import CHANNEL_START, RUN_FIELDS, multiply_tile, pointer, prefetch, record_at
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import (
+    CHANNEL_START,
+    RUN_FIELDS,
+    copy_first_lanes,
+    multiply_tile,
+    pointer,
+    prefetch,
+    record_at,
+)
 from fastconv.kernels.target import Tile
 from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
+from fastconv.kernels.transpose import transpose_square
 
 WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column
     tile_rows tile_columns tiles block blocks parts
-    reduction channels panels chunk
+    reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
-    value_step weight_step product_step zeros
-    workspace_bytes sources targets values weights products value_table weight_table product_table
-    weight_source unused tile_table starts panel_targets buffer
+    value_pitch value_step weight_step product_step zeros
+    workspace_bytes sources targets pixels values weights products value_table weight_table product_table
+    weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
 The last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
-def trace_sources(p, N, image, i, j, source, table):
-    """Write the addresses of the N x N source pixels of the tile at target pixel (i, j)."""
-    addresses = carray(pointer(table), (N, N), np.int64)
-    for a in range(N):
-        row = i + p.first_row + a
-        above = source + image * p.source_n + row * p.source_r
-        inside = 0 <= row < p.source_rows
-        for b in range(N):
-            column = j + p.first_column + b
-            if inside and 0 <= column < p.source_columns:
-                addresses[a, b] = above + column * p.source_c
+def trace_tile(SIZE, image, first_row, first_column, rows, columns, stride_r, stride_c, zeros, table):
+    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `zeros`."""
+    addresses = carray(pointer(table), (SIZE, SIZE), np.int64)
+    for a in range(SIZE):
+        row = first_row + a
+        inside = 0 <= row < rows
+        for b in range(SIZE):
+            column = first_column + b
+            if inside and 0 <= column < columns:
+                addresses[a, b] = image + row * stride_r + column * stride_c
             else:
-                addresses[a, b] = p.zeros
+                addresses[a, b] = zeros
 
 
 @jit.inline
@@ -79,35 +87,85 @@ def trace_matrix(count, table, base, step):
 
 
 @jit.inline
+def transform_channels(
+    REAL, ITEM, VL, KIND, M, SIZE, traced, offset, channels, table, place, spare, spare_table, zeros
+):  # fmt: skip
+    """Transform the SIZE x SIZE pixels that are traced, `channels` channels from an offset on, to a place in a table.
+
+    Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros.
+    """
+    pixels = carray(pointer(traced), SIZE * SIZE, np.int64)
+    for v in range(0, channels, VL):
+        source, shift = traced, offset + v * ITEM
+        if channels - v < VL:
+            for e in range(SIZE * SIZE):
+                copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
+            source, shift = spare_table, 0
+        transform_tile(REAL, VL, KIND, M, source, shift, table, place + v * ITEM, zeros, REAL(0))
+
+
+@jit.inline
+def transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows):
+    """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
+    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    for k in range(rows):
+        for v in range(0, lanes, VL):
+            for a in range(3):
+                for b in range(3):
+                    place = tap + k * p.weight_k + a * p.weight_r + b * p.weight_c + v * ITEM
+                    taps[a, b] = place
+                    prefetch(place + AHEAD * p.weight_k)
+                    if lanes - v < VL:
+                        taps[a, b] = own + p.buffer + (a * 3 + b) * VL * ITEM
+                        copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
+            transform_tile(
+                REAL, VL, WEIGHTS, M, own + p.weight_source, 0, own + p.weight_table, (k * NR + v) * ITEM,
+                p.zeros, REAL(0),
+            )  # fmt: skip
+
+
+@jit.inline
+def transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, before, rows):
+    """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
+
+    The last square overlaps the one before, or reads some of the `before` source channels that precede these.
+    """
+    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    for a in range(3):
+        for b in range(3):
+            taps[a, b] = own + p.buffer + (a * 3 + b) * VL * VL * ITEM
+    for v in range(0, lanes, VL):
+        for k in range(0, rows, VL):
+            first = max(-before, min(k, rows - VL))
+            for a in range(3):
+                for b in range(3):
+                    square = tap + v * p.weight_d + first * ITEM + a * p.weight_r + b * p.weight_c
+                    there = min(VL, lanes - v)
+                    for d in range(there):
+                        prefetch(square + d * p.weight_d + VL * ITEM)
+                    transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
+            for i in range(k, min(k + VL, rows)):
+                transform_tile(
+                    REAL, VL, WEIGHTS, M, own + p.weight_source, (i - first) * VL * ITEM,
+                    own + p.weight_table, (i * NR + v) * ITEM, p.zeros, REAL(0),
+                )  # fmt: skip
+
+
+@jit.inline
 def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, first, packed):
     """Transform a panel's weights of the source channels from `first` on into `packed`.
 
-    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels.
-
-    Lanes past the last channel repeat it; their products are not used.
+    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels. Lanes past the last channel
+    hold anything; their products are not used.
     """
-    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
-    rows = carray(pointer(own + p.buffer), (3, 3, NR), REAL)
     trace_matrix((M + 2) * (M + 2), own + p.weight_table, packed, p.weight_step)
     lanes = min(NR, p.channels - panel * NR)
-    in_place = p.weight_d == ITEM and lanes == NR
-    for k in range(min(p.chunk, p.reduction - first)):
-        tap = weights + (first + k) * p.weight_k + panel * NR * p.weight_d
-        for a in range(3):
-            for b in range(3):
-                place = tap + a * p.weight_r + b * p.weight_c
-                taps[a, b] = place
-                for line in range(0, NR * ITEM, LINE):
-                    prefetch(place + AHEAD * p.weight_k + line)
-                if not in_place:
-                    taps[a, b] = own + p.buffer + (a * 3 + b) * NR * ITEM
-                    for d in range(NR):
-                        rows[a, b, d] = carray(pointer(place + min(d, lanes - 1) * p.weight_d), 1, REAL)[0]
-        for v in range(0, NR, VL):
-            transform_tile(
-                REAL, VL, WEIGHTS, M, own + p.weight_source, v * ITEM, own + p.weight_table, (k * NR + v) * ITEM,
-                p.zeros, REAL(0),
-            )  # fmt: skip
+    rows = min(p.chunk, p.reduction - first)
+    tap = weights + first * p.weight_k + panel * NR * p.weight_d
+    if p.weight_d == ITEM:
+        transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows)
+    else:
+        transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, first, rows)
 
 
 @functools.cache
@@ -126,13 +184,13 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
         capacity = (p.block + MR - 1) // MR * MR
         trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(M * M, own + p.panel_targets, own + p.buffer, VL * ITEM)
+        trace_matrix(N * N, own + p.buffer_table, own + p.buffer, VL * ITEM)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
         for q in range(MR):
             carray(pointer(own + p.starts), MR, np.int64)[q] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * NR * ITEM
-        ready = -1
+        ready, filled = -1, False
         for task in range(begin, end):
             part = task % p.parts
             block = task // p.parts % p.blocks
@@ -141,22 +199,18 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
             tiles = min(p.block, p.tiles - first)
             groups = (tiles + MR - 1) // MR
             if ready != task // p.parts:  # else the parts of one block follow each other
-                ready = task // p.parts
+                ready, filled = task // p.parts, False
                 for t in range(tiles):
                     image = (first + t) // (p.tile_rows * p.tile_columns)
                     i = (first + t) // p.tile_columns % p.tile_rows * M
                     j = (first + t) % p.tile_columns * M
                     source = call.source + group * p.source_group
                     target = call.target + p.target_offset + group * p.target_group
-                    trace_sources(p, N, image, i, j, source, own + p.tile_table)
+                    trace_tile(
+                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels + t * N * N * 8,
+                    )  # fmt: skip
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
-                    for k in range(0, p.reduction, VL):
-                        # The last vector overlaps the one before where channels do not fill it.
-                        offset = min(k, p.reduction - VL) * ITEM
-                        transform_tile(
-                            REAL, VL, INPUT, M, own + p.tile_table, offset, own + p.value_table,
-                            t * p.reduction * ITEM + offset, p.zeros, REAL(0),
-                        )  # fmt: skip
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
                 lanes = min(NR, p.channels - panel * NR)
@@ -167,13 +221,21 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                     else:
                         packed = own + p.weights
                         transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
+                    if p.held < p.reduction or not filled:
+                        filled = True
+                        for t in range(tiles):
+                            transform_channels(
+                                REAL, ITEM, VL, INPUT, M, N, own + p.pixels + t * N * N * 8, k * ITEM,
+                                min(p.held, p.reduction - k), own + p.value_table, t * p.value_pitch,
+                                own + p.buffer, own + p.buffer_table, p.zeros,
+                            )  # fmt: skip
                     run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
                     for e in range(N * N):
-                        values = own + p.values + e * p.value_step + k * ITEM
+                        values = own + p.values + e * p.value_step + k % p.held * ITEM
                         for g in range(groups):
                             rows = own + p.targets + g * MR * 8
                             for q in range(MR):
-                                run[q] = values + min(g * MR + q, tiles - 1) * p.reduction * ITEM
+                                run[q] = values + min(g * MR + q, tiles - 1) * p.value_pitch
                             # The products of later chunks are added to those of the first.
                             multiply_tile(
                                 REAL, VL, MR, NV, CHANNEL_START, 1, 1, own + p.tile_table,
@@ -189,7 +251,7 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                         place = (panel * NR + v) * ITEM
                         transform_tile(
                             REAL, VL, OUTPUT, M, own + p.product_table, (t * NR + v) * ITEM,
-                            table if there == VL else own + p.panel_targets, place if there == VL else 0,
+                            table if there == VL else own + p.buffer_table, place if there == VL else 0,
                             start + v * ITEM, lowest,
                         )  # fmt: skip
                         if there == VL and call.activation == 0:

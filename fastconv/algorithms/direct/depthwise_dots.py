@@ -50,7 +50,8 @@ class DepthwiseDotPass(Pass):
         traffic = vectors * shape.VL * problem.itemsize * (1 + shape.S) * model.STREAM_SECONDS
         work = max(vectors * slots / rate, traffic) + trace
         total = self.blocks * math.prod(problem.w_shape) * model.ADD_SECONDS
-        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads + total
+        work *= model.balance(self.launch.tasks, self.threads) / self.threads
+        return model.launch_seconds(self.threads) + work + total
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

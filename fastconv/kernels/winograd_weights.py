@@ -1,0 +1,131 @@
+"""The weight gradient of 3 x 3 kernels by Winograd's transforms, with a quarter of the plain sum's multiplications.
+
+A tile of M x M output gradients meets (M + 2)^2 inputs, and what it adds to the 3 x 3 gradient is the forward algorithm
+transposed: ``G' ((B x B') * (A' y A)) G``. The last transform is linear, so it waits until all tiles are added up:
+(M + 2)^2 matrix products (input channels x tiles) (tiles x output channels) come first, then a transform of their sums.
+
+A task owns the sums of a block of input and output channels, which stay in the second cache level while it walks its
+tiles, transforming some of them at a time. Padding and edges are addresses of zeros, as in the forward kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
+
+from fastconv.kernels import jit
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import RUN_FIELDS, added_tile, pointer, record_at
+from fastconv.kernels.target import Tile
+from fastconv.kernels.toomcook import TAPS
+from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
+from fastconv.kernels.winograd import trace_matrix, trace_tile, transform_channels
+
+WINOGRAD_WEIGHTS = record("""
+    source_n source_r source_c source_group source_rows source_columns first_row first_column
+    gradient_n gradient_r gradient_c gradient_group rows columns
+    target_r target_c target_k target_group slab_bytes
+    tile_rows tile_columns tiles block slabs groups
+    inputs outputs input_block output_block input_blocks output_blocks
+    input_pitch output_pitch value_step gradient_step product_step zeros
+    workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
+    spare_table spare run
+""")
+"""Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on.
+`*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
+`slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient. The
+last lines' fields are offsets into each thread's workspace."""
+
+
+@jit.inline
+def write_gradient(REAL, ITEM, VL, M, p, own, inputs, outputs, adds):
+    """Transform the sums of a block of channels into the gradient, or add them to it."""
+    targets = carray(pointer(own + p.target_table), TAPS * TAPS, np.int64)
+    for k in range(inputs):
+        for v in range(0, outputs, VL):
+            there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
+            direct = there == VL and not adds
+            transform_tile(
+                REAL, VL, SUMS, M, own + p.product_table, k * p.output_pitch + v * ITEM,
+                own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
+            )  # fmt: skip
+            if direct:
+                continue
+            for e in range(TAPS * TAPS):
+                row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
+                weights = carray(pointer(targets[e] + place), there, REAL)
+                for d in range(there):
+                    weights[d] = weights[d] + row[d] if adds else row[d]
+
+
+@functools.cache
+def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
+    """The kernel for one dtype, register tile and m; tasks are (slab of tiles, group, block of inputs, of outputs)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+    M, N = m, m + TAPS - 1
+
+    def winograd_gradient(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, WINOGRAD_WEIGHTS)
+        own = call.workspace + thread * p.workspace_bytes
+        trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(N * N, own + p.gradient_table, own + p.gradients, p.gradient_step)
+        trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(N * N, own + p.spare_table, own + p.spare, VL * ITEM)
+        run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
+        for task in range(begin, end):
+            first_output = task % p.output_blocks * p.output_block
+            first_input = task // p.output_blocks % p.input_blocks * p.input_block
+            group = task // p.output_blocks // p.input_blocks % p.groups
+            slab = task // p.output_blocks // p.input_blocks // p.groups
+            inputs, outputs = min(p.input_block, p.inputs - first_input), min(p.output_block, p.outputs - first_output)
+            source = call.source + group * p.source_group
+            gradient = call.other + group * p.gradient_group
+            begin_tile, end_tile = p.tiles * slab // p.slabs, p.tiles * (slab + 1) // p.slabs
+            for first in range(begin_tile, end_tile, p.block):
+                tiles = min(p.block, end_tile - first)
+                for t in range(tiles):
+                    image = (first + t) // (p.tile_rows * p.tile_columns)
+                    i = (first + t) // p.tile_columns % p.tile_rows * M
+                    j = (first + t) % p.tile_columns * M
+                    trace_tile(
+                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels,
+                    )  # fmt: skip
+                    transform_channels(
+                        REAL, ITEM, VL, INPUT, M, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
+                        t * p.input_pitch, own + p.spare, own + p.spare_table, p.zeros,
+                    )  # fmt: skip
+                    trace_tile(
+                        M, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
+                        p.zeros, own + p.pixels,
+                    )  # fmt: skip
+                    transform_channels(
+                        REAL, ITEM, VL, GRADIENT, M, M, own + p.pixels, first_output * ITEM, outputs,
+                        own + p.gradient_table, t * p.output_pitch, own + p.spare, own + p.spare_table, p.zeros,
+                    )  # fmt: skip
+                run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
+                for e in range(N * N):
+                    values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
+                    products = own + p.products + e * p.product_step
+                    for k in range(0, inputs, MR):
+                        for v in range(0, outputs, NR):
+                            added_tile(
+                                REAL, VL, MR, NV, 1, own + p.run, values + k * ITEM, gradients + v * ITEM,
+                                p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch, MR, NR,
+                                first > begin_tile,
+                            )  # fmt: skip
+            target = call.target + slab * p.slab_bytes + group * p.target_group
+            target += first_input * p.target_k + first_output * ITEM
+            targets = carray(pointer(own + p.target_table), (TAPS, TAPS), np.int64)
+            for a in range(TAPS):
+                for b in range(TAPS):
+                    targets[a, b] = target + a * p.target_r + b * p.target_c
+            write_gradient(REAL, ITEM, VL, M, p, own, inputs, outputs, slab > 0 and p.slab_bytes == 0)
+
+    return jit.kernel(winograd_gradient)
