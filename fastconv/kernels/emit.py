@@ -83,6 +83,19 @@ class Emitter:
         counts_of_all = self.builder.shuffle_vector(one, one, self._lane0)
         return self.builder.icmp_signed("<", ir.Constant(counts, list(range(first, first + lanes))), counts_of_all)
 
+    def between(self, first: Any, last: Any) -> Any:
+        """A mask of the lanes whose number is not below `first`, but below `last`: any two int64."""
+        lanes, builder = self.vector.count, self.builder
+
+        def bound(value: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, self.const(lanes)), value, self.const(lanes))
+            value = builder.select(builder.icmp_signed(">", value, self.const(0)), value, self.const(0))
+            return builder.shl(self.const(1), value)
+
+        high, low = bound(last), bound(first)
+        bits = builder.select(builder.icmp_signed("<", low, high), builder.sub(high, low), self.const(0))
+        return builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         """Store the lanes of a vector that a mask names, and touch no other place."""
         pointer = self.vector.as_pointer()

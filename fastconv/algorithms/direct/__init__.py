@@ -27,6 +27,7 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.planes import plan_planes
+from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-_PIXEL_KINDS = (plan_gather, plan_reduce, plan_planes, plan_strips, plan_depthwise)
+_PIXEL_KINDS = (plan_gather, plan_reduce, plan_planes, plan_strips, plan_stencil, plan_depthwise)
 _WEIGHT_KINDS = (plan_correlate, plan_dots, plan_depthwise_dots)
 
 

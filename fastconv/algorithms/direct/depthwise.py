@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
 from fastconv.kernels import depthwise
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -73,12 +72,6 @@ class DepthwisePass(Pass):
             by_group = second.reshape(*second.shape[:2], self.tile.G, -1, self.tile.G)
             second = np.ascontiguousarray(by_group.swapaxes(2, 4)).reshape(second.shape)
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
-
-
-def even_step(values: tuple[int, ...]) -> int | None:
-    """The difference between neighbours where it is the same for all; 1 for a single value."""
-    steps = {b - a for a, b in itertools.pairwise(values)}
-    return (steps or {1}).pop() if len(steps) <= 1 else None
 
 
 def plan_depthwise(

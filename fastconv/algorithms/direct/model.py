@@ -54,6 +54,12 @@ DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
 DEPTHWISE_SLOTS = 60
 """Slots lost at the beginning and end of a depthwise tile."""
+STENCIL_SHARE = 0.8
+"""Share of what multiply-adds and loads allow that a tile of a plane reaches."""
+STENCIL_TAP_SLOTS = 12
+"""Slots lost with every column of a kernel."""
+STENCIL_TILE_SLOTS = 60
+"""Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
 LAUNCH_SECONDS = 12e-6
