@@ -22,7 +22,7 @@ from fastconv.kernels.params import LINE, address, aligned, fill
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import tile, vector_bytes
 from fastconv.kernels.toomcook import TAPS
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -75,13 +75,13 @@ class Winograd(Algorithm):
         reduction = problem.ic_per_group if direction == "forward" else problem.oc_per_group
         if reduction < lanes:
             return f"winograd needs {lanes} channels in a group to read, not {reduction}"
-        if problem.layout == "NCHW" and bands_of(problem, direction) is None:
+        if problem.layout == "NCHW" and bands_of(problem, direction, CHANNELS_LAST) is None:
             return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW":
-            bands = bands_of(problem, direction)
+            bands = bands_of(problem, direction, CHANNELS_LAST)
             assert bands is not None  # or it would have declined
             return TransposedOperation(problem, direction, bands, self, threads)
         return WinogradOperation(problem, direction, threads)

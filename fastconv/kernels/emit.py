@@ -116,6 +116,18 @@ class Emitter:
         place = self.builder.inttoptr(address, pointer)
         return self.builder.call(function, [place, ir.Constant(I32, self.item), mask, self.constant(0.0)])
 
+    def transposed(self, vectors: list[Any]) -> list[Any]:
+        """The columns of a square of as many vectors as they have lanes."""
+        lanes, half = len(vectors), len(vectors) // 2
+        low = [lane for i in range(half) for lane in (i, lanes + i)]
+        high = [lane + half for lane in low]
+        # Each round interleaves the first half of the vectors with the second; as many rounds as lanes has bits.
+        for _ in range(lanes.bit_length() - 1):
+            pairs = zip(vectors[:half], vectors[half:], strict=True)
+            masks = [ir.Constant(ir.VectorType(I32, lanes), mask) for mask in (low, high)]
+            vectors = [self.builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        return vectors
+
     def sum_lanes(self, value: Any) -> Any:
         """The sum of a vector's lanes, added pairwise."""
         lanes = self.vector.count

@@ -29,9 +29,9 @@ from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
-from fastconv.algorithms.transposed import TransposedOperation, bands_of
+from fastconv.algorithms.transposed import Band, TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -72,10 +72,16 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
 
 
+def _bands(problem: ConvProblem, direction: str) -> list[Band] | None:
+    """The bands of a problem that is transposed: most passes pack weights, wherever these lie; others vectorise them."""
+    vectors = direction == "grad_weight" or problem.groups > 1
+    return bands_of(problem, direction, CHANNELS_LAST if vectors else IMAGES_LAST)
+
+
 @functools.lru_cache(maxsize=1024)
 def _transposes(problem: ConvProblem, direction: str) -> bool:
     """Whether an NCHW problem is faster transposed."""
-    bands = bands_of(problem, direction)
+    bands = _bands(problem, direction)
     if bands is None:
         return False
     own = DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE)
@@ -89,7 +95,7 @@ class Direct(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
-            bands = bands_of(problem, direction)
+            bands = _bands(problem, direction)
             if bands is not None:
                 return TransposedOperation(problem, direction, bands, self, threads)
         return DirectOperation(problem, direction, threads)

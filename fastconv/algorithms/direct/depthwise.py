@@ -15,7 +15,7 @@ from fastconv.kernels import depthwise
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import RowTile, row_tile_shape
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 MOST_STRIDE = 4
 _SOURCE_BYTES = 256 << 10
@@ -83,7 +83,7 @@ def plan_depthwise(
     w_r, w_c, w_q, _ = canonical_weight_strides(problem.w_shape, item, problem.layout)
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group)
     fits = group == others and group < shape.VL and shape.VL % group == 0 and channels >= shape.VL
-    if not fits or problem.layout == "NCHW" or (group > 1 and problem.layout != "NHWC"):
+    if not fits or problem.layout not in ("NHWC", CHANNELS_LAST) or (group > 1 and problem.layout != "NHWC"):
         return None
     spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
     if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):

@@ -24,6 +24,8 @@ TILE_SLOTS = 120
 """Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
+APART_SHARE = 0.65
+"""Speed of such a tile where the channels of a pixel lie apart: each scalar is on a cache line of its own."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9

@@ -16,7 +16,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import blocks_of, lies_well
-from fastconv.algorithms.direct.grids import Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -77,7 +77,10 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     panel_bytes = reduction * shape.NR * item
     in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
+    if in_place:
+        count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
+    else:  # each panel is packed once, for all tiles
+        count, parts = tiles, min(panels, -(-TASKS_PER_THREAD * threads // matrices)) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
     table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes, count * 8, (count + 1) * shape.MR * 8, *[3 * shape.MR * 8] * 3, shape.MR * 8,
@@ -89,6 +92,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         gather.PACK, source_r=0, source_c=0, source_k=source[3], source_d=item, source_group=reduction * source[3],
         target_group=0, target_panel=0, taps_r=1, taps_c=1, rows=address(taps), columns=address(taps),
         reduction=reduction, channels=pixels, panels=panels,
+        lines=0, line=0, line_offsets=0, line_bytes=0, slots=0, period=1,
     )  # fmt: skip
     template = fill(
         gather.GATHER,
