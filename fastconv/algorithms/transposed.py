@@ -107,9 +107,7 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
     if rows < _BAND_ROWS * problem.kernel_size[0]:
         return None
     starts = [(image, first) for image in range(n) for first in range(0, count, rows)]
-    bands = [
-        _row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts
-    ]
+    bands = [_row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
     return None if None in bands else bands  # type: ignore[return-value]
 
 

@@ -29,19 +29,21 @@ STENCIL = record("""
     target_offset target_n target_r target_d target_group
     weight_offset weight_r weight_c weight_k weight_d weight_group
     start_group
-    groups rows columns phases first_row first_column column_spread
-    chunks taps_c reduction channels
+    parts_of_problem groups rows columns phases first_row first_column column_spread
+    chunks rest_rows taps_c reduction channels
     zeros row_tiles phase_tiles row_block row_blocks parts
     workspace_bytes table rest
 """)
 """Strides and `*_group` are in bytes. The rows of a tile are `phases` apart, as are the source rows of its taps; a phase
 has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into `chunks` of KH and
-a rest. The last line's fields but the first are offsets into each thread's workspace."""
+`rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after another, for
+every phase of the stride; tasks take their shares of all. The last line's fields but the first are offsets into each
+thread's workspace."""
 
 
 @intrinsic(prefer_literal=True)
 def stencil_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, KH: Any, REST: Any, SR: Any, SC: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, KH: Any, REST: Any, SR: Any, SC: Any, EC: Any,
     runs: Any, table: Any, rest_runs: Any, rest: Any, column: Any, column_spread: Any, columns: Any,
     weights: Any, weight_r: Any, weight_c: Any, taps: Any,
     start: Any, floor: Any, target: Any, target_r: Any, rows: Any, lanes: Any,
@@ -51,17 +53,18 @@ def stencil_tile(
     A run is (MR - 1) SR + KH + 1 integers of `table`: the addresses of source rows, and the offset of its weights from
     `weights`; the same holds for the runs of REST kernel rows at `rest`. The first lane meets the source column `column`,
     and `column_spread` more with each of the `taps` columns of the kernel; source rows have `columns` of them. All sums
-    begin with the scalar at `start`.
+    begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them.
     """
     vector_lanes, height, width, heights = literal(VL), literal(MR), literal(NV), (literal(KH), literal(REST))
-    row_step, column_step = literal(SR), literal(SC)
+    row_step, column_step, apart = literal(SR), literal(SC), literal(EC)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, rest_runs, rest, column, column_spread, columns = args[8:15]
-        weights, weight_r, weight_c, taps, start, floor, target, target_r, rows, lanes = args[15:]
+        runs, table, rest_runs, rest, column, column_spread, columns = args[9:16]
+        weights, weight_r, weight_c, taps, start, floor, target, target_r, rows, lanes = args[16:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
+        masks_type = ir.VectorType(ir.IntType(1), vector_lanes)
         every = ir.Constant(ir.VectorType(I32, vector_lanes), [lane * column_step for lane in range(vector_lanes)])
 
         def tap(b: Any, sums: list[Any]) -> list[Any]:
@@ -114,23 +117,40 @@ def stencil_tile(
         # An ordered "<" is false for NaN, which therefore passes.
         values = [builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in sums]
         places = [add(target, builder.mul(target_r, const(m))) for m in range(height)]
+
+        def store_some() -> None:
+            ours = ir.Constant(masks_type, [lane % apart == 0 for lane in range(vector_lanes)])
+            left = builder.mul(lanes, const(apart))
+            masks = [
+                builder.and_(emit.between(const(0), builder.sub(left, const(k * vector_lanes))), ours)
+                for k in range(width * apart)
+            ]
+            for m in range(height):
+                with builder.if_then(builder.icmp_signed(">", rows, const(m))):
+                    for k, mask in enumerate(masks):
+                        lowest_lane = k % apart * vector_lanes // apart
+                        spread = [lowest_lane + lane // apart for lane in range(vector_lanes)]
+                        value = values[m * width + k // apart]
+                        part = builder.shuffle_vector(value, value, ir.Constant(every.type, spread))
+                        emit.store_masked(part, add(places[m], const(k * emit.vector_bytes)), mask)
+
+        if apart > 1:
+            store_some()
+            return context.get_dummy_value()
         whole = builder.and_(
-            builder.icmp_signed(">=", rows, const(height)), builder.icmp_signed(">=", lanes, const(width * vector_lanes))
+            builder.icmp_signed(">=", rows, const(height)),
+            builder.icmp_signed(">=", lanes, const(width * vector_lanes)),
         )
         with builder.if_else(whole) as (all_stored, some_stored):
             with all_stored:
                 for i, value in enumerate(values):
                     emit.store(value, add(places[i // width], const(i % width * emit.vector_bytes)))
             with some_stored:
-                for i, value in enumerate(values):
-                    m, j = divmod(i, width)
-                    stored = builder.select(builder.icmp_signed(">", rows, const(m)), lanes, const(0))
-                    mask = emit.between(const(0), builder.sub(stored, const(j * vector_lanes)))
-                    emit.store_masked(value, add(places[m], const(j * emit.vector_bytes)), mask)
+                store_some()
         return context.get_dummy_value()
 
     integers = [types.intp] * 12
-    return types.void(REAL, VL, MR, NV, KH, REST, SR, SC, *integers, real, *[types.intp] * 4), codegen
+    return types.void(REAL, VL, MR, NV, KH, REST, SR, SC, EC, *integers, real, *[types.intp] * 4), codegen
 
 
 @jit.inline
@@ -152,28 +172,38 @@ def stencil(dtype: str, tile: StencilTile) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (image, group, block of rows, part of the target channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, NV, NR, KH, REST, SR, SC = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST, tile.SR, tile.SC
+    VL, MR, NV, NR, KH, REST = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST
+    SR, SC, EC = tile.SR, tile.SC, tile.EC
     SOURCES, SOURCES_REST = (MR - 1) * SR + KH, (MR - 1) * SR + REST
+    RECORD = STENCIL.itemsize
 
     def stencil_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
-        p = record_at(call.plan, STENCIL)
-        own = call.workspace + thread * p.workspace_bytes
-        table, rest = own + p.table, own + p.rest
+        every_part = record_at(call.plan, STENCIL)
+        own = call.workspace + thread * every_part.workspace_bytes
+        table, rest = own + every_part.table, own + every_part.rest
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         for task in range(begin, end):
-            part = task % p.parts
-            block = task // p.parts % p.row_blocks
-            group = task // p.parts // p.row_blocks % p.groups
-            image = task // p.parts // p.row_blocks // p.groups
-            source = call.source + image * p.source_n + group * p.source_group
-            target = call.target + p.target_offset + image * p.target_n + group * p.target_group
-            weights = call.other + p.weight_offset + group * p.weight_group
-            start = call.start + group * p.start_group
-            for t in range(block * p.row_block, min((block + 1) * p.row_block, p.row_tiles)):
+            part = task % every_part.parts
+            block = task // every_part.parts % every_part.row_blocks
+            group = task // every_part.parts // every_part.row_blocks % every_part.groups
+            image = task // every_part.parts // every_part.row_blocks // every_part.groups
+            for tile_of_all in range(
+                block * every_part.row_block * every_part.parts_of_problem,
+                (block + 1) * every_part.row_block * every_part.parts_of_problem,
+            ):
+                # All parts of the problem write to the same lines, which are then still in the first cache level.
+                p = record_at(call.plan + tile_of_all % every_part.parts_of_problem * RECORD, STENCIL)
+                t = tile_of_all // every_part.parts_of_problem
+                if t >= p.row_tiles:
+                    continue
                 top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases
                 if top >= p.rows:
                     continue
+                source = call.source + image * p.source_n + group * p.source_group
+                target = call.target + p.target_offset + image * p.target_n + group * p.target_group
+                weights = call.other + p.weight_offset + group * p.weight_group
+                start = call.start + group * p.start_group
                 rows = min(MR, (p.rows - top + p.phases - 1) // p.phases)
                 runs = rest_runs = 0
                 for k in range(p.reduction):
@@ -181,16 +211,16 @@ def stencil(dtype: str, tile: StencilTile) -> CFunc:
                     for chunk in range(p.chunks):
                         weight = k * p.weight_k + chunk * KH * p.weight_r
                         runs = trace_rows(p, SOURCES, table, runs, plane, row + chunk * KH * p.phases, weight)
-                    if REST:
+                    if REST and p.rest_rows != 0:
                         weight = k * p.weight_k + p.chunks * KH * p.weight_r
                         row += p.chunks * KH * p.phases
                         rest_runs = trace_rows(p, SOURCES_REST, rest, rest_runs, plane, row, weight)
                 for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
                     for left in range(0, p.columns, NR):
                         width = min(NR, p.columns - left)
-                        here = target + d * p.target_d + top * p.target_r + left * ITEM
+                        here = target + d * p.target_d + top * p.target_r + left * EC * ITEM
                         stencil_tile(
-                            REAL, VL, MR, NV, KH, REST, SR, SC, runs, table, rest_runs, rest,
+                            REAL, VL, MR, NV, KH, REST, SR, SC, EC, runs, table, rest_runs, rest,
                             left * SC + p.first_column, p.column_spread, p.source_columns,
                             weights + d * p.weight_d, p.weight_r, p.weight_c, p.taps_c,
                             start + d * ITEM, lowest, here, p.target_r * p.phases, rows, width,

@@ -161,7 +161,7 @@ class StencilTile:
     """A register tile for planes: MR target rows by NV vectors of VL neighbouring pixels.
 
     KH rows of a kernel are multiplied at once, REST after them. Neighbouring target pixels meet source pixels SR rows
-    and SC columns apart.
+    and SC columns apart; they lie EC columns apart themselves.
     """
 
     VL: int
@@ -171,6 +171,7 @@ class StencilTile:
     REST: int
     SR: int
     SC: int
+    EC: int
 
     @property
     def NR(self) -> int:
@@ -178,14 +179,18 @@ class StencilTile:
         return self.VL * self.NV
 
 
-def stencil_tile_shape(dtype: str, taps: int, rows: int, columns: int, steps: tuple[int, int]) -> StencilTile:
-    """Choose the tile for kernels of `taps` rows and planes of that many target rows and columns.
+def stencil_tile_shape(
+    dtype: str, taps: int, fewer: int, rows: int, columns: int, steps: tuple[int, int], every: int
+) -> StencilTile:
+    """Choose the tile for kernels of `taps` rows, some of `fewer`, and planes of that many target rows and columns.
 
-    The kernel's rows and the sums share the registers. Of a high tile and a wide one that wins which computes fewer
+    `steps` and `every` are the tile's SR and SC, and EC. The kernel's rows and the sums share the registers. Of a high tile and a wide one that wins which computes fewer
     pixels for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     most, tiles = (7, ((7, 2), (14, 1), (9, 1), (7, 1))) if registers() == 32 else (5, ((4, 2), (8, 1), (4, 1)))
     MR, NV = min(tiles, key=lambda t: -(-rows // t[0]) * t[0] * -(-columns // (t[1] * lanes)) * t[1])
     height = min(taps, most)
-    return StencilTile(VL=lanes, MR=MR, NV=NV, KH=height, REST=taps % height, SR=steps[0], SC=steps[1])
+    return StencilTile(
+        VL=lanes, MR=MR, NV=NV, KH=height, REST=taps % height or fewer % height, SR=steps[0], SC=steps[1], EC=every
+    )

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-_PIXEL_KINDS = (plan_gather, plan_reduce, plan_planes, plan_strips, plan_stencil, plan_depthwise)
+_PIXEL_KINDS = (plan_gather, plan_reduce, plan_planes, plan_strips, plan_depthwise)
 _WEIGHT_KINDS = (plan_correlate, plan_dots, plan_depthwise_dots)
 
 
@@ -49,13 +49,23 @@ def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
-    """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads."""
+    """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads.
+
+    Stencils do all sub-problems in one pass.
+    """
     if direction == "grad_weight":
         return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS),)
-    return tuple(
+    parts = sub_problems(problem, direction)
+    kinds = tuple(
         _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
-        for part in sub_problems(problem, direction)
+        for part in parts
     )
+    together = plan_stencil(problem, direction, parts, 1)
+    if together is None:
+        return kinds
+    each = [kind(problem, direction, *part, 1) for kind, part in zip(kinds, parts, strict=True)]
+    faster = together.seconds(model.NOMINAL_RATE) < sum(step.seconds(model.NOMINAL_RATE) for step in each)
+    return (plan_stencil,) if faster else kinds
 
 
 def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
@@ -69,6 +79,8 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     if direction == "grad_weight":
         return (kinds[0](problem, threads),)
     parts = sub_problems(problem, direction)
+    if kinds == (plan_stencil,):
+        return (plan_stencil(problem, direction, parts, threads),)
     return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
 
 
@@ -110,7 +122,7 @@ class DirectOperation(Operation):
         self.passes = plan_passes(problem, direction, threads)
         self.workspace_bytes = max((step.workspace_bytes for step in self.passes), default=0)
         phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
-        self._leaves_gaps = direction == "grad_input" and len(self.passes) < phases
+        self._leaves_gaps = direction == "grad_input" and len(sub_problems(problem, direction)) < phases
         if direction == "forward":
             self.prepared_key = self.passes[0].prepared_key
 

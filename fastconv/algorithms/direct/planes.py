@@ -77,10 +77,10 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     panel_bytes = reduction * shape.NR * item
     in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    if in_place:
-        count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
-    else:  # each panel is packed once, for all tiles
-        count, parts = tiles, min(panels, -(-TASKS_PER_THREAD * threads // matrices)) if threads > 1 else 1
+    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
+    wanted = TASKS_PER_THREAD * threads
+    if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
+        count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
     table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes, count * 8, (count + 1) * shape.MR * 8, *[3 * shape.MR * 8] * 3, shape.MR * 8,
