@@ -162,10 +162,10 @@ PACK = record("""
     taps_r taps_c rows columns reduction channels panels
     lines line line_offsets line_bytes slots period
 """)
-"""Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each has
-`lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of every
-`period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow on the
-next row."""
+"""Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
+has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
+every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
+on the next row."""
 
 
 @jit.inline
@@ -177,9 +177,6 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
     rows = carray(pointer(q.rows), q.taps_r, np.int64)
     columns = carray(pointer(q.columns), q.taps_c, np.int64)
     lanes = min(NR, q.channels - panel * NR)
-    packed = carray(pointer(target), (q.taps_r, q.taps_c, q.reduction, NR), REAL)
-    if lanes < NR:
-        packed[:] = REAL(0)
     first = source + panel * NR * q.source_d
     if q.source_d != ITEM:
         offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
@@ -190,6 +187,9 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
                     target + i * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
         return
+    packed = carray(pointer(target), (q.taps_r, q.taps_c, q.reduction, NR), REAL)
+    if lanes < NR:
+        packed[:] = REAL(0)
     for a in range(q.taps_r):
         for b in range(q.taps_c):
             tap = first + rows[a] * q.source_r + columns[b] * q.source_c

@@ -287,7 +287,9 @@ def turn_line(
     typingctx: Any, REAL: Any, VL: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
     target: Any, slots: Any, period: Any, target_step: Any,
 ) -> Any:  # fmt: skip
-    """Transpose VL rows from the `first` of `rows` on, `row_step` bytes apart, of `columns` values; the last may repeat.
+    """Transpose VL rows of `columns` values, those from the `first` of `rows` on, `row_step` bytes apart.
+
+    Rows past the last repeat it.
 
     Of every `period` columns the q-th is stored as a vector at `target` plus the q-th of `slots`, or nowhere if that is
     negative; `target` then moves by `target_step`.

@@ -34,9 +34,9 @@ STENCIL = record("""
     zeros row_tiles phase_tiles row_block row_blocks parts
     workspace_bytes table rest
 """)
-"""Strides and `*_group` are in bytes. The rows of a tile are `phases` apart, as are the source rows of its taps; a phase
-has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into `chunks` of KH and
-`rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after another, for
+"""Strides and `*_group` are in bytes. The rows of a tile are `phases` apart, as are the source rows of its taps; a
+phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into `chunks` of
+KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after another, for
 every phase of the stride; tasks take their shares of all. The last line's fields but the first are offsets into each
 thread's workspace."""
 
@@ -51,9 +51,9 @@ def stencil_tile(
     """Register tile of MR rows by NV vectors of pixels, of which `rows` rows and `lanes` lanes are stored.
 
     A run is (MR - 1) SR + KH + 1 integers of `table`: the addresses of source rows, and the offset of its weights from
-    `weights`; the same holds for the runs of REST kernel rows at `rest`. The first lane meets the source column `column`,
-    and `column_spread` more with each of the `taps` columns of the kernel; source rows have `columns` of them. All sums
-    begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them.
+    `weights`; the same holds for the runs of REST kernel rows at `rest`. The first lane meets the source column
+    `column`, and `column_spread` more with each of the `taps` columns of the kernel; source rows have `columns` of
+    them. All sums begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them.
     """
     vector_lanes, height, width, heights = literal(VL), literal(MR), literal(NV), (literal(KH), literal(REST))
     row_step, column_step, apart = literal(SR), literal(SC), literal(EC)
@@ -65,7 +65,8 @@ def stencil_tile(
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         masks_type = ir.VectorType(ir.IntType(1), vector_lanes)
-        every = ir.Constant(ir.VectorType(I32, vector_lanes), [lane * column_step for lane in range(vector_lanes)])
+        places_type = ir.VectorType(I32, vector_lanes)
+        every = ir.Constant(places_type, [lane * column_step for lane in range(vector_lanes)])
 
         def tap(b: Any, sums: list[Any]) -> list[Any]:
             first = add(column, builder.mul(b, column_spread))
@@ -131,7 +132,7 @@ def stencil_tile(
                         lowest_lane = k % apart * vector_lanes // apart
                         spread = [lowest_lane + lane // apart for lane in range(vector_lanes)]
                         value = values[m * width + k // apart]
-                        part = builder.shuffle_vector(value, value, ir.Constant(every.type, spread))
+                        part = builder.shuffle_vector(value, value, ir.Constant(places_type, spread))
                         emit.store_masked(part, add(places[m], const(k * emit.vector_bytes)), mask)
 
         if apart > 1:
@@ -179,22 +180,22 @@ def stencil(dtype: str, tile: StencilTile) -> CFunc:
 
     def stencil_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
-        every_part = record_at(call.plan, STENCIL)
-        own = call.workspace + thread * every_part.workspace_bytes
-        table, rest = own + every_part.table, own + every_part.rest
+        common = record_at(call.plan, STENCIL)
+        own = call.workspace + thread * common.workspace_bytes
+        table, rest = own + common.table, own + common.rest
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         for task in range(begin, end):
-            part = task % every_part.parts
-            block = task // every_part.parts % every_part.row_blocks
-            group = task // every_part.parts // every_part.row_blocks % every_part.groups
-            image = task // every_part.parts // every_part.row_blocks // every_part.groups
+            part = task % common.parts
+            block = task // common.parts % common.row_blocks
+            group = task // common.parts // common.row_blocks % common.groups
+            image = task // common.parts // common.row_blocks // common.groups
             for tile_of_all in range(
-                block * every_part.row_block * every_part.parts_of_problem,
-                (block + 1) * every_part.row_block * every_part.parts_of_problem,
+                block * common.row_block * common.parts_of_problem,
+                (block + 1) * common.row_block * common.parts_of_problem,
             ):
                 # All parts of the problem write to the same lines, which are then still in the first cache level.
-                p = record_at(call.plan + tile_of_all % every_part.parts_of_problem * RECORD, STENCIL)
-                t = tile_of_all // every_part.parts_of_problem
+                p = record_at(call.plan + tile_of_all % common.parts_of_problem * RECORD, STENCIL)
+                t = tile_of_all // common.parts_of_problem
                 if t >= p.row_tiles:
                     continue
                 top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases

@@ -184,8 +184,8 @@ def stencil_tile_shape(
 ) -> StencilTile:
     """Choose the tile for kernels of `taps` rows, some of `fewer`, and planes of that many target rows and columns.
 
-    `steps` and `every` are the tile's SR and SC, and EC. The kernel's rows and the sums share the registers. Of a high tile and a wide one that wins which computes fewer
-    pixels for nothing.
+    `steps` and `every` are the tile's SR and SC, and EC. The kernel's rows and the sums share the registers. That tile
+    wins which computes the fewest pixels for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     most, tiles = (7, ((7, 2), (14, 1), (9, 1), (7, 1))) if registers() == 32 else (5, ((4, 2), (8, 1), (4, 1)))

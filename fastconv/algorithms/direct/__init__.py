@@ -80,14 +80,16 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
         return (kinds[0](problem, threads),)
     parts = sub_problems(problem, direction)
     if kinds == (plan_stencil,):
-        return (plan_stencil(problem, direction, parts, threads),)
+        together = plan_stencil(problem, direction, parts, threads)
+        assert together is not None  # one thread had a plan
+        return (together,)
     return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
 
 
 def _bands(problem: ConvProblem, direction: str) -> list[Band] | None:
-    """The bands of a problem that is transposed: most passes pack weights, wherever these lie; others vectorise them."""
-    vectors = direction == "grad_weight" or problem.groups > 1
-    return bands_of(problem, direction, CHANNELS_LAST if vectors else IMAGES_LAST)
+    """The bands of a problem to transpose, with its weights where they are read or written in vectors, not packed."""
+    in_vectors = direction == "grad_weight" or problem.groups > 1
+    return bands_of(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST)
 
 
 @functools.lru_cache(maxsize=1024)
