@@ -12,6 +12,7 @@ SHAPES = (
     "all-together-wide",
     "threads-winograd-batch",
     "tail-17to31-ow13",
+    "threads-planes-stride2",
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_shape = pytest.mark.parametrize("name", SHAPES)

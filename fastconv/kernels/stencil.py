@@ -36,9 +36,9 @@ STENCIL = record("""
 """)
 """Strides and `*_group` are in bytes. The rows of a tile are `phases` apart, as are the source rows of its taps; a
 phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into `chunks` of
-KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after another, for
-every phase of the stride; tasks take their shares of all. The last line's fields but the first are offsets into each
-thread's workspace."""
+KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after
+another, for every phase of the stride; tasks take their shares of all. The last line's fields but the first are offsets
+into each thread's workspace."""
 
 
 @intrinsic(prefer_literal=True)
