@@ -25,20 +25,21 @@ from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.target import StencilTile
 
 STENCIL = record("""
-    source_n source_r source_k source_group source_rows source_columns
-    target_offset target_n target_r target_d target_group
+    source_r source_k source_group source_rows source_columns
+    target_offset target_r target_d target_group
     weight_offset weight_r weight_c weight_k weight_d weight_group
     start_group
     parts_of_problem groups rows columns phases first_row first_column column_spread
     chunks rest_rows taps_c reduction channels
-    zeros row_tiles phase_tiles row_block row_blocks parts
+    zeros row_tiles phase_tiles row_block shares parts
     workspace_bytes table rest
 """)
-"""Strides and `*_group` are in bytes. The rows of a tile are `phases` apart, as are the source rows of its taps; a
-phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into `chunks` of
-KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one after
-another, for every phase of the stride; tasks take their shares of all. The last line's fields but the first are offsets
-into each thread's workspace."""
+"""Strides and `*_group` are in bytes; the groups of all images follow one another. A group has `shares` tasks: blocks
+of rows, each in `parts` parts of the target channels. The rows of a tile are `phases` apart, as are the source rows of
+its taps; a phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into
+`chunks` of KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one
+after another, for every phase of the stride, and its tasks take blocks of all. The last line's fields but the first are
+offsets into each thread's workspace."""
 
 
 @intrinsic(prefer_literal=True)
@@ -170,7 +171,7 @@ def trace_rows(p, SOURCES, entries, count, plane, row, weight):
 
 @functools.cache
 def stencil(dtype: str, tile: StencilTile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (image, group, block of rows, part of the target channels)."""
+    """The kernel for one dtype and tile; its tasks are (group of an image, block of rows, part of the channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR, KH, REST = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST
@@ -185,37 +186,48 @@ def stencil(dtype: str, tile: StencilTile) -> CFunc:
         table, rest = own + common.table, own + common.rest
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         for task in range(begin, end):
-            part = task % common.parts
-            block = task // common.parts % common.row_blocks
-            group = task // common.parts // common.row_blocks % common.groups
-            image = task // common.parts // common.row_blocks // common.groups
+            # Divisions take as long as a small plane does, so none is made whose result is known.
+            plane, share = task, 0
+            if common.shares > 1:
+                plane, share = task // common.shares, task % common.shares
+            group = plane % common.groups
+            block, part = share, 0
+            if common.parts > 1:
+                block, part = share // common.parts, share % common.parts
+            first = block * common.row_block
             for tile_of_all in range(
-                block * common.row_block * common.parts_of_problem,
-                (block + 1) * common.row_block * common.parts_of_problem,
+                first * common.parts_of_problem, (first + common.row_block) * common.parts_of_problem
             ):
                 # All parts of the problem write to the same lines, which are then still in the first cache level.
-                p = record_at(call.plan + tile_of_all % common.parts_of_problem * RECORD, STENCIL)
-                t = tile_of_all // common.parts_of_problem
+                p, t = common, tile_of_all
+                if common.parts_of_problem > 1:
+                    p = record_at(call.plan + tile_of_all % common.parts_of_problem * RECORD, STENCIL)
+                    t = tile_of_all // common.parts_of_problem
                 if t >= p.row_tiles:
                     continue
-                top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases
+                top = t * MR
+                if p.phases > 1:
+                    top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases
                 if top >= p.rows:
                     continue
-                source = call.source + image * p.source_n + group * p.source_group
-                target = call.target + p.target_offset + image * p.target_n + group * p.target_group
+                source = call.source + plane * p.source_group
+                target = call.target + p.target_offset + plane * p.target_group
                 weights = call.other + p.weight_offset + group * p.weight_group
                 start = call.start + group * p.start_group
-                rows = min(MR, (p.rows - top + p.phases - 1) // p.phases)
+                rows = p.rows - top
+                if p.phases > 1:
+                    rows = (rows + p.phases - 1) // p.phases
+                rows = min(MR, rows)
                 runs = rest_runs = 0
                 for k in range(p.reduction):
-                    plane, row = source + k * p.source_k, top * SR + p.first_row
+                    above, row = source + k * p.source_k, top * SR + p.first_row
                     for chunk in range(p.chunks):
                         weight = k * p.weight_k + chunk * KH * p.weight_r
-                        runs = trace_rows(p, SOURCES, table, runs, plane, row + chunk * KH * p.phases, weight)
+                        runs = trace_rows(p, SOURCES, table, runs, above, row + chunk * KH * p.phases, weight)
                     if REST and p.rest_rows != 0:
                         weight = k * p.weight_k + p.chunks * KH * p.weight_r
                         row += p.chunks * KH * p.phases
-                        rest_runs = trace_rows(p, SOURCES_REST, rest, rest_runs, plane, row, weight)
+                        rest_runs = trace_rows(p, SOURCES_REST, rest, rest_runs, above, row, weight)
                 for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
                     for left in range(0, p.columns, NR):
                         width = min(NR, p.columns - left)

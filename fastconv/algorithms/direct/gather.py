@@ -32,7 +32,7 @@ _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
 _IN_PLACE_BYTES = 1 << 20
 """How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
-_CONFLICT_BYTES = 1 << 9
+CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
@@ -42,7 +42,7 @@ _LAUNCH_WEIGHTS = 1 << 14
 
 def lies_well(step: int, panel_bytes: int, steps: int) -> bool:
     """Whether a panel of weights `step` bytes apart can be read in place over and over: from lines of its own."""
-    return steps * step <= _IN_PLACE_BYTES and (step % _CONFLICT_BYTES != 0 or panel_bytes <= _CONFLICT_BYTES)
+    return steps * step <= _IN_PLACE_BYTES and (step % CONFLICT_BYTES != 0 or panel_bytes <= CONFLICT_BYTES)
 
 
 def blocks_of(tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int) -> tuple[int, int]:

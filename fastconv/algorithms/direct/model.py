@@ -25,7 +25,7 @@ TILE_SLOTS = 120
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 APART_SHARE = 0.65
-"""Speed of such a tile where the channels of a pixel lie apart: each scalar is on a cache line of its own."""
+"""Speed of such a tile where its scalars lie apart, each on a cache line of its own, and many meet in the same few."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9

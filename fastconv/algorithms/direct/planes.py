@@ -15,7 +15,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.gather import blocks_of, lies_well
+from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.launch import Launch
@@ -45,7 +45,10 @@ class PlanePass(Pass):
         slots = model.tile_slots(pixels, shape) * reduction + panels * (model.RUN_SLOTS + model.TILE_SLOTS)
         packed = pixels % shape.NR if p["in_place"] else pixels
         pack = matrices * int(p["blocks"]) * packed * reduction * model.PACK_SECONDS
-        work = (tiles * slots / rate + pack) * model.balance(self.launch.tasks, self.threads)
+        multiply = tiles * slots / rate
+        if p["source_k"] % CONFLICT_BYTES == 0:
+            multiply /= model.APART_SHARE
+        work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
         return model.LAUNCH_SECONDS + work / self.threads
 
     def run(

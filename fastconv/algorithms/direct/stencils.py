@@ -47,7 +47,7 @@ class StencilPass(Pass):
         work = planes * sum(self._plane_seconds(record, rate) for record in self.launch.plan)
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
         balance = model.balance(-(-self.launch.tasks // self.launch.grain), self.threads)
-        return model.LAUNCH_SECONDS + max(work, traffic) * balance / self.threads
+        return model.LAUNCH_SECONDS + (work + traffic) * balance / self.threads
 
     def _plane_seconds(self, p: np.void, rate: float) -> float:
         """Time of one part of the problem for one group of one image."""
@@ -115,11 +115,11 @@ def plan_stencil(
         return -(-rows.count // (abs(_spread(rows)) * shape.MR))
 
     row_tiles = max(min(abs(_spread(rows)), rows.count) * phase_tiles(rows) for rows, _ in parts)
-    planes, row_block, shares, grain = problem.n * groups, row_tiles, 1, 1
+    planes, row_block, parts_of_channels, grain = problem.n * groups, row_tiles, 1, 1
     if threads > 1:
         wanted = TASKS_PER_THREAD * threads
         row_block = max(1, min(row_tiles, row_tiles * planes // wanted))
-        shares = min(channels, max(1, wanted // (planes * -(-row_tiles // row_block))))
+        parts_of_channels = min(channels, max(1, wanted // (planes * -(-row_tiles // row_block))))
         grain = max(1, planes // wanted)
     row_blocks = -(-row_tiles // row_block)
     chunks = heights[-1] // shape.KH
@@ -134,10 +134,10 @@ def plan_stencil(
         phases = abs(_spread(rows))
         records.append(fill(
             stencil.STENCIL,
-            source_n=source[0], source_r=source[1], source_k=source[3], source_group=reduction * source[3],
+            source_r=source[1], source_k=source[3], source_group=reduction * source[3],
             source_rows=source_size[0], source_columns=source_size[1],
             target_offset=rows.first * target[1] + columns.first * target[2],
-            target_n=target[0], target_r=target[1] * rows.every, target_d=target[3], target_group=channels * target[3],
+            target_r=target[1] * rows.every, target_d=target[3], target_group=channels * target[3],
             weight_offset=first_r + first_c, weight_r=step_r, weight_c=step_c, weight_k=w_k, weight_d=w_d,
             weight_group=weight_group, start_group=channels * item,
             parts_of_problem=len(parts), groups=groups, rows=rows.count, columns=columns.count, phases=phases,
@@ -145,11 +145,11 @@ def plan_stencil(
             chunks=len(rows.taps) // shape.KH, rest_rows=len(rows.taps) % shape.KH, taps_c=len(columns.taps),
             reduction=reduction, channels=channels,
             zeros=address(outside), row_tiles=min(phases, rows.count) * phase_tiles(rows),
-            phase_tiles=phase_tiles(rows), row_block=row_block, row_blocks=row_blocks, parts=shares,
-            workspace_bytes=total, table=table, rest=rest,
+            phase_tiles=phase_tiles(rows), row_block=row_block, shares=row_blocks * parts_of_channels,
+            parts=parts_of_channels, workspace_bytes=total, table=table, rest=rest,
         ))  # fmt: skip
     launch = Launch(
         lambda: stencil.stencil(problem.dtype, shape), problem.dtype, np.concatenate(records),
-        planes * row_blocks * shares, threads, total, grain,
+        planes * row_blocks * parts_of_channels, threads, total, grain,
     )  # fmt: skip
     return StencilPass(problem, threads, shape, launch, np.zeros(groups * channels, problem.dtype), outside)
