@@ -15,6 +15,8 @@ DIRECTIONS = ("forward", "grad_input", "grad_weight")
 LAYOUTS = ("NHWC", "NCHW")
 CHANNELS_LAST = "NHWC, IHWO"
 """Layout of transposed NCHW problems: weights (ic/groups, kh, kw, oc). Callers cannot ask for it."""
+IMAGES_LAST = "NHWC, OIHW"
+"""The same with weights as NCHW problems have them."""
 COMPUTED = {
     np.dtype(order + given): computed
     for given, computed in (("f2", "float32"), ("f4", "float32"), ("f8", "float64"))

@@ -106,9 +106,36 @@ def _tails() -> list[Case]:
     return cases
 
 
+def _plane_tails() -> list[Case]:
+    """Few channels a group around tiles of 4 to 14 rows and 4 to 32 pixels of a plane; kernels higher than 7."""
+    sizes = ((6, 31), (7, 32), (8, 33), (9, 16), (10, 17), (13, 7), (14, 15), (15, 48), (4, 65))
+    cases = [Case(f"planes-{h}x{w}", 4, 4, (h, w), (3, 3), padding=1, groups=4) for h, w in sizes]
+    return [
+        *cases,
+        Case("planes-stride2-asymmetric", 3, 3, (15, 35), (3, 3), 2, ((0, 1), (1, 0)), groups=3, n=2),
+        Case("planes-stride2-even", 3, 3, (16, 34), (3, 3), 2, ((1, 0), (0, 1)), groups=3),
+        Case("planes-stride2-5x5", 4, 4, (19, 37), (5, 5), 2, ((2, 1), (1, 3)), groups=4),
+        Case("planes-stride2-7x7", 2, 2, (17, 33), (7, 7), 2, 3, groups=2),
+        Case("planes-stride2-17x4", 2, 2, (23, 18), (17, 4), 2, (8, 2), groups=2),
+        Case("planes-stride2-15x3", 2, 2, (31, 21), (15, 3), 2, ((7, 4), (1, 2)), groups=2),
+        Case("planes-strides-unequal", 3, 3, (21, 36), (4, 3), (3, 2), ((1, 2), (2, 0)), groups=3),
+        Case("planes-stride-rows", 3, 3, (29, 20), (3, 5), (4, 1), ((1, 0), (2, 3)), groups=3),
+        Case("planes-stride2-dilated", 2, 2, (19, 38), (3, 2), 2, ((2, 1), (1, 2)), (1, 3), groups=2),
+        Case("planes-dilated", 3, 3, (22, 35), (3, 3), padding=((3, 0), (1, 4)), dilation=(3, 2), groups=3),
+        Case("planes-dilated-wide", 2, 2, (9, 40), (2, 3), padding=(5, 17), dilation=(7, 12), groups=2, n=2),
+        Case("planes-9x5", 2, 2, (12, 40), (9, 5), padding=(4, 2), groups=2),
+        Case("planes-15x3", 2, 2, (11, 18), (15, 3), padding=((9, 5), (2, 0)), groups=2),
+        Case("planes-multiplier-3", 4, 12, (13, 34), (3, 3), 2, 1, groups=4),
+        Case("planes-3to9", 3, 9, (16, 50), (3, 3), padding=1, n=2),
+        Case("planes-8to5-groups", 16, 10, (15, 33), (5, 3), padding=((1, 3), (0, 2)), groups=2),
+        Case("threads-planes-stride2", 40, 40, (37, 70), (3, 3), 2, ((0, 1), (1, 1)), groups=40, n=2),
+    ]
+
+
 CASES: tuple[Case, ...] = (
     *_tails(),
     *_winograd_tails(),
+    *_plane_tails(),
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),
     Case("pointwise", 19, 35, (5, 6), (1, 1), n=2),
@@ -200,8 +227,8 @@ CASES: tuple[Case, ...] = (
 )
 
 _TARGETS = (
-    "depthwise", "stride-beyond-kernel", "threads-plain", "threads-all-together", "winograd-7x9", "winograd-oc33",
-    "winograd-groups",
+    "depthwise", "planes-stride2-5x5", "planes-9x5", "stride-beyond-kernel", "threads-plain", "threads-all-together",
+    "winograd-7x9", "winograd-oc33", "winograd-groups",
 )  # fmt: skip
 TARGET_CASES = tuple(case for case in CASES if case.name.startswith(("tail-", "all-together")) or case.name in _TARGETS)
 """Rich in tails: for running again in other processes, with other vector widths."""

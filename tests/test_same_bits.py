@@ -13,6 +13,7 @@ SHAPES = (
     "threads-winograd-batch",
     "threads-winograd-slabs",
     "tail-17to31-ow13",
+    "threads-planes-stride2",
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_shape = pytest.mark.parametrize("name", SHAPES)

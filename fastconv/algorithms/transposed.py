@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 _SCRATCH_BYTES = 4 << 20
 _SHARE = 0.1
 """Scratch may take this share of all arrays, or so many bytes."""
-_VALUE_SECONDS = 0.3e-9
-"""Transposing one value."""
+_VALUE_SECONDS = 0.5e-9
+"""Transposing one value, and fetching it from the cache of the thread that did."""
 _LAUNCH_SECONDS = 8e-6
 _COLUMN_BLOCK = 256
+_BAND_ROWS = 2
+"""Rows of a band for each row of the kernel: what bands overlap is transposed twice."""
 
 
 @dataclass(frozen=True)
-class _Band:
-    """Images `first` to `last`; forward, the output rows `top` to `bottom` and the input rows `low` to `high`."""
+class Band:
+    """Images `first` to `last`, the output rows `top` to `bottom` and the input rows `low` to `high`."""
 
     first: int
     last: int
@@ -43,26 +45,50 @@ class _Band:
     problem: ConvProblem
 
 
-def _row_band(problem: ConvProblem, image: int, top: int, bottom: int) -> _Band | None:
-    """The part of one image that makes some of its output rows; None where they read padding only."""
+def _rows_read(problem: ConvProblem, top: int, bottom: int) -> tuple[int, int]:
+    """The input rows that the output rows from `top` to `bottom` read, those in the padding left out."""
     before, step = problem.padding[0][0], problem.stride[0]
-    first = top * step - before
-    last = (bottom - 1) * step - before + (problem.kernel_size[0] - 1) * problem.dilation[0] + 1
-    low, high = max(first, 0), min(last, problem.input_size[0])
-    if low >= high:
+    reach = (problem.kernel_size[0] - 1) * problem.dilation[0]
+    return max(top * step - before, 0), min((bottom - 1) * step - before + reach + 1, problem.input_size[0])
+
+
+def _rows_reaching(problem: ConvProblem, low: int, high: int) -> tuple[int, int]:
+    """The output rows that read any of the input rows from `low` to `high`, and begin no later than these."""
+    before, step = problem.padding[0][0], problem.stride[0]
+    reach = (problem.kernel_size[0] - 1) * problem.dilation[0]
+    top = min((low + before) // step, -(-(low + before - reach) // step))
+    return max(top, 0), min((high - 1 + before) // step + 1, problem.output_size[0])
+
+
+def _row_band(problem: ConvProblem, direction: str, image: int, first: int, last: int, layout: str) -> Band | None:
+    """The part of one image that makes some rows of the result; None where that is no problem of its own."""
+    if direction == "forward":
+        (top, bottom), (low, high) = (first, last), _rows_read(problem, first, last)
+    else:
+        (low, high), (top, bottom) = (first, last), _rows_reaching(problem, first, last)
+    if low >= high or top >= bottom:
         return None
-    padding = ((low - first, last - high), problem.padding[1])
+    before, step = problem.padding[0][0], problem.stride[0]
+    begin = top * step - before
+    end = (bottom - 1) * step - before + (problem.kernel_size[0] - 1) * problem.dilation[0] + 1
+    padding = ((low - begin, max(end - high, 0)), problem.padding[1])
     size = (high - low, problem.input_size[1])
-    part = replace(problem, n=1, input_size=size, padding=padding, layout=CHANNELS_LAST)
-    return _Band(image, image + 1, top, bottom, low, high, part)
+    part = replace(problem, n=1, input_size=size, padding=padding, layout=layout)
+    if part.output_size[0] != bottom - top:
+        return None
+    return Band(image, image + 1, top, bottom, low, high, part)
 
 
-def bands_of(problem: ConvProblem, direction: str) -> list[_Band] | None:
-    """Cut a problem into bands whose scratch is small enough; None where that cannot be done."""
+def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | None:
+    """Cut a problem into bands whose scratch is small enough; None where that cannot be done.
+
+    `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST.
+    """
     arrays = (problem.x_shape, problem.w_shape, problem.y_shape)
     item, n = problem.itemsize, problem.n
     limit = max(_SCRATCH_BYTES, _SHARE * sum(math.prod(shape) for shape in arrays) * item)
-    limit -= math.prod(problem.w_shape) * item
+    if layout == CHANNELS_LAST:
+        limit -= math.prod(problem.w_shape) * item
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * item
     (ih, _), (oh, _) = problem.input_size, problem.output_size
     together = int(min(n, limit // each))
@@ -70,16 +96,18 @@ def bands_of(problem: ConvProblem, direction: str) -> list[_Band] | None:
         return None  # partial gradients would have to be added
     if together >= 1:
         return [
-            _Band(first, min(first + together, n), 0, oh, 0, ih,
-                  replace(problem, n=min(together, n - first), layout=CHANNELS_LAST))
+            Band(first, min(first + together, n), 0, oh, 0, ih,
+                  replace(problem, n=min(together, n - first), layout=layout))
             for first in range(0, n, together)
         ]  # fmt: skip
-    if direction != "forward" or limit <= 0:
+    if limit <= 0:
         return None
-    rows = int(oh * limit // each)
-    if rows < 4 * problem.kernel_size[0]:
+    count = oh if direction == "forward" else ih
+    rows = -(-count // -(-each // int(limit)))
+    if rows < _BAND_ROWS * problem.kernel_size[0]:
         return None
-    bands = [_row_band(problem, image, top, min(top + rows, oh)) for image in range(n) for top in range(0, oh, rows)]
+    starts = [(image, first) for image in range(n) for first in range(0, count, rows)]
+    bands = [_row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
     return None if None in bands else bands  # type: ignore[return-value]
 
 
@@ -112,9 +140,9 @@ class _Images:
 
 
 class TransposedOperation(Operation):
-    """An operation of another algorithm on transposed images and weights."""
+    """An operation of another algorithm on transposed images, and on transposed weights if it asks for them."""
 
-    def __init__(self, problem: ConvProblem, direction: str, bands: list[_Band], algorithm: Algorithm, threads: int):
+    def __init__(self, problem: ConvProblem, direction: str, bands: list[Band], algorithm: Algorithm, threads: int):
         self.problem = problem
         self.direction = direction
         self._bands = bands
@@ -128,6 +156,8 @@ class TransposedOperation(Operation):
         self._plans = plans
         item, oc = problem.itemsize, problem.oc
         self._w_shape = bands[0].problem.w_shape
+        self._turns_weights = bands[0].problem.layout == CHANNELS_LAST
+        self._w_bytes = math.prod(self._w_shape) * item if self._turns_weights else 0
         depth = math.prod(problem.w_shape) // oc
         self._weights_in = _transposition(dtype, 1, oc, depth, (0, depth * item), (0, oc * item), threads)
         self._weights_out = _transposition(dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
@@ -135,12 +165,12 @@ class TransposedOperation(Operation):
         self._threads = threads
         self._scratch = max(x.size + y.size for _, x, y in plans.values()) * item
         inner = max(operation.workspace_bytes for operation, _, _ in plans.values())
-        self.workspace_bytes = self._scratch + math.prod(problem.w_shape) * item + inner
+        self.workspace_bytes = self._scratch + self._w_bytes + inner
         self.prepared_key = self
 
     def _moving_seconds(self) -> float:
         values = sum(self._plans[band.problem][1].size + self._plans[band.problem][2].size for band in self._bands)
-        values += math.prod(self.problem.w_shape)
+        values += self._w_bytes // self.problem.itemsize
         return 2 * len(self._bands) * _LAUNCH_SECONDS + values * _VALUE_SECONDS / self._threads
 
     def seconds(self, rate: float) -> float:
@@ -154,8 +184,10 @@ class TransposedOperation(Operation):
         return Estimate(seconds, f"transposed in {len(self._bands)} bands: {estimates[0].reason}")
 
     def prepare(self, w: np.ndarray) -> Any:
-        weights = aligned(self._w_shape, self.problem.dtype)
-        self._weights_in(w, w, self._unused, weights)
+        weights = w
+        if self._turns_weights:
+            weights = aligned(self._w_shape, self.problem.dtype)
+            self._weights_in(w, w, self._unused, weights)
         return weights, {operation: operation.prepare(weights) for operation, _, _ in self._plans.values()}
 
     def run(
@@ -163,16 +195,16 @@ class TransposedOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         item, dtype = self.problem.itemsize, self.problem.dtype
-        size = math.prod(self._w_shape) * item
-        with Buffer(self._scratch + (0 if prepared else size)) as buffer:
+        with Buffer(self._scratch + (0 if prepared else self._w_bytes)) as buffer:
 
             def view(offset: int, shape: tuple[int, ...]) -> np.ndarray:
                 return buffer[offset : offset + math.prod(shape) * item].view(dtype).reshape(shape)
 
             packed: dict[Operation, Any] = {}
+            weights = second
             if prepared:
                 weights, packed = prepared
-            else:
+            elif self._turns_weights:
                 weights = view(self._scratch, self._w_shape)
                 if self.direction != "grad_weight":
                     self._weights_in(second, second, self._unused, weights)
@@ -185,9 +217,9 @@ class TransposedOperation(Operation):
                     operation.run(x_here, weights, y_here, epilogue, packed.get(operation))
                     self._move(y.scatter, y_here, result[images, :, band.top : band.bottom])
                 elif self.direction == "grad_input":
-                    self._move(y.gather, first[images], y_here)
-                    operation.run(y_here, weights, x_here)
-                    self._move(x.scatter, x_here, result[images])
+                    self._move(y.gather, first[images, :, band.top : band.bottom], y_here)
+                    operation.run(y_here, weights, x_here, PLAIN, packed.get(operation))
+                    self._move(x.scatter, x_here, result[images, :, rows])
                 else:
                     self._move(y.gather, first[images], y_here)
                     self._move(x.gather, second[images], x_here)

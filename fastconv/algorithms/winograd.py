@@ -35,7 +35,7 @@ from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
 from fastconv.kernels.toomcook import TAPS
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -104,13 +104,13 @@ class Winograd(Algorithm):
         least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
         if least < lanes:
             return f"winograd needs {lanes} channels in a group to read, not {least}"
-        if problem.layout == "NCHW" and bands_of(problem, direction) is None:
+        if problem.layout == "NCHW" and bands_of(problem, direction, CHANNELS_LAST) is None:
             return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW":
-            bands = bands_of(problem, direction)
+            bands = bands_of(problem, direction, CHANNELS_LAST)
             assert bands is not None  # or it would have declined
             return TransposedOperation(problem, direction, bands, self, threads)
         if direction == "grad_weight":
@@ -368,7 +368,8 @@ class WeightGradientOperation(Operation):
         write = self._slabs * self._inputs * outputs * _SUMS_SLOTS
         work = problem.groups * self._blocks * (transforms + multiply + write) / rate
         seconds = work / machine.threads * model.balance(self._launch.tasks, machine.threads)
-        seconds += self._partial_bytes * model.STREAM_SECONDS + model.LAUNCH_SECONDS * (1 + (self._partial_bytes > 0))
+        launches = 2 if self._partial_bytes else 1
+        seconds += self._partial_bytes * model.STREAM_SECONDS + launches * model.launch_seconds(self._launch.threads)
         traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
         return Estimate(max(seconds, traffic), _describe())
 

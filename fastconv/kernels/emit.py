@@ -83,6 +83,19 @@ class Emitter:
         counts_of_all = self.builder.shuffle_vector(one, one, self._lane0)
         return self.builder.icmp_signed("<", ir.Constant(counts, list(range(first, first + lanes))), counts_of_all)
 
+    def between(self, first: Any, last: Any) -> Any:
+        """A mask of the lanes whose number is not below `first`, but below `last`: any two int64."""
+        lanes, builder = self.vector.count, self.builder
+
+        def bound(value: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, self.const(lanes)), value, self.const(lanes))
+            value = builder.select(builder.icmp_signed(">", value, self.const(0)), value, self.const(0))
+            return builder.shl(self.const(1), value)
+
+        high, low = bound(last), bound(first)
+        bits = builder.select(builder.icmp_signed("<", low, high), builder.sub(high, low), self.const(0))
+        return builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         """Store the lanes of a vector that a mask names, and touch no other place."""
         pointer = self.vector.as_pointer()
@@ -102,6 +115,18 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         place = self.builder.inttoptr(address, pointer)
         return self.builder.call(function, [place, ir.Constant(I32, self.item), mask, self.constant(0.0)])
+
+    def transposed(self, vectors: list[Any]) -> list[Any]:
+        """The columns of a square of as many vectors as they have lanes."""
+        lanes, half = len(vectors), len(vectors) // 2
+        low = [lane for i in range(half) for lane in (i, lanes + i)]
+        high = [lane + half for lane in low]
+        # Each round interleaves the first half of the vectors with the second; as many rounds as lanes has bits.
+        for _ in range(lanes.bit_length() - 1):
+            pairs = zip(vectors[:half], vectors[half:], strict=True)
+            masks = [ir.Constant(ir.VectorType(I32, lanes), mask) for mask in (low, high)]
+            vectors = [self.builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        return vectors
 
     def sum_lanes(self, value: Any) -> Any:
         """The sum of a vector's lanes, added pairwise."""

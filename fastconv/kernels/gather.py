@@ -37,10 +37,11 @@ from fastconv.kernels.simd import (
     record_at,
     trace_axis,
     trace_run,
+    turn_line,
     write_pitched,
     write_places,
 )
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import Tile, vector_bytes
 
 GATHER = record("""
     source_n source_r source_c source_k
@@ -170,12 +171,16 @@ PACK = record("""
     source_r source_c source_k source_d source_group
     target_group target_panel
     taps_r taps_c rows columns reduction channels panels
+    lines line line_offsets line_bytes slots period
 """)
-"""Where weights lie; `rows` and `columns` are the addresses of the taps to take."""
+"""Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
+has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
+every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
+on the next row."""
 
 
 @jit.inline
-def pack_panel(q, REAL, ITEM, NR, source, panel, target):
+def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
     """Pack the weights of NR output channels in the order (tap, input channel, output channel), filled up with zeros.
 
     A tile then reads a panel from front to end.
@@ -183,10 +188,19 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
     rows = carray(pointer(q.rows), q.taps_r, np.int64)
     columns = carray(pointer(q.columns), q.taps_c, np.int64)
     lanes = min(NR, q.channels - panel * NR)
+    first = source + panel * NR * q.source_d
+    if q.source_d != ITEM:
+        offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
+        for i in range(q.lines):
+            for d in range(0, NR, VL):
+                turn_line(
+                    REAL, VL, first + offsets[i], d, lanes, q.source_d, q.line,
+                    target + i * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
+                )  # fmt: skip
+        return
     packed = carray(pointer(target), (q.taps_r, q.taps_c, q.reduction, NR), REAL)
     if lanes < NR:
         packed[:] = REAL(0)
-    first = source + panel * NR * q.source_d
     for a in range(q.taps_r):
         for b in range(q.taps_c):
             tap = first + rows[a] * q.source_r + columns[b] * q.source_c
@@ -202,11 +216,6 @@ def pack_panel(q, REAL, ITEM, NR, source, panel, target):
                     row = carray(pointer(tap + k * q.source_k), lanes, REAL)
                     for d in range(lanes):
                         packed[a, b, k, d] = row[d]
-            else:
-                for d in range(lanes):
-                    for k in range(q.reduction):
-                        value = carray(pointer(tap + k * q.source_k + d * q.source_d), 1, REAL)
-                        packed[a, b, k, d] = value[0]
 
 
 @functools.cache
@@ -261,7 +270,7 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                 elif p.packing != 0:
                     q = record_at(p.packing, PACK)
                     weights = own + p.packed
-                    pack_panel(q, REAL, ITEM, NR, call.other + group * q.source_group, panel, weights)
+                    pack_panel(q, REAL, ITEM, VL, NR, call.other + group * q.source_group, panel, weights)
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
                 start = group % p.groups * p.start_group + panel * NR * ITEM
@@ -303,6 +312,7 @@ def pack(dtype: str, lanes: int) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     NR = lanes
+    VL = min(NR, vector_bytes() // ITEM)
 
     def pack_panels(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -310,6 +320,6 @@ def pack(dtype: str, lanes: int) -> CFunc:
         for task in range(begin, end):
             group, panel = task // q.panels, task % q.panels
             target = call.target + group * q.target_group + panel * q.target_panel
-            pack_panel(q, REAL, ITEM, NR, call.source + group * q.source_group, panel, target)
+            pack_panel(q, REAL, ITEM, VL, NR, call.source + group * q.source_group, panel, target)
 
     return jit.kernel(pack_panels)

@@ -320,6 +320,61 @@ def write_pitched(typingctx: Any, MR: Any, place: Any, first: Any, pitch: Any) -
     return types.void(MR, *[types.intp] * 3), codegen
 
 
+@intrinsic(prefer_literal=True)
+def turn_line(
+    typingctx: Any, REAL: Any, VL: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
+    target: Any, slots: Any, period: Any, target_step: Any,
+) -> Any:  # fmt: skip
+    """Transpose VL rows of `columns` values, those from the `first` of `rows` on, `row_step` bytes apart.
+
+    Rows past the last repeat it.
+
+    Of every `period` columns the q-th is stored as a vector at `target` plus the q-th of `slots`, or nowhere if that is
+    negative; `target` then moves by `target_step`.
+    """
+    lanes = literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, first, rows, row_step, columns, target, slots, period, target_step = args[2:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        last = builder.sub(rows, const(1))
+        starts = []
+        for i in range(lanes):
+            row = add(first, const(i))
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            starts.append(add(source, builder.mul(row, row_step)))
+        whole, rest = builder.sdiv(columns, const(lanes)), builder.srem(columns, const(lanes))
+
+        def square(load: Callable[[Any], Any], along: Any, stored: Any, place: list[Any]) -> list[Any]:
+            """Turn a square `along` bytes on and store its columns below `stored`; `place` is (slot, target)."""
+            slot, target = place
+            for q, vector in enumerate(emit.transposed([load(add(start, along)) for start in starts])):
+                offset = emit.load_int(add(slots, builder.mul(slot, const(8))))
+                wanted = builder.icmp_signed(">=", offset, const(0))
+                with builder.if_then(builder.and_(wanted, builder.icmp_signed("<", const(q), stored))):
+                    emit.store(vector, add(target, offset))
+                slot = add(slot, const(1))
+                turned = builder.icmp_signed("==", slot, period)
+                slot = builder.select(turned, const(0), slot)
+                target = builder.select(turned, add(target, target_step), target)
+            return [slot, target]
+
+        def full(s: Any, place: list[Any]) -> list[Any]:
+            return square(emit.load, builder.mul(s, const(emit.vector_bytes)), const(lanes), place)
+
+        def tail(_: Any, place: list[Any]) -> list[Any]:
+            along, inside = builder.mul(whole, const(emit.vector_bytes)), emit.below(rest, 0)
+            return square(lambda start: emit.load_masked(start, inside), along, rest, place)
+
+        once = builder.zext(builder.icmp_signed(">", rest, const(0)), I64)
+        emit.loop(once, tail, emit.loop(whole, full, [const(0), target]))
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 9), codegen
+
+
 UNROLLED = 4
 """Steps of a tile that share their address arithmetic in most kernels."""
 ANYWHERE = 0

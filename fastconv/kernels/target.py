@@ -152,3 +152,43 @@ def row_tile_shape(dtype: str, taps: int, columns: int, stride: int, group: int 
     while group % together:
         together -= 1
     return RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride, G=group, Q=together)
+
+
+@dataclass(frozen=True)
+class StencilTile:
+    """A register tile for planes: MR target rows by NV vectors of VL neighbouring pixels.
+
+    KH rows of a kernel are multiplied at once, REST after them. Neighbouring target pixels meet source pixels SR rows
+    and SC columns apart; they lie EC columns apart themselves.
+    """
+
+    VL: int
+    MR: int
+    NV: int
+    KH: int
+    REST: int
+    SR: int
+    SC: int
+    EC: int
+
+    @property
+    def NR(self) -> int:
+        """Pixels of a row that a tile covers."""
+        return self.VL * self.NV
+
+
+def stencil_tile_shape(
+    dtype: str, taps: int, fewer: int, rows: int, columns: int, steps: tuple[int, int], every: int
+) -> StencilTile:
+    """Choose the tile for kernels of `taps` rows, some of `fewer`, and planes of that many target rows and columns.
+
+    `steps` and `every` are the tile's SR and SC, and EC. The kernel's rows and the sums share the registers. That tile
+    wins which computes the fewest pixels for nothing.
+    """
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    most, tiles = (7, ((7, 2), (14, 1), (9, 1), (7, 1))) if registers() == 32 else (5, ((4, 2), (8, 1), (4, 1)))
+    MR, NV = min(tiles, key=lambda t: -(-rows // t[0]) * t[0] * -(-columns // (t[1] * lanes)) * t[1])
+    height = min(taps, most)
+    return StencilTile(
+        VL=lanes, MR=MR, NV=NV, KH=height, REST=taps % height or fewer % height, SR=steps[0], SC=steps[1], EC=every
+    )

@@ -10,13 +10,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.target import vector_bytes
@@ -47,15 +46,7 @@ def transpose_square(
             vectors.append(emit.load(source))
             more = builder.icmp_signed("<", emit.const(i + 1), rows)
             source = builder.select(more, emit.add(source, source_row), source)
-        half = lanes // 2
-        low = [lane for i in range(half) for lane in (i, lanes + i)]
-        high = [lane + half for lane in low]
-        masks = [ir.Constant(ir.VectorType(I32, lanes), mask) for mask in (low, high)]
-        # Each round interleaves the first half of the vectors with the second; as many rounds as lanes has bits.
-        for _ in range(lanes.bit_length() - 1):
-            pairs = zip(vectors[:half], vectors[half:], strict=True)
-            vectors = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
-        for vector in vectors:
+        for vector in emit.transposed(vectors):
             emit.store(vector, target)
             target = emit.add(target, target_row)
         return context.get_dummy_value()

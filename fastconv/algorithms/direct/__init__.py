@@ -27,10 +27,11 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.planes import plan_planes
+from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
-from fastconv.algorithms.transposed import TransposedOperation, bands_of
+from fastconv.algorithms.transposed import Band, TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -48,13 +49,23 @@ def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
-    """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads."""
+    """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads.
+
+    Stencils do all sub-problems in one pass.
+    """
     if direction == "grad_weight":
         return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS),)
-    return tuple(
+    parts = sub_problems(problem, direction)
+    kinds = tuple(
         _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
-        for part in sub_problems(problem, direction)
+        for part in parts
     )
+    together = plan_stencil(problem, direction, parts, 1)
+    if together is None:
+        return kinds
+    each = [kind(problem, direction, *part, 1) for kind, part in zip(kinds, parts, strict=True)]
+    faster = together.seconds(model.NOMINAL_RATE) < sum(step.seconds(model.NOMINAL_RATE) for step in each)
+    return (plan_stencil,) if faster else kinds
 
 
 def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
@@ -68,13 +79,23 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     if direction == "grad_weight":
         return (kinds[0](problem, threads),)
     parts = sub_problems(problem, direction)
+    if kinds == (plan_stencil,):
+        together = plan_stencil(problem, direction, parts, threads)
+        assert together is not None  # one thread had a plan
+        return (together,)
     return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
+
+
+def _bands(problem: ConvProblem, direction: str) -> list[Band] | None:
+    """The bands of a problem to transpose, with its weights where they are read or written in vectors, not packed."""
+    in_vectors = direction == "grad_weight" or problem.groups > 1
+    return bands_of(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST)
 
 
 @functools.lru_cache(maxsize=1024)
 def _transposes(problem: ConvProblem, direction: str) -> bool:
     """Whether an NCHW problem is faster transposed."""
-    bands = bands_of(problem, direction)
+    bands = _bands(problem, direction)
     if bands is None:
         return False
     own = DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE)
@@ -88,7 +109,7 @@ class Direct(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
-            bands = bands_of(problem, direction)
+            bands = _bands(problem, direction)
             if bands is not None:
                 return TransposedOperation(problem, direction, bands, self, threads)
         return DirectOperation(problem, direction, threads)
@@ -103,7 +124,7 @@ class DirectOperation(Operation):
         self.passes = plan_passes(problem, direction, threads)
         self.workspace_bytes = max((step.workspace_bytes for step in self.passes), default=0)
         phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
-        self._leaves_gaps = direction == "grad_input" and len(self.passes) < phases
+        self._leaves_gaps = direction == "grad_input" and len(sub_problems(problem, direction)) < phases
         if direction == "forward":
             self.prepared_key = self.passes[0].prepared_key
 

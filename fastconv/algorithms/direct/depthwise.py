@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -11,12 +10,12 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
 from fastconv.kernels import depthwise
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import RowTile, row_tile_shape
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 MOST_STRIDE = 4
 _SOURCE_BYTES = 256 << 10
@@ -75,12 +74,6 @@ class DepthwisePass(Pass):
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
-def even_step(values: tuple[int, ...]) -> int | None:
-    """The difference between neighbours where it is the same for all; 1 for a single value."""
-    steps = {b - a for a, b in itertools.pairwise(values)}
-    return (steps or {1}).pop() if len(steps) <= 1 else None
-
-
 def plan_depthwise(
     problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int
 ) -> DepthwisePass | None:
@@ -90,7 +83,7 @@ def plan_depthwise(
     w_r, w_c, w_q, _ = canonical_weight_strides(problem.w_shape, item, problem.layout)
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group)
     fits = group == others and group < shape.VL and shape.VL % group == 0 and channels >= shape.VL
-    if not fits or problem.layout == "NCHW" or (group > 1 and problem.layout != "NHWC"):
+    if not fits or problem.layout not in ("NHWC", CHANNELS_LAST) or (group > 1 and problem.layout != "NHWC"):
         return None
     spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
     if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):

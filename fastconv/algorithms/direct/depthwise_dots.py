@@ -10,8 +10,8 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.depthwise import MOST_STRIDE, even_step
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis, workspace_offsets
+from fastconv.algorithms.direct.depthwise import MOST_STRIDE
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, even_step, forward_axis, workspace_offsets
 from fastconv.kernels import depthwise_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill

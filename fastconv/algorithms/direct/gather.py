@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,7 @@ _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
 _IN_PLACE_BYTES = 1 << 20
 """How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
-_CONFLICT_BYTES = 1 << 9
+CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
@@ -46,7 +47,7 @@ _LAUNCH_WEIGHTS = 1 << 15
 
 def lies_well(step: int, panel_bytes: int, steps: int) -> bool:
     """Whether a panel of weights `step` bytes apart can be read in place over and over: from lines of its own."""
-    return steps * step <= _IN_PLACE_BYTES and (step % _CONFLICT_BYTES != 0 or panel_bytes <= _CONFLICT_BYTES)
+    return steps * step <= _IN_PLACE_BYTES and (step % CONFLICT_BYTES != 0 or panel_bytes <= CONFLICT_BYTES)
 
 
 def blocks_of(
@@ -114,6 +115,8 @@ class GatherPass(Pass):
         multiply = tiles * slots / rate
         # At a border each tap is a run of its own, whose addresses are listed.
         multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
+        if p["source_k"] != self.problem.itemsize:
+            multiply /= model.APART_SHARE
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         if p["padding"]:
@@ -372,14 +375,28 @@ def _plan_pack(
     groups, panels, taps, reduction, lanes = packed_shape
     panel_bytes = taps * reduction * lanes * problem.itemsize
     row_taps, column_taps = np.array(rows, np.int64), np.array(columns, np.int64)
+    kh, kw = problem.kernel_size
+    tap_bytes, step_bytes = reduction * lanes * problem.itemsize, lanes * problem.itemsize
+    # What lies side by side along a target channel's weights: source channels, or the taps of one or of all of them.
+    if w_k == problem.itemsize:
+        lines = [row * w_r + column * w_c for row in rows for column in columns]
+        line, slots, line_bytes = reduction, [0], tap_bytes
+    else:
+        together = reduction if w_k == kh * kw * problem.itemsize else 1
+        lines, line, line_bytes = [k * w_k for k in range(0, reduction, together)], kh * kw * together, step_bytes
+        kept = {row * kw + column: i * tap_bytes for i, (row, column) in enumerate(itertools.product(rows, columns))}
+        slots = [kept.get(tap, -1) for tap in range(kh * kw)]
+    line_offsets, tap_slots = np.array(lines, np.int64), np.array(slots, np.int64)
     template = fill(
         gather.PACK,
         source_r=w_r, source_c=w_c, source_k=w_k, source_d=w_d, source_group=part.weight_group,
         target_group=panels * panel_bytes, target_panel=panel_bytes,
         taps_r=len(row_taps), taps_c=len(column_taps), rows=address(row_taps), columns=address(column_taps),
         reduction=reduction, channels=part.channels, panels=panels,
+        lines=len(lines), line=line, line_offsets=address(line_offsets), line_bytes=line_bytes,
+        slots=address(tap_slots), period=len(slots),
     )  # fmt: skip
     tasks = groups * panels
     grain = max(1, _LAUNCH_WEIGHTS * tasks // math.prod(packed_shape))
     pack = Launch(lambda: gather.pack(problem.dtype, lanes), problem.dtype, template, tasks, threads, 0, grain)
-    return pack, (row_taps, column_taps)
+    return pack, (row_taps, column_taps, line_offsets, tap_slots)

@@ -63,6 +63,12 @@ def sub_problems(problem: ConvProblem, direction: str) -> tuple[tuple[Axis, Axis
     return tuple(itertools.product(grad_input_axes(problem, 0), grad_input_axes(problem, 1)))
 
 
+def even_step(values: tuple[int, ...]) -> int | None:
+    """The difference between neighbours where it is the same for all; 1 for a single value."""
+    steps = {b - a for a, b in itertools.pairwise(values)}
+    return (steps or {1}).pop() if len(steps) <= 1 else None
+
+
 def workspace_offsets(*sizes: int) -> tuple[int, ...]:
     """Where the parts of a workspace begin, each on a cache line, and its whole size."""
     return tuple(itertools.accumulate(sizes, lambda end, size: -(-(end + size) // 64) * 64, initial=0))

@@ -24,6 +24,8 @@ TILE_SLOTS = 120
 """Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
+APART_SHARE = 0.65
+"""Speed of such a tile where its scalars lie apart, each on a cache line of its own, and many meet in the same few."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9
@@ -56,6 +58,12 @@ DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
 DEPTHWISE_SLOTS = 60
 """Slots lost at the beginning and end of a depthwise tile."""
+STENCIL_SHARE = 0.8
+"""Share of what multiply-adds and loads allow that a tile of a plane reaches."""
+STENCIL_TAP_SLOTS = 12
+"""Slots lost with every column of a kernel."""
+STENCIL_TILE_SLOTS = 60
+"""Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
 _CALL_SECONDS = 3e-6

@@ -15,8 +15,8 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.gather import blocks_of, lies_well
-from fastconv.algorithms.direct.grids import Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -45,7 +45,10 @@ class PlanePass(Pass):
         slots = model.tile_slots(pixels, shape) * reduction + panels * (model.RUN_SLOTS + model.TILE_SLOTS)
         packed = pixels % shape.NR if p["in_place"] else pixels
         pack = matrices * int(p["blocks"]) * packed * reduction * model.PACK_SECONDS
-        work = (tiles * slots / rate + pack) * model.balance(self.launch.tasks, self.threads)
+        multiply = tiles * slots / rate
+        if p["source_k"] % CONFLICT_BYTES == 0:
+            multiply /= model.APART_SHARE
+        work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
         return model.launch_seconds(self.threads) + work / self.threads
 
     def run(
@@ -78,6 +81,9 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
     count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
+    wanted = TASKS_PER_THREAD * threads
+    if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
+        count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
     table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes, count * 8, (count + 1) * shape.MR * 8, *[3 * shape.MR * 8] * 3, shape.MR * 8,
@@ -89,6 +95,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         gather.PACK, source_r=0, source_c=0, source_k=source[3], source_d=item, source_group=reduction * source[3],
         target_group=0, target_panel=0, taps_r=1, taps_c=1, rows=address(taps), columns=address(taps),
         reduction=reduction, channels=pixels, panels=panels,
+        lines=0, line=0, line_offsets=0, line_bytes=0, slots=0, period=1,
     )  # fmt: skip
     template = fill(
         gather.GATHER,

@@ -1,0 +1,155 @@
+"""Passes over planes as they lie, with pixels in the lanes (NCHW): `fastconv.kernels.stencil`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
+from fastconv.kernels import stencil
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import address, fill
+from fastconv.kernels.target import StencilTile, stencil_tile_shape, vector_bytes
+from fastconv.problem import ConvProblem
+
+_MOST_STEPS = (4, 2)
+"""Strides of rows and columns that tiles are made for, of sources or of targets."""
+_MOST_SOURCES = 32
+"""Source channels of a group: a tile reads them all anew for each target channel, from the first cache level."""
+_ROW_BYTES = 256 << 10
+"""Longest row of zeros to keep."""
+
+
+@dataclass(frozen=True, eq=False)
+class StencilPass(Pass):
+    """One launch of the stencil kernel, planned: its records but for the addresses of a call's arrays."""
+
+    tile: StencilTile
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
+    outside: np.ndarray
+    """A source row in the padding."""
+
+    def _lanes_share(self) -> float:
+        return model.filled(int(self.launch.plan["columns"][0]), self.tile.NR)
+
+    def describe(self) -> str:
+        tile = f"register tiles of {self.tile.MR} rows x {self.tile.NR} pixels of a plane"
+        return f"{tile}, {self._lanes_share():.0%} of the lanes in use"
+
+    def seconds(self, rate: float) -> float:
+        problem, planes = self.problem, self.problem.n * self.problem.groups
+        work = planes * sum(self._plane_seconds(record, rate) for record in self.launch.plan)
+        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
+        balance = model.balance(-(-self.launch.tasks // self.launch.grain), self.threads)
+        return model.launch_seconds(self.threads) + (work + traffic) * balance / self.threads
+
+    def _plane_seconds(self, p: np.void, rate: float) -> float:
+        """Time of one part of the problem for one group of one image."""
+        shape, reduction = self.tile, int(p["reduction"])
+        runs = reduction * int(p["chunks"] + (p["rest_rows"] > 0))
+        kernel_rows = reduction * int(p["chunks"] * shape.KH + p["rest_rows"])
+        products = kernel_rows * shape.MR * shape.NV
+        loads = (runs * (shape.MR - 1) * shape.SR + kernel_rows) * shape.NV * shape.SC
+        # A load that straddles two cache lines takes as long as a pair of multiply-adds.
+        step = max(products, 2 * loads) / model.STENCIL_SHARE + model.STENCIL_TAP_SLOTS
+        tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
+        multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
+        addresses = runs * ((shape.MR - 1) * shape.SR + shape.KH + 1)
+        return multiply + int(p["row_tiles"] * p["parts"]) * addresses * model.TRACE_SECONDS
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        start = self.zeros if epilogue.bias is None else epilogue.bias
+        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+def _fits(rows: Axis, columns: Axis) -> bool:
+    """Whether tiles of planes can do this part of a problem: evenly spaced taps, strides that they are made for."""
+    even = [even_step(values) for axis in (rows, columns) for values in (axis.taps, axis.offsets)]
+    steps = all(max(axis.step, axis.every) <= most for axis, most in zip((rows, columns), _MOST_STEPS, strict=True))
+    return None not in even and steps and (rows.step == 1 or abs(_spread(rows)) == 1)
+
+
+def _spread(axis: Axis) -> int:
+    """The source positions from one tap to the next."""
+    spread = even_step(axis.offsets)
+    assert spread is not None  # or it would not have fitted
+    return spread
+
+
+def _tap_order(axis: Axis, stride: int) -> tuple[int, int]:
+    """Where the weights of the first tap lie and how far apart they are, in the order of the sources they meet."""
+    step = (even_step(axis.taps) or 1) * stride
+    return (axis.taps[-1] * stride, -step) if _spread(axis) < 0 else (axis.taps[0] * stride, step)
+
+
+def plan_stencil(
+    problem: ConvProblem, direction: str, parts: tuple[tuple[Axis, Axis], ...], threads: int
+) -> StencilPass | None:
+    """Plan the launch for all dense sub-problems at once; None where tiles of planes do not fit them."""
+    if problem.layout != "NCHW" or vector_bytes() == 16:  # vectors of 16 bytes have no masked loads
+        return None
+    item, groups = problem.itemsize, problem.groups
+    source, target, source_size, reduction, channels, (w_r, w_c, w_k, w_d), weight_group = roles(problem, direction)
+    if reduction > _MOST_SOURCES or source_size[1] * item > _ROW_BYTES:
+        return None
+    if not parts or not all(_fits(*part) for part in parts):
+        return None
+    heights = sorted({len(rows.taps) for rows, _ in parts})
+    high = -(-max(rows.count for rows, _ in parts) // min(abs(_spread(rows)) for rows, _ in parts))
+    wide = max(columns.count for _, columns in parts)
+    steps = parts[0][0].step, parts[0][1].step
+    shape = stencil_tile_shape(problem.dtype, heights[-1], heights[0], high, wide, steps, parts[0][1].every)
+    if any(height % shape.KH not in (0, shape.REST) for height in heights):
+        return None
+
+    def phase_tiles(rows: Axis) -> int:
+        return -(-rows.count // (abs(_spread(rows)) * shape.MR))
+
+    row_tiles = max(min(abs(_spread(rows)), rows.count) * phase_tiles(rows) for rows, _ in parts)
+    planes, row_block, parts_of_channels, grain = problem.n * groups, row_tiles, 1, 1
+    if threads > 1:
+        wanted = TASKS_PER_THREAD * threads
+        row_block = max(1, min(row_tiles, row_tiles * planes // wanted))
+        parts_of_channels = min(channels, max(1, wanted // (planes * -(-row_tiles // row_block))))
+        grain = max(1, planes // wanted)
+    row_blocks = -(-row_tiles // row_block)
+    chunks = heights[-1] // shape.KH
+    reach = (shape.MR - 1) * shape.SR + 1
+    table, rest, total = workspace_offsets(
+        reduction * chunks * (reach + shape.KH) * 8, reduction * (reach + shape.REST) * 8
+    )
+    outside = np.zeros(source_size[1], problem.dtype)
+    records = []
+    for rows, columns in parts:
+        (first_r, step_r), (first_c, step_c) = _tap_order(rows, w_r), _tap_order(columns, w_c)
+        phases = abs(_spread(rows))
+        records.append(fill(
+            stencil.STENCIL,
+            source_r=source[1], source_k=source[3], source_group=reduction * source[3],
+            source_rows=source_size[0], source_columns=source_size[1],
+            target_offset=rows.first * target[1] + columns.first * target[2],
+            target_r=target[1] * rows.every, target_d=target[3], target_group=channels * target[3],
+            weight_offset=first_r + first_c, weight_r=step_r, weight_c=step_c, weight_k=w_k, weight_d=w_d,
+            weight_group=weight_group, start_group=channels * item,
+            parts_of_problem=len(parts), groups=groups, rows=rows.count, columns=columns.count, phases=phases,
+            first_row=min(rows.offsets), first_column=min(columns.offsets), column_spread=abs(_spread(columns)),
+            chunks=len(rows.taps) // shape.KH, rest_rows=len(rows.taps) % shape.KH, taps_c=len(columns.taps),
+            reduction=reduction, channels=channels,
+            zeros=address(outside), row_tiles=min(phases, rows.count) * phase_tiles(rows),
+            phase_tiles=phase_tiles(rows), row_block=row_block, shares=row_blocks * parts_of_channels,
+            parts=parts_of_channels, workspace_bytes=total, table=table, rest=rest,
+        ))  # fmt: skip
+    launch = Launch(
+        lambda: stencil.stencil(problem.dtype, shape), problem.dtype, np.concatenate(records),
+        planes * row_blocks * parts_of_channels, threads, total, grain,
+    )  # fmt: skip
+    return StencilPass(problem, threads, shape, launch, np.zeros(groups * channels, problem.dtype), outside)

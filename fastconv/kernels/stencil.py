@@ -1,0 +1,245 @@
+"""Convolution of planes as they lie (NCHW), with pixels in the lanes: for depthwise layers and those of few channels.
+
+A tile is MR target rows by a few vectors of pixels. Each vector of the source is loaded once for every column of the
+kernel and multiplied into all target rows that it reaches, while the weights of KH kernel rows stay in registers.
+Nothing is copied: columns outside the image are lanes that a mask leaves out, and rows outside are the address of a row
+of zeros. Of a dilated kernel the target rows of a tile lie as far apart as its taps do.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.target import StencilTile
+
+STENCIL = record("""
+    source_r source_k source_group source_rows source_columns
+    target_offset target_r target_d target_group
+    weight_offset weight_r weight_c weight_k weight_d weight_group
+    start_group
+    parts_of_problem groups rows columns phases first_row first_column column_spread
+    chunks rest_rows taps_c reduction channels
+    zeros row_tiles phase_tiles row_block shares parts
+    workspace_bytes table rest
+""")
+"""Strides and `*_group` are in bytes; the groups of all images follow one another. A group has `shares` tasks: blocks
+of rows, each in `parts` parts of the target channels. The rows of a tile are `phases` apart, as are the source rows of
+its taps; a phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into
+`chunks` of KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one
+after another, for every phase of the stride, and its tasks take blocks of all. The last line's fields but the first are
+offsets into each thread's workspace."""
+
+
+@intrinsic(prefer_literal=True)
+def stencil_tile(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, KH: Any, REST: Any, SR: Any, SC: Any, EC: Any,
+    runs: Any, table: Any, rest_runs: Any, rest: Any, column: Any, column_spread: Any, columns: Any,
+    weights: Any, weight_r: Any, weight_c: Any, taps: Any,
+    start: Any, floor: Any, target: Any, target_r: Any, rows: Any, lanes: Any,
+) -> Any:  # fmt: skip
+    """Register tile of MR rows by NV vectors of pixels, of which `rows` rows and `lanes` lanes are stored.
+
+    A run is (MR - 1) SR + KH + 1 integers of `table`: the addresses of source rows, and the offset of its weights from
+    `weights`; the same holds for the runs of REST kernel rows at `rest`. The first lane meets the source column
+    `column`, and `column_spread` more with each of the `taps` columns of the kernel; source rows have `columns` of
+    them. All sums begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them.
+    """
+    vector_lanes, height, width, heights = literal(VL), literal(MR), literal(NV), (literal(KH), literal(REST))
+    row_step, column_step, apart = literal(SR), literal(SC), literal(EC)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        runs, table, rest_runs, rest, column, column_spread, columns = args[9:16]
+        weights, weight_r, weight_c, taps, start, floor, target, target_r, rows, lanes = args[16:]
+        emit = Emitter(builder, scalar_ir(real), vector_lanes)
+        const, add = emit.const, emit.add
+        masks_type = ir.VectorType(ir.IntType(1), vector_lanes)
+        places_type = ir.VectorType(I32, vector_lanes)
+        every = ir.Constant(places_type, [lane * column_step for lane in range(vector_lanes)])
+
+        def tap(b: Any, sums: list[Any]) -> list[Any]:
+            first = add(column, builder.mul(b, column_spread))
+            along = builder.mul(first, const(emit.item))
+            masks = []
+            for j in range(width * column_step):
+                here = add(first, const(j * vector_lanes))
+                masks.append(emit.between(builder.neg(here), builder.sub(columns, here)))
+            weight = add(weights, builder.mul(b, weight_c))
+
+            def load(row: Any) -> list[Any]:
+                """The vectors of a source row."""
+                place = add(row, along)
+                vectors = [
+                    emit.load_masked(add(place, const(j * emit.vector_bytes)), mask) for j, mask in enumerate(masks)
+                ]
+                if column_step == 1:
+                    return vectors
+                pairs = zip(vectors[::2], vectors[1::2], strict=True)
+                return [builder.shuffle_vector(left, right, every) for left, right in pairs]
+
+            def add_runs(count: Any, entries: Any, height_here: int, sums: list[Any]) -> list[Any]:
+                sources = (height - 1) * row_step + height_here
+
+                def run(r: Any, sums: list[Any]) -> list[Any]:
+                    entry = add(entries, builder.mul(r, const(8 * (sources + 1))))
+                    place = add(weight, emit.load_int(add(entry, const(8 * sources))))
+                    kernel = []
+                    for _ in range(height_here):
+                        kernel.append(emit.load_broadcast(place))
+                        place = add(place, weight_r)
+                    sums = list(sums)
+                    for q in range(sources):
+                        reached = [(m, q - m * row_step) for m in range(height) if 0 <= q - m * row_step < height_here]
+                        if not reached:
+                            continue
+                        vectors = load(emit.load_int(add(entry, const(8 * q))))
+                        for m, a in reached:
+                            for j, vector in enumerate(vectors):
+                                sums[m * width + j] = emit.fma(kernel[a], vector, sums[m * width + j])
+                    return sums
+
+                return emit.loop(count, run, sums) if height_here else sums
+
+            return add_runs(rest_runs, rest, heights[1], add_runs(runs, table, heights[0], sums))
+
+        sums = emit.loop(taps, tap, [emit.load_broadcast(start)] * (height * width))
+        lowest = emit.broadcast(floor)
+        # An ordered "<" is false for NaN, which therefore passes.
+        values = [builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in sums]
+        places = [add(target, builder.mul(target_r, const(m))) for m in range(height)]
+
+        def store_some() -> None:
+            ours = ir.Constant(masks_type, [lane % apart == 0 for lane in range(vector_lanes)])
+            left = builder.mul(lanes, const(apart))
+            masks = [
+                builder.and_(emit.between(const(0), builder.sub(left, const(k * vector_lanes))), ours)
+                for k in range(width * apart)
+            ]
+            for m in range(height):
+                with builder.if_then(builder.icmp_signed(">", rows, const(m))):
+                    for k, mask in enumerate(masks):
+                        lowest_lane = k % apart * vector_lanes // apart
+                        spread = [lowest_lane + lane // apart for lane in range(vector_lanes)]
+                        value = values[m * width + k // apart]
+                        part = builder.shuffle_vector(value, value, ir.Constant(places_type, spread))
+                        emit.store_masked(part, add(places[m], const(k * emit.vector_bytes)), mask)
+
+        if apart > 1:
+            store_some()
+            return context.get_dummy_value()
+        whole = builder.and_(
+            builder.icmp_signed(">=", rows, const(height)),
+            builder.icmp_signed(">=", lanes, const(width * vector_lanes)),
+        )
+        with builder.if_else(whole) as (all_stored, some_stored):
+            with all_stored:
+                for i, value in enumerate(values):
+                    emit.store(value, add(places[i // width], const(i % width * emit.vector_bytes)))
+            with some_stored:
+                store_some()
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 12
+    return types.void(REAL, VL, MR, NV, KH, REST, SR, SC, EC, *integers, real, *[types.intp] * 4), codegen
+
+
+@jit.inline
+def trace_rows(p, SOURCES, entries, count, plane, row, weight):
+    """Write the run of SOURCES source rows from `row` on, unless all lie outside; the number of runs there are then."""
+    last = row + (SOURCES - 1) * p.phases
+    if last < 0 or row >= p.source_rows:
+        return count
+    run = carray(pointer(entries + count * (SOURCES + 1) * 8), SOURCES + 1, np.int64)
+    for q in range(SOURCES):
+        at = row + q * p.phases
+        run[q] = plane + at * p.source_r if 0 <= at < p.source_rows else p.zeros
+    run[SOURCES] = weight
+    return count + 1
+
+
+@functools.cache
+def stencil(dtype: str, tile: StencilTile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (group of an image, block of rows, part of the channels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV, NR, KH, REST = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST
+    SR, SC, EC = tile.SR, tile.SC, tile.EC
+    SOURCES, SOURCES_REST = (MR - 1) * SR + KH, (MR - 1) * SR + REST
+    RECORD = STENCIL.itemsize
+
+    def stencil_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        common = record_at(call.plan, STENCIL)
+        own = call.workspace + thread * common.workspace_bytes
+        table, rest = own + common.table, own + common.rest
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        for task in range(begin, end):
+            # Divisions take as long as a small plane does, so none is made whose result is known.
+            plane, share = task, 0
+            if common.shares > 1:
+                plane, share = task // common.shares, task % common.shares
+            group = plane % common.groups
+            block, part = share, 0
+            if common.parts > 1:
+                block, part = share // common.parts, share % common.parts
+            first = block * common.row_block
+            for tile_of_all in range(
+                first * common.parts_of_problem, (first + common.row_block) * common.parts_of_problem
+            ):
+                # All parts of the problem write to the same lines, which are then still in the first cache level.
+                p, t = common, tile_of_all
+                if common.parts_of_problem > 1:
+                    p = record_at(call.plan + tile_of_all % common.parts_of_problem * RECORD, STENCIL)
+                    t = tile_of_all // common.parts_of_problem
+                if t >= p.row_tiles:
+                    continue
+                top = t * MR
+                if p.phases > 1:
+                    top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases
+                if top >= p.rows:
+                    continue
+                source = call.source + plane * p.source_group
+                target = call.target + p.target_offset + plane * p.target_group
+                weights = call.other + p.weight_offset + group * p.weight_group
+                start = call.start + group * p.start_group
+                rows = p.rows - top
+                if p.phases > 1:
+                    rows = (rows + p.phases - 1) // p.phases
+                rows = min(MR, rows)
+                runs = rest_runs = 0
+                for k in range(p.reduction):
+                    above, row = source + k * p.source_k, top * SR + p.first_row
+                    for chunk in range(p.chunks):
+                        weight = k * p.weight_k + chunk * KH * p.weight_r
+                        runs = trace_rows(p, SOURCES, table, runs, above, row + chunk * KH * p.phases, weight)
+                    if REST and p.rest_rows != 0:
+                        weight = k * p.weight_k + p.chunks * KH * p.weight_r
+                        row += p.chunks * KH * p.phases
+                        rest_runs = trace_rows(p, SOURCES_REST, rest, rest_runs, above, row, weight)
+                for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
+                    for left in range(0, p.columns, NR):
+                        width = min(NR, p.columns - left)
+                        here = target + d * p.target_d + top * p.target_r + left * EC * ITEM
+                        stencil_tile(
+                            REAL, VL, MR, NV, KH, REST, SR, SC, EC, runs, table, rest_runs, rest,
+                            left * SC + p.first_column, p.column_spread, p.source_columns,
+                            weights + d * p.weight_d, p.weight_r, p.weight_c, p.taps_c,
+                            start + d * ITEM, lowest, here, p.target_r * p.phases, rows, width,
+                        )  # fmt: skip
+                        if call.activation != 0:
+                            for m in range(rows):
+                                activate(call, here + m * p.target_r * p.phases, width)
+
+    return jit.kernel(stencil_tiles)

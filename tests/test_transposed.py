@@ -1,0 +1,33 @@
+"""NCHW problems in bands: cases cut into pieces as small as scratch areas allow, against the whole."""
+
+import numpy as np
+import pytest
+
+from fastconv.algorithms import transposed
+from fastconv.algorithms.direct import Direct
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, problem_from
+
+from .cases import CASES, data
+
+
+@pytest.mark.parametrize("layout", [CHANNELS_LAST, IMAGES_LAST])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_bands_make_the_whole(direction, layout, monkeypatch):
+    monkeypatch.setattr(transposed, "_SHARE", 0)
+    monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
+    in_rows = 0
+    for case in CASES:
+        x_shape, w_shape, _ = case.shapes("NCHW")
+        problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
+        given = data(case, "integers", "NCHW", "float32")
+        for scratch in (1 << 10, 1 << 13):
+            monkeypatch.setattr(transposed, "_SCRATCH_BYTES", scratch)
+            bands = transposed.bands_of(problem, direction, layout)
+            if bands is None:
+                continue
+            in_rows += len(bands) > problem.n
+            result = np.full_like(given.expected[direction], np.nan, np.float32)
+            operation = transposed.TransposedOperation(problem, direction, bands, Direct(), 1)
+            operation.run(given.x if direction == "forward" else given.grad_y, np.ascontiguousarray(given.w), result)
+            np.testing.assert_array_equal(result, given.expected[direction], err_msg=f"{case}, {scratch} bytes")
+    assert in_rows > 30
