@@ -23,7 +23,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import RUN_FIELDS, added_tile, copy_first_lanes, copy_run, pointer, record_at
+from fastconv.kernels.simd import RUN_FIELDS, added_tile, copy_first_lanes, copy_run, pointer, record_at, turn_line
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile
 
@@ -36,14 +36,14 @@ CORRELATE = record("""
     target_a target_b target_k target_d target_group slab_bytes
     image_block row_block column_block image_blocks row_blocks column_blocks slabs
     panels panel_parts channel_tiles channel_parts
-    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes
+    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes slot
     workspace_bytes packed panel table buffer
 """)
 """Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`, its
 pixels `pixel_bytes` apart. `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps.
 `in_place` tells that output gradients are read as they lie, `even` that a tile's rows of the weight gradient are
-`target_k` apart and their output channels side by side. The last line's fields are offsets into a thread's
-workspace."""
+`target_k` apart and their output channels side by side. `slot` is the address of a 0. The last line's fields are
+offsets into a thread's workspace."""
 
 
 @jit.inline
@@ -63,24 +63,31 @@ def pack_source(p, REAL, ITEM, VL, source, packed, image, images, i, j, channels
                 continue
             line = source + (image + slot) * p.source_n + row * p.source_r + left * p.source_c
             place = packed + (slot * p.packed_rows + r) * p.packed_columns * p.pixel_bytes
-            if p.joined != 0:
-                copy_run(REAL, VL, 0, place, begin * channels)
-                copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
             if p.source_k == ITEM and step == p.pixel_bytes == channels * ITEM:
                 copy_run(REAL, VL, line + begin * step, place + begin * step, (end - begin) * channels)
             elif p.source_k == ITEM:
                 for c in range(begin, end):
                     copy_run(REAL, VL, line + c * step, place + c * p.pixel_bytes, channels)
+            elif step == ITEM and (p.joined == 0 or channels <= VL):
+                # Lanes past the last channel fall on what is not read, or on what is written after them.
+                for k in range(0, channels, VL):
+                    turn_line(
+                        REAL, VL, line + begin * ITEM, k, channels, p.source_k, end - begin,
+                        place + begin * p.pixel_bytes + k * ITEM, p.slot, 1, p.pixel_bytes,
+                    )  # fmt: skip
             else:
                 for k in range(channels):
                     for c in range(begin, end):
                         value = carray(pointer(line + c * step + k * p.source_k), 1, REAL)[0]
                         carray(pointer(place + c * p.pixel_bytes + k * ITEM), 1, REAL)[0] = value
+            if p.joined != 0:
+                copy_run(REAL, VL, 0, place, begin * channels)
+                copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
 
 
 @jit.inline
 def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns, lanes):
-    """Copy a block of output gradients into a panel [pixel][NR], filled up with zeros."""
+    """Copy a block of output gradients into a panel [pixel][NR]; lanes past the last channel are not used."""
     NR = VL * NV
     for r in range(images * lines):
         base = gradient + r // lines * p.gradient_n + r % lines * p.gradient_r
@@ -93,13 +100,8 @@ def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns
                         REAL, VL, lanes - v * VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part
                     )
             continue
-        packed = carray(pointer(place), (columns, NR), REAL)
-        for d in range(NR):
-            for j in range(columns):
-                value = REAL(0)
-                if d < lanes:
-                    value = carray(pointer(base + j * p.gradient_c + d * p.gradient_d), 1, REAL)[0]
-                packed[j, d] = value
+        for v in range(0, NR, VL):
+            turn_line(REAL, VL, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
 
 
 @jit.inline

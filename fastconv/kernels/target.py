@@ -80,6 +80,10 @@ IN_FLIGHT = 8
 """Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
 
 
+_LOWER = (1, 2, 3, 4, 6, 9)
+"""Heights that tiles of few rows may have: each is one more kernel to compile."""
+
+
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
     shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
@@ -89,7 +93,7 @@ def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
         tiles = -(-rows // MR)
         return tiles * (MR + 0.5), tiles * MR - rows, -MR
 
-    return replace(shape, MR=min(range(1, shape.MR + 1), key=steps))
+    return replace(shape, MR=min((shape.MR, *(height for height in _LOWER if height < shape.MR)), key=steps))
 
 
 def sum_tile_shape(dtype: str, channels: int) -> Tile:

@@ -77,10 +77,10 @@ class CorrelatePass(Pass):
         each = model.CORRELATE_ADD_SECONDS if p["even"] else model.SCATTER_SECONDS
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
-        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else model.SCATTER_SECONDS
+        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else model.TRANSPOSE_SECONDS
         pack = inputs * problem.ic_per_group * each * int(p["panel_parts"])
         if not p["in_place"]:
-            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.SCATTER_SECONDS
+            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.TRANSPOSE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self._partial_bytes() * model.STREAM_SECONDS if self._slabs > 1 else 0.0
@@ -130,12 +130,13 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     packed_columns, column_step = _packed(columns, block.columns)
     channels = problem.ic_per_group if joined else min(reduction, -(-channel_tiles // channel_parts) * shape.MR)
     pixel_bytes = channels * item if joined else odd_lines(channels * item)
-    # Rows of the last tile that no channel has read what lies behind.
-    packed_bytes = block.images * packed_rows * packed_columns * pixel_bytes + shape.MR * item
+    # Rows of the last tile that no channel has read what lies behind, and the last pixel's vector reaches there.
+    packed_bytes = block.images * packed_rows * packed_columns * pixel_bytes + max(shape.MR, shape.VL) * item
     packed, panel, table, buffer, total = workspace_offsets(
         packed_bytes, 0 if in_place else block.pixels * shape.NR * item,
         block.images * block.rows * (1 + RUN_FIELDS) * 8, shape.MR * shape.NR * item,
     )  # fmt: skip
+    slot = np.zeros(1, np.int64)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         correlate.CORRELATE,
@@ -156,7 +157,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         image_blocks=blocks[0], row_blocks=blocks[1], column_blocks=blocks[2], slabs=slabs,
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
-        packed_column_step=column_step, pixel_bytes=pixel_bytes,
+        packed_column_step=column_step, pixel_bytes=pixel_bytes, slot=address(slot),
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
     launch = Launch(
@@ -167,7 +168,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     adding = fill(correlate.SLABS, slabs=slabs, weights=weights, block=chunk)
     adds = Launch(lambda: correlate.add_slabs(problem.dtype), problem.dtype, adding, -(-weights // chunk), threads)
     zeros = np.zeros(shape.NR, problem.dtype)
-    return CorrelatePass(problem, threads, shape, launch, zeros, adds, (row_offsets, column_offsets))
+    return CorrelatePass(problem, threads, shape, launch, zeros, adds, (row_offsets, column_offsets, slot))
 
 
 def _joins(problem: ConvProblem, columns: Axis) -> bool:
