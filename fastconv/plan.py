@@ -179,23 +179,28 @@ def _reason(chosen: str, estimates: dict[str, Estimate]) -> str:
     return "the shortest predicted time without transforming data, which would save too little, of"
 
 
+_FLOPS_OF_BYTE = 10
+"""Operations that take as long as moving a byte."""
+
+
 class Request:
     """What a caller asks for, checked, with a plan for each number of threads."""
 
-    __slots__ = ("_flops", "_plans", "algorithm", "batchless", "direction", "problem")
+    __slots__ = ("_plans", "_work", "algorithm", "batchless", "direction", "problem")
 
     def __init__(self, direction: str, problem: ConvProblem, batchless: bool, algorithm: Any) -> None:
         self.direction = direction
         self.problem = problem
         self.batchless = batchless
         self.algorithm = check_choice("algorithm", algorithm, conv2d_algorithms())
-        self._flops = conv_flops(problem)
+        # Depthwise layers move a byte in the time of some operations.
+        self._work = max(conv_flops(problem), _FLOPS_OF_BYTE * conv_bytes(problem, direction))
         self._plans: dict[int, Plan] = {}
 
     @property
     def plan(self) -> Plan:
         """The plan for the threads that this Python thread may use now."""
-        threads = launch.threads_for(self._flops)
+        threads = launch.threads_for(self._work)
         plan = self._plans.get(threads)
         if plan is None:
             plan = self._plans[threads] = plan_problem(self.problem, self.direction, self.algorithm, threads)
