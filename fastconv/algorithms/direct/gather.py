@@ -31,6 +31,8 @@ _PADDED_BLOCKS = 4
 """How many times as long tasks may be that copy the rows that they read."""
 _PADDED_CHANNELS = 16
 """Input channels up to which that is considered."""
+_STRIP_BYTES = 1 << 19
+"""Rows that such a task copies."""
 _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
@@ -196,12 +198,19 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
 
 def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
-    """Plan the launch whose tasks pad what they read; None without padding, or where channels are many or lie apart."""
+    """Plan the launch whose tasks pad what they read.
+
+    None without padding, where channels are many or lie apart, or where that leaves the second cache level.
+    """
     padding = any(sum(problem.padding, ()))
     if direction != "forward" or not padding or problem.layout == "NCHW" or problem.ic > _PADDED_CHANNELS:
         return None
     item, (top, left) = problem.itemsize, (axis.offsets[0] for axis in (rows, columns))
     height, width = ((axis.count - 1) * axis.step + axis.offsets[-1] - axis.offsets[0] + 1 for axis in (rows, columns))
+    shape = tile(problem.dtype, problem.n * rows.count * columns.count, problem.oc_per_group)
+    # The longest task there may be: whether this is done must depend on neither threads nor batch.
+    if _strip_rows(_PACKING_TILES * shape.MR, rows, columns) * width * problem.ic * item > _STRIP_BYTES:
+        return None
     copied = min(problem.input_size[1], width + left)  # the last columns may not be read at all
     stride = canonical_strides(problem.x_shape, item, problem.layout)
     frame = fill(
@@ -210,8 +219,14 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         right=(width + left - copied) * problem.ic,
     )  # fmt: skip
     inner = replace(problem, input_size=(height, width), padding=((0, 0), (0, 0)))
-    shape = tile(problem.dtype, problem.n * rows.count * columns.count, problem.oc_per_group)
     return _plan(GatherPass, inner, direction, *sub_problems(inner, direction)[0], threads, shape, frame)
+
+
+def _strip_rows(pixels: int, rows: Axis, columns: Axis) -> int:
+    """The most padded rows that so many target pixels, which follow each other, read."""
+    lines, reach = -(-pixels // columns.count) + 1, max(rows.offsets) - min(rows.offsets) + 1
+    # Between images lie the rows that only the last windows of the one before reach.
+    return lines * rows.step + reach + (lines // rows.count + 1) * max(0, reach - rows.step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,11 +304,7 @@ def _plan(
     packs_tail = in_place and channels % shape.NR != 0
 
     packed_shape = (groups, panels, taps, reduction, lanes)
-    strip_rows = 0
-    if frame is not None:
-        lines, reach = -(-size * shape.MR // columns.count) + 1, max(rows.offsets) + 1
-        # Between images lie the rows that only the last windows of the one before reach.
-        strip_rows = lines * rows.step + reach + (lines // rows.count + 1) * max(0, reach - rows.step)
+    strip_rows = 0 if frame is None else _strip_rows(size * shape.MR, rows, columns)
 
     (
         table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, strip,
