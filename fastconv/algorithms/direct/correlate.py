@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +18,11 @@ from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile
+from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
 from fastconv.problem import ConvProblem
 
 _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the second cache level for all taps."""
-_TASKS_PER_THREAD = 1
-"""Tasks to cut a launch into for each of several threads: few, as each packs for itself."""
 _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
 _IN_PLACE_PASSES = 4
@@ -178,13 +177,20 @@ def _joins(problem: ConvProblem, columns: Axis) -> bool:
 
 
 def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int) -> tuple[int, int]:
-    """In how many parts tasks split input and output channels: so that the least is packed again."""
-    wanted = -(-_TASKS_PER_THREAD * threads // (problem.groups * slabs)) if threads > 1 else 1
+    """In how many parts tasks split input and output channels: evenly, and so that little is packed again."""
     inputs, gradients = (math.prod(shape) for shape in (problem.x_shape, problem.y_shape))
-    splits = [(parts, min(panels, -(-wanted // parts))) for parts in range(1, min(channel_tiles, wanted) + 1)]
-    most = max(parts * others for parts, others in splits)
-    enough = [split for split in splits if split[0] * split[1] >= min(wanted, most)]
-    return min(enough, key=lambda split: split[0] * gradients + split[1] * inputs)
+    products = gradients * problem.ic_per_group * math.prod(problem.kernel_size)
+    lanes = vector_bytes() // problem.itemsize
+
+    def seconds(parts: int, others: int) -> float:
+        largest = -(-channel_tiles // parts) / channel_tiles * -(-panels // others) / panels
+        rounds = -(-problem.groups * slabs * parts * others // threads)
+        multiply = products / lanes / model.NOMINAL_RATE * largest * rounds / (problem.groups * slabs)
+        return multiply + (inputs * others + gradients * parts) * model.COPY_SECONDS / threads
+
+    most = 2 * threads if threads > 1 else 1
+    splits = itertools.product(range(1, min(channel_tiles, most) + 1), range(1, min(panels, most) + 1))
+    return min(splits, key=lambda split: seconds(*split))
 
 
 class _Block(NamedTuple):
