@@ -22,18 +22,18 @@ from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_byt
 from fastconv.problem import ConvProblem
 
 _PANEL_BYTES = 32 << 10
-"""Packed output gradients of a block of pixels: they stay in the second cache level for all taps."""
+"""Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
 _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
 _IN_PLACE_PASSES = 4
 """Tiles that may read output gradients as they lie: vectors there mostly straddle cache lines, packed ones do not."""
 _MOST_SLABS = 16
 _SLABS_BYTES = 5 << 18
-"""All partial gradients."""
+"""All partial gradients, beside which a thread's blocks still find room in the workspace that it may take."""
 _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
-"""Packed inputs of a block of pixels: they stay there too."""
+"""Packed inputs of a block of pixels: they stay in the second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,6 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
     in_place = y[3] == item and panels == 1 and problem.oc_per_group == shape.NR
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES
-
     even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
 
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
