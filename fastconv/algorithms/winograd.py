@@ -25,13 +25,13 @@ from fastconv.algorithms.base import (
 )
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.slabs import SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.transposed import TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
-from fastconv.kernels.correlate import SLABS, add_slabs
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
+from fastconv.kernels.params import address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
 from fastconv.kernels.toomcook import TAPS
@@ -67,8 +67,6 @@ _GRADIENT_BYTES = 9 << 17
 """Its sums and transformed tiles: they stay in the second cache level."""
 _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
-_SLABS_BYTES = 5 << 18
-"""All partial gradients."""
 _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
 _GRADIENT_SLOTS = 450
@@ -292,26 +290,21 @@ class WeightGradientOperation(Operation):
         self._tiles = problem.n * -(-rows // M) * -(-columns // M)
         self._slabs = self._slab_count()
         self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
-        weights = math.prod(problem.w_shape)
         # One thread adds its slabs to the gradient as it comes to them, which gives the same bits.
-        self._partial_bytes = self._slabs * weights * item if self._slabs > 1 and threads > 1 else 0
-        plan, workspace = self._record(self._partial_bytes // self._slabs)
+        self._partial = Slabs(problem, self._slabs, threads, apart=threads > 1)
+        plan, workspace = self._record(self._partial.bytes_each)
         tasks = self._slabs * problem.groups * self._blocks
         self._launch = Launch(
             lambda: kernels_of_weights.winograd_weights(problem.dtype, self.tile, M), problem.dtype, plan, tasks,
             threads, workspace,
         )  # fmt: skip
-        block = max(1024, -(-weights // (4 * threads)))
-        adding = fill(SLABS, slabs=self._slabs, weights=weights, block=block)
-        self._add = Launch(lambda: add_slabs(problem.dtype), problem.dtype, adding, -(-weights // block), threads)
-        self.workspace_bytes = self._launch.workspace_bytes + self._partial_bytes
+        self.workspace_bytes = self._launch.workspace_bytes + self._partial.workspace_bytes
 
     def _slab_count(self) -> int:
         """Slabs to add up: a function of the problem alone, because the result's bits depend on it."""
         bytes_each = math.prod(self.problem.w_shape) * self.problem.itemsize
         tasks = self.problem.groups * self._blocks
-        most = min(self._tiles // _SLAB_TILES, _SLABS_BYTES // bytes_each, _TASKS // tasks)
-        return 1 << max(0, most.bit_length() - 1)
+        return slabs_up_to(min(self._tiles // _SLAB_TILES, SLABS_BYTES // bytes_each, _TASKS // tasks))
 
     def _record(self, slab_bytes: int) -> tuple[np.ndarray, int]:
         problem, shape, item = self.problem, self.tile, self.problem.itemsize
@@ -368,8 +361,9 @@ class WeightGradientOperation(Operation):
         write = self._slabs * self._inputs * outputs * _SUMS_SLOTS
         work = problem.groups * self._blocks * (transforms + multiply + write) / rate
         seconds = work / machine.threads * model.balance(self._launch.tasks, machine.threads)
-        launches = 2 if self._partial_bytes else 1
-        seconds += self._partial_bytes * model.STREAM_SECONDS + launches * model.launch_seconds(self._launch.threads)
+        launches = 2 if self._partial.workspace_bytes else 1
+        seconds += launches * model.launch_seconds(self._launch.threads)
+        seconds += self._partial.workspace_bytes * model.STREAM_SECONDS
         traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
         return Estimate(max(seconds, traffic), _describe())
 
@@ -377,10 +371,4 @@ class WeightGradientOperation(Operation):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        if self._partial_bytes == 0:
-            self._launch(second, first, self._zeros, result)
-            return
-        with Buffer(self._partial_bytes) as buffer:
-            partial = buffer[: self._partial_bytes].view(self.problem.dtype).reshape(1, 1, self._slabs, -1)
-            self._launch(second, first, self._zeros, partial)
-            self._add(partial, partial, self._zeros, result)
+        self._partial.run(self._launch, second, first, self._zeros, result)

@@ -218,30 +218,3 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                                 )
 
     return jit.kernel(correlate_tiles)
-
-
-SLABS = record("slabs weights block")
-
-
-@functools.cache
-def add_slabs(dtype: str) -> CFunc:
-    """Add partial gradients in order; a task is a block of weights."""
-    REAL = np.dtype(dtype).type
-    ITEM = np.dtype(dtype).itemsize
-
-    def add_weights(address, begin, end, thread):
-        call = record_at(address, CALL)
-        p = record_at(call.plan, SLABS)
-        for task in range(begin, end):
-            first = task * p.block
-            count = min(p.block, p.weights - first)
-            total = carray(pointer(call.target + first * ITEM), count, REAL)
-            part = carray(pointer(call.source + first * ITEM), count, REAL)
-            for k in range(count):
-                total[k] = part[k]
-            for slab in range(1, p.slabs):
-                part = carray(pointer(call.source + (slab * p.weights + first) * ITEM), count, REAL)
-                for k in range(count):
-                    total[k] += part[k]
-
-    return jit.kernel(add_weights)

@@ -69,7 +69,7 @@ AHEAD = 16
 
 
 @jit.inline
-def copy_run(p, REAL, MR, destination, row_parts, column_parts, source):
+def copy_traced(p, REAL, MR, destination, row_parts, column_parts, source):
     """Copy what a run reads, channel by channel, with zeros for pixels in the padding."""
     copy = carray(pointer(destination), (p.reduction, MR), REAL)
     for m in range(MR):
@@ -138,7 +138,7 @@ def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
             if inside < MR and p.source_k != ITEM:
                 # A row of zeros can stand for a pixel only where its channels lie side by side.
                 copy = own + p.copies + (t * taps + a * p.taps_c + b) * p.reduction * MR * ITEM
-                copy_run(p, REAL, MR, copy, row_parts[a], column_parts[b], source)
+                copy_traced(p, REAL, MR, copy, row_parts[a], column_parts[b], source)
                 for m in range(MR):
                     table[runs, m] = copy + m * ITEM
                 step = MR * ITEM

@@ -89,19 +89,6 @@ def prefetch(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def copy_lanes(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) -> Any:
-    """Copy COUNT values that lie side by side."""
-    real, count = REAL.dtype, literal(COUNT)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = Emitter(builder, scalar_ir(real), count)
-        emit.store(emit.load(args[2]), args[3])
-        return context.get_dummy_value()
-
-    return types.void(REAL, COUNT, types.intp, types.intp), codegen
-
-
-@intrinsic(prefer_literal=True)
 def copy_first_lanes(typingctx: Any, REAL: Any, COUNT: Any, there: Any, source: Any, target: Any) -> Any:
     """Write COUNT values side by side: the first `there` of them are copied, the others are zeros."""
     real, count = REAL.dtype, literal(COUNT)

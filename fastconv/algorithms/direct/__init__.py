@@ -41,10 +41,11 @@ _PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips,
 _WEIGHT_KINDS = (plan_correlate, plan_dots, plan_depthwise_dots)
 
 
-def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> Any:
+def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tuple[Any, float]:
+    """The kind whose plan takes the least time, and that time."""
     offered = {kind: plan(kind) for kind in kinds}
     seconds = {kind: step.seconds(model.NOMINAL_RATE) for kind, step in offered.items() if step is not None}
-    return min(seconds, key=lambda kind: seconds[kind])
+    return min(seconds.items(), key=lambda item: item[1])
 
 
 @functools.lru_cache(maxsize=1024)
@@ -54,18 +55,16 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
     Stencils do all sub-problems in one pass.
     """
     if direction == "grad_weight":
-        return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS),)
+        return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS)[0],)
     parts = sub_problems(problem, direction)
-    kinds = tuple(
+    fastest = [
         _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
         for part in parts
-    )
+    ]
     together = plan_stencil(problem, direction, parts, 1)
-    if together is None:
-        return kinds
-    each = [kind(problem, direction, *part, 1) for kind, part in zip(kinds, parts, strict=True)]
-    faster = together.seconds(model.NOMINAL_RATE) < sum(step.seconds(model.NOMINAL_RATE) for step in each)
-    return (plan_stencil,) if faster else kinds
+    if together is not None and together.seconds(model.NOMINAL_RATE) < sum(seconds for _, seconds in fastest):
+        return (plan_stencil,)
+    return tuple(kind for kind, _ in fastest)
 
 
 def _typical(problem: ConvProblem, direction: str) -> ConvProblem:

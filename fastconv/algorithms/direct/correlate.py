@@ -13,10 +13,11 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import Axis, forward_axis, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, workspace_offsets
+from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, address, fill, odd_lines
+from fastconv.kernels.params import address, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
 from fastconv.problem import ConvProblem
@@ -27,9 +28,6 @@ _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
 _IN_PLACE_PASSES = 4
 """Tiles that may read output gradients as they lie: vectors there mostly straddle cache lines, packed ones do not."""
-_MOST_SLABS = 16
-_SLABS_BYTES = 5 << 18
-"""All partial gradients, beside which a thread's blocks still find room in the workspace that it may take."""
 _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
@@ -40,24 +38,16 @@ _PACKED_BYTES = 512 << 10
 class CorrelatePass(Pass):
     """The launch of the weight gradient, planned: its record but for the addresses of a call's arrays."""
 
-    zeros: np.ndarray
-    """What sums begin with."""
-    total: Launch
-    """Adds the slabs' partial gradients."""
+    slabs: Slabs
+    unused: np.ndarray
+    """Stands for what sums begin with, which is nothing."""
     tables: tuple[np.ndarray, ...]
-    """Offsets and zeros whose addresses the record holds, and which it keeps alive."""
-
-    @property
-    def _slabs(self) -> int:
-        return int(self.launch.plan["slabs"][0])
+    """Offsets whose addresses the record holds, and which it keeps alive."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the threads' packed blocks and of the partial gradients."""
-        return self.launch.workspace_bytes + (self._partial_bytes() if self._slabs > 1 else 0)
-
-    def _partial_bytes(self) -> int:
-        return self._slabs * math.prod(self.problem.w_shape) * self.problem.itemsize
+        return self.launch.workspace_bytes + self.slabs.workspace_bytes
 
     def describe(self) -> str:
         channels = self.problem.oc_per_group
@@ -82,21 +72,14 @@ class CorrelatePass(Pass):
             each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.TRANSPOSE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
-        total = self._partial_bytes() * model.STREAM_SECONDS if self._slabs > 1 else 0.0
+        total = self.slabs.workspace_bytes * model.STREAM_SECONDS
         return model.launch_seconds(self.threads) + (work + total) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        if self._slabs == 1:
-            self.launch(second, first, self.zeros, result)
-            return
-        size = self._partial_bytes()
-        with Buffer(size) as buffer:
-            partial = buffer[:size].view(self.problem.dtype).reshape(1, 1, self._slabs, -1)
-            self.launch(second, first, self.zeros, partial)
-            self.total(partial, partial, self.zeros, result)
+        self.slabs.run(self.launch, second, first, self.unused, result)
 
 
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
@@ -116,13 +99,13 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
 
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
-    weights = math.prod(problem.w_shape)
     pixels = problem.n * math.prod(problem.output_size)
-    most = max(1, min(_MOST_SLABS, _SLABS_BYTES // max(1, weights * item), pixels // _SLAB_PIXELS))
-    slabs = 1 << (most.bit_length() - 1)  # threads are mostly powers of two, too
+    fitting = SLABS_BYTES // max(1, math.prod(problem.w_shape) * item)
+    slabs = slabs_up_to(min(MOST_SLABS, fitting, pixels // _SLAB_PIXELS))
     block = _block(problem, rows, columns, shape, -(-pixels // slabs))
     blocks = [-(-count // size) for count, size in zip((problem.n, rows.count, columns.count), block, strict=True)]
     slabs = max(1, min(slabs, math.prod(blocks)))
+    partial = Slabs(problem, slabs, threads)
     channel_parts, panel_parts = _parts(problem, 1 if joined else channel_tiles, panels, slabs, threads)
     packed_rows, row_step = _packed(rows, block.rows)
     packed_columns, column_step = _packed(columns, block.columns)
@@ -150,7 +133,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         inputs=problem.ic_per_group, reduction=reduction, channels=problem.oc_per_group,
         joined=joined, in_place=in_place, even=even,
         target_a=w[0], target_b=w[1], target_k=w[2], target_d=w[3],
-        target_group=problem.oc_per_group * w[3], slab_bytes=weights * item if slabs > 1 else 0,
+        target_group=problem.oc_per_group * w[3], slab_bytes=partial.bytes_each,
         image_block=block.images, row_block=block.rows, column_block=block.columns,
         image_blocks=blocks[0], row_blocks=blocks[1], column_blocks=blocks[2], slabs=slabs,
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
@@ -162,17 +145,13 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template,
         groups * slabs * channel_parts * panel_parts, threads, total,
     )  # fmt: skip
-    chunk = max(1024, -(-weights // (4 * threads)))
-    adding = fill(correlate.SLABS, slabs=slabs, weights=weights, block=chunk)
-    adds = Launch(lambda: correlate.add_slabs(problem.dtype), problem.dtype, adding, -(-weights // chunk), threads)
-    zeros = np.zeros(shape.NR, problem.dtype)
-    return CorrelatePass(problem, threads, shape, launch, zeros, adds, (row_offsets, column_offsets, slot))
+    unused, tables = np.zeros(1, problem.dtype), (row_offsets, column_offsets, slot)
+    return CorrelatePass(problem, threads, shape, launch, partial, unused, tables)
 
 
 def _joins(problem: ConvProblem, columns: Axis) -> bool:
     """Whether the taps of a kernel row are joined: they touch, and channels are fewer than a tile has rows."""
-    touching = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
-    return touching and len(columns.offsets) > 1 and problem.ic_per_group <= _JOINED_CHANNELS
+    return even_step(columns.offsets) == 1 and len(columns.offsets) > 1 and problem.ic_per_group <= _JOINED_CHANNELS
 
 
 def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int) -> tuple[int, int]:

@@ -13,7 +13,15 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.direct.grids import (
+    TASKS_PER_THREAD,
+    Axis,
+    Roles,
+    even_step,
+    roles,
+    sub_problems,
+    workspace_offsets,
+)
 from fastconv.kernels import gather, reduce
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.pad import PAD
@@ -314,8 +322,7 @@ def _plan(
         len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8, shape.MR * shape.NR * item,
         size * copy_bytes, panel_bytes if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
-    evenly = columns.offsets == tuple(range(columns.offsets[0], columns.offsets[0] + len(columns.offsets)))
-    touching = evenly and not apart and source[2] == reduction * item
+    touching = even_step(columns.offsets) == 1 and not apart and source[2] == reduction * item
     if sums:  # joined or not, a value must meet the same lane: borders, and so neighbours, may not change a sum's order
         touching = touching and reduction % shape.VL == 0
     joined = len(columns.taps) if touching else 1
