@@ -184,6 +184,9 @@ CASES: tuple[Case, ...] = (
     Case("groups-square-4", 24, 24, (7, 15), (3, 3), padding=1, groups=6),
     Case("groups-square-2-strided", 18, 18, (9, 11), (3, 4), (2, 1), ((0, 2), (3, 1)), groups=9, n=2),
     Case("groups-square-8-wide", 40, 40, (9, 10), (7, 9), padding=3, groups=5),
+    Case("groups-square-3", 21, 21, (7, 15), (3, 3), padding=1, groups=7),
+    Case("groups-2to3-dilated", 22, 33, (8, 13), (3, 2), padding=(2, 1), dilation=2, groups=11, n=2),
+    Case("groups-5to2", 45, 18, (6, 9), (3, 3), (1, 2), 1, groups=9),
     Case("groups-square-4-dilated", 20, 20, (8, 13), (3, 3), padding=2, dilation=2, groups=5),
     Case("depthwise", 33, 33, (7, 16), (3, 3), padding=1, groups=33),
     # an image of one pixel looks alike in both layouts, which must not be taken for more
@@ -196,6 +199,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),
     Case("depthwise-7x7", 24, 24, (9, 10), (7, 7), padding=3, groups=24),
     Case("depth-multiplier-2", 9, 18, (6, 7), (3, 3), padding=1, groups=9),
+    Case("depth-multiplier-2-strided", 20, 40, (9, 11), (3, 4), (2, 1), ((0, 2), (3, 1)), groups=20, n=2),
     Case("depth-multiplier-17", 3, 51, (6, 15), (2, 3), groups=3),
     # everything at once
     Case("few-targets", 40, 3, (9, 14), (3, 3), padding=1, n=2),

@@ -1,7 +1,7 @@
 """Depthwise convolution with channels in the lanes: every channel has a kernel of its own, so nothing is broadcast.
 
-Small groups of channels are as many depthwise convolutions as a group has channels: the q-th multiplies every lane by
-the q-th channel of the lane's group, which a fixed permutation of the source vector brings there.
+Small groups of channels are as many depthwise convolutions as a group has source channels: the q-th multiplies every
+lane by the q-th source channel of the lane's group, which a fixed permutation of the source vector brings there.
 
 A tile is MR neighbouring target pixels of one row for one vector of channels. A kernel row's weights stay in registers
 while each source pixel is loaded once and multiplied into every target pixel that it reaches. What a tile reads is
@@ -42,34 +42,46 @@ into chunks of KW taps and a rest. `tile_bytes` are those of a tile at
 
 @intrinsic(prefer_literal=True)
 def row_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any, G: Any, Q: Any,
-    rows: Any, table: Any, rest_rows: Any, rest: Any, offset: Any, weights: Any, weight_step: Any, weight_q: Any,
-    start: Any, floor: Any, targets: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any, G: Any, Q: Any, T: Any, MASKED: Any,
+    rows: Any, table: Any, rest_rows: Any, rest: Any, source_offset: Any, offset: Any, there: Any,
+    weights: Any, weight_step: Any, weight_q: Any, start: Any, floor: Any, targets: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR pixels: ``target[m] = max(start + sum of source[r, m S + b] w[r, b] over r and b, floor)``.
 
     A row of KW taps is (MR - 1) S + KW + 1 integers of `table`: the addresses of its source pixels and the offset of
     its first weights from `weights`; from tap to tap these move by `weight_step`. The same holds for the rows of REST
-    taps at `rest`. In groups of G channels, target lane i meets the sources i // G * G + q for q < G, each with weights
-    `weight_q` after the one before; Q of them are taken at once. `offset` bytes are added to all source, target and
-    weight addresses, and to `start`, that of the vector which the sums begin with.
+    taps at `rest`. In groups of G sources and T targets, target lane i meets the sources i // T * G + q for q < G, each
+    with weights `weight_q` after the one before; Q of them are taken at once. `source_offset` bytes are added to all
+    source addresses, `offset` to those of targets and weights, and to `start`, that of the vector which the sums begin
+    with. If MASKED, only `there` target lanes and their sources are touched.
     """
     lanes, pixels, stride, widths = literal(VL), literal(MR), literal(S), (literal(KW), literal(REST))
-    group, together = literal(G), literal(Q)
+    group, together, outputs, masked = literal(G), literal(Q), literal(T), literal(MASKED)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, table, rest_rows, rest, offset, weights, weight_step, weight_q, start, floor, targets = args[8:]
+        rows, table, rest_rows, rest, source_offset, offset, there = args[10:17]
+        weights, weight_step, weight_q, start, floor, targets = args[17:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         weights = add(weights, offset)
+        if masked:
+            sources_there = builder.mul(builder.sdiv(there, const(outputs)), const(group))
+            target_mask, source_mask = (emit.between(const(0), count) for count in (there, sources_there))
+
+        def load(place: Any) -> Any:
+            """A vector that belongs to the target channels."""
+            return emit.load_masked(place, target_mask) if masked else emit.load(place)
+
+        def load_source(place: Any) -> Any:
+            return emit.load_masked(place, source_mask) if masked else emit.load(place)
 
         def of_group(value: Any, q: int) -> Any:
-            """The q-th channel of each lane's group."""
-            if group == 1:
+            """The q-th source channel of each lane's group."""
+            if group == outputs == 1:
                 return value
-            mask = ir.Constant(ir.VectorType(I32, lanes), [i // group * group + q for i in range(lanes)])
-            return builder.shuffle_vector(value, value, mask)
+            places = [min(i // outputs * group + q, lanes - 1) for i in range(lanes)]
+            return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, lanes), places))
 
         def add_rows(count: Any, entries: Any, taps: int, first: int, sums: list[Any]) -> list[Any]:
             sources = (pixels - 1) * stride + taps
@@ -80,14 +92,14 @@ def row_tile(
                 kernel: list[list[Any]] = []
                 for _ in range(taps):
                     tap = [add(weight, builder.mul(weight_q, const(q))) for q in range(first, first + together)]
-                    kernel.append([emit.load(place) for place in tap])
+                    kernel.append([load(place) for place in tap])
                     weight = add(weight, weight_step)
                 sums = list(sums)
                 for q in range(sources):
                     reached = [(m, q - m * stride) for m in range(pixels) if 0 <= q - m * stride < taps]
                     if not reached:
                         continue
-                    value = emit.load(add(emit.load_int(add(entry, const(8 * q))), offset))
+                    value = load_source(add(emit.load_int(add(entry, const(8 * q))), source_offset))
                     for k in range(together):
                         factor = of_group(value, first + k)
                         for m, b in reached:
@@ -96,7 +108,7 @@ def row_tile(
 
             return emit.loop(count, row, sums) if taps else sums
 
-        sums = [emit.load(add(start, offset))] * pixels
+        sums = [load(add(start, offset))] * pixels
         for first in range(0, group, together):
             sums = add_rows(rows, table, widths[0], first, sums)
             sums = add_rows(rest_rows, rest, widths[1], first, sums)
@@ -105,11 +117,15 @@ def row_tile(
             # An ordered "<" is false for NaN, which therefore passes.
             below = builder.fcmp_ordered("<", value, lowest)
             place = add(emit.load_int(add(targets, const(8 * m))), offset)
-            emit.store(builder.select(below, lowest, value), place)
+            value = builder.select(below, lowest, value)
+            if masked:
+                emit.store_masked(value, place, target_mask)
+            else:
+                emit.store(value, place)
         return context.get_dummy_value()
 
-    integers = [types.intp] * 9
-    return types.void(REAL, VL, MR, KW, REST, S, G, Q, *integers, real, types.intp), codegen
+    integers = [types.intp] * 11
+    return types.void(REAL, VL, MR, KW, REST, S, G, Q, T, MASKED, *integers, real, types.intp), codegen
 
 
 @jit.inline
@@ -136,7 +152,8 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (image, block of rows, part of the channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, KW, REST, S, G, T = tile.VL, tile.MR, tile.KW, tile.REST, tile.S, tile.G, tile.Q
+    VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
+    G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
     Q, Q_REST = (MR - 1) * S + KW, (MR - 1) * S + REST
 
     def depthwise_tiles(address, begin, end, thread):
@@ -148,7 +165,7 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
         weights = call.other + p.weight_offset
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         row_weights = carray(pointer(p.row_weights), p.taps_r, np.int64)
-        vectors = (p.channels + VL - 1) // VL
+        vectors = (p.channels + LANES - 1) // LANES
         phases = min(p.phases, p.columns)
         tiles = (p.columns + MR * p.phases - 1) // (MR * p.phases)
         for task in range(begin, end):
@@ -191,14 +208,19 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
                             # Pixels of the tile past the end of the row are written to a place that nobody reads.
                             targets[m] = line + (j + m * p.phases) * p.target_c if m < there else own + p.unused
                         for v in range(vectors * part // p.parts, vectors * (part + 1) // p.parts):
-                            # The last vector overlaps the one before where channels do not fill it.
-                            offset = min(v * VL, p.channels - VL) * ITEM
+                            channel, lanes = v * LANES, LANES
+                            if MASKED:
+                                lanes = min(LANES, p.channels - channel)
+                            else:  # The last vector overlaps the one before where channels do not fill it.
+                                channel = min(channel, p.channels - VL)
+                            offset = channel * ITEM
                             row_tile(
-                                REAL, VL, MR, KW, REST, S, G, T, rows * p.chunks, own + p.table, rows, own + p.rest,
-                                offset, weights, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
+                                REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED,
+                                rows * p.chunks, own + p.table, rows, own + p.rest, offset // T * G, offset, lanes,
+                                weights, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
                             )  # fmt: skip
                             if call.activation != 0:
                                 for m in range(there):
-                                    activate(call, targets[m] + offset, VL)
+                                    activate(call, targets[m] + offset, lanes)
 
     return jit.kernel(depthwise_tiles)

@@ -119,5 +119,5 @@ def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Cal
     return decorate
 
 
-inline = njit(**_OPTIONS)
-"""Decorator of a helper that kernels call; it is compiled into them."""
+inline = njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Decorator of a helper that kernels call; it is compiled into them, and nobody else can call it."""

@@ -130,7 +130,8 @@ class RowTile:
     """A register tile for depthwise convolution: MR pixels of a row by one vector of VL channels.
 
     KW taps of a kernel row are multiplied at once, REST after them, by source pixels S apart from target pixel to
-    target pixel. Channels form groups of G, of which every target meets all G sources: Q of them at once.
+    target pixel. Each T target channels meet G source channels: Q of them at once. The lanes hold whole groups, as many
+    as fit; where they do not fill vectors one after another, the tile is `masked`.
     """
 
     VL: int
@@ -140,10 +141,21 @@ class RowTile:
     S: int
     G: int = 1
     Q: int = 1
+    T: int = 1
+    masked: bool = False
+
+    @property
+    def lanes(self) -> int:
+        """Target channels of a full vector."""
+        return self.VL // max(self.G, self.T) * self.T
 
 
-def row_tile_shape(dtype: str, taps: int, columns: int, stride: int, group: int = 1) -> RowTile:
+def row_tile_shape(
+    dtype: str, taps: int, columns: int, stride: int, group: int = 1, targets: int = 1, channels: int | None = None
+) -> RowTile:
     """Choose the tile for a kernel row of that many taps, rows of that many target pixels and groups of channels.
+
+    A group has `group` source and `targets` target channels, and all groups together `channels` targets.
 
     Weights and sums share the registers. Among the widths that fit, the one wins that leaves the fewest pixels to
     compute for nothing.
@@ -155,7 +167,9 @@ def row_tile_shape(dtype: str, taps: int, columns: int, stride: int, group: int 
     together = max(1, min(group, 2 * most // width if registers() == 32 else most // width))
     while group % together:
         together -= 1
-    return RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride, G=group, Q=together)
+    shape = RowTile(VL=lanes, MR=pixels, KW=width, REST=taps % width, S=stride, G=group, Q=together, T=targets)
+    filled = group == targets and lanes % group == 0 and (channels is None or channels >= lanes)
+    return replace(shape, masked=not filled)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, 
 from fastconv.kernels import depthwise
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.target import RowTile, row_tile_shape
+from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 MOST_STRIDE = 4
@@ -28,7 +28,7 @@ class DepthwisePass(Pass):
 
     tile: RowTile
     turns: bool
-    """Whether the two channels of the weights change places: an input gradient of groups sums over the outputs."""
+    """Whether the weights' two channels change places within groups: an input gradient sums over the outputs."""
     zeros: np.ndarray
     """Padding, and what sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
@@ -47,16 +47,17 @@ class DepthwisePass(Pass):
     def _lanes_share(self) -> float:
         p, shape = self.launch.plan[0], self.tile
         per_phase = -(-int(p["columns"]) // int(p["phases"]))
-        return model.filled(self.problem.ic, shape.VL) * model.filled(per_phase, shape.MR)
+        channels = model.filled(int(p["channels"]), shape.lanes) * shape.lanes / shape.VL
+        return channels * model.filled(per_phase, shape.MR)
 
     def seconds(self, rate: float) -> float:
         p, shape, problem = self.launch.plan[0], self.tile, self.problem
         pixels = int(p["n"] * p["rows"] * p["columns"])
-        vectors = pixels * problem.ic / shape.VL / self._lanes_share()
+        vectors = pixels * int(p["channels"]) / shape.VL / self._lanes_share()
         chunks, rows = int(p["chunks"]), int(p["taps_r"])
         taps = rows * (chunks * shape.KW + shape.REST) * shape.G
         sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
-        loads = sources * shape.G / shape.Q + (sources * shape.G if shape.G > 1 else 0)
+        loads = sources * shape.G / shape.Q + (sources * shape.G if shape.G * shape.T > 1 else 0)
         slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
@@ -69,8 +70,8 @@ class DepthwisePass(Pass):
     ) -> None:  # fmt: skip
         start = self.zeros if epilogue.bias is None else epilogue.bias
         if self.turns:
-            by_group = second.reshape(*second.shape[:2], self.tile.G, -1, self.tile.G)
-            second = np.ascontiguousarray(by_group.swapaxes(2, 4)).reshape(second.shape)
+            by_group = second.reshape(*second.shape[:2], self.tile.T, -1, self.tile.G)
+            second = np.ascontiguousarray(by_group.swapaxes(2, 4)).reshape(*second.shape[:2], self.tile.G, -1)
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
@@ -79,12 +80,15 @@ def plan_depthwise(
 ) -> DepthwisePass | None:
     """Plan the launch for one dense sub-problem; None where groups or all channels do not fit vectors."""
     source, target, source_size, group, others, _, _ = roles(problem, direction)
-    item, channels = problem.itemsize, problem.ic
-    w_r, w_c, w_q, _ = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group)
-    fits = group == others and group < shape.VL and shape.VL % group == 0 and channels >= shape.VL
-    if not fits or problem.layout not in ("NHWC", CHANNELS_LAST) or (group > 1 and problem.layout != "NHWC"):
+    item, channels = problem.itemsize, problem.groups * others
+    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group, others, channels)
+    if max(group, others) >= shape.VL or (shape.masked and vector_bytes() == 16):  # those have no masked loads
         return None
+    if problem.layout not in ("NHWC", CHANNELS_LAST) or (max(group, others) > 1 and problem.layout != "NHWC"):
+        return None
+    turns = direction == "grad_input" and max(group, others) > 1
+    w_shape = (*problem.kernel_size, group, channels) if turns else problem.w_shape
+    w_r, w_c, w_q, _ = canonical_weight_strides(w_shape, item, problem.layout)
     spread, tap_step = even_step(columns.offsets), even_step(columns.taps)
     if spread is None or tap_step is None or columns.step > MOST_STRIDE or (columns.step > 1 and abs(spread) > 1):
         return None
@@ -93,13 +97,13 @@ def plan_depthwise(
         spread, tap_step, first_tap = -spread, -tap_step, columns.taps[-1]
 
     chunks = len(columns.taps) // shape.KW
-    row_bytes = problem.input_size[1] * channels * item
+    row_bytes = source_size[1] * problem.groups * group * item
     row_block = max(1, min(rows.count, _SOURCE_BYTES // row_bytes))
     parts = 1
     if threads > 1:
         wanted = TASKS_PER_THREAD * threads
         row_block = max(1, min(row_block, problem.n * rows.count // wanted))
-        vectors = -(-channels // shape.VL)
+        vectors = -(-channels // shape.lanes)
         parts = min(vectors, max(1, wanted // (problem.n * -(-rows.count // row_block))))
     reach, taps_r = (shape.MR - 1) * shape.S + shape.KW, len(rows.taps)
     tiles = spread * -(-columns.count // (spread * shape.MR))
@@ -109,7 +113,7 @@ def plan_depthwise(
         tiles * tile_bytes, taps_r * chunks * (reach + 1) * 8, taps_r * (reach_rest + 1) * 8, shape.MR * 8,
         channels * item,
     )  # fmt: skip
-    zeros = np.zeros(channels, problem.dtype)
+    zeros = np.zeros(problem.groups * max(group, others), problem.dtype)
     row_offsets = np.array(rows.offsets, np.int64)
     row_weights = np.array([tap * w_r for tap in rows.taps], np.int64)
     template = fill(
@@ -128,5 +132,4 @@ def plan_depthwise(
     )  # fmt: skip
     tasks = problem.n * -(-rows.count // row_block) * parts
     launch = Launch(lambda: depthwise.depthwise(problem.dtype, shape), problem.dtype, template, tasks, threads, total)
-    turns = group > 1 and direction == "grad_input"
     return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights))
