@@ -185,6 +185,7 @@ CASES: tuple[Case, ...] = (
     Case("groups-square-2-strided", 18, 18, (9, 11), (3, 4), (2, 1), ((0, 2), (3, 1)), groups=9, n=2),
     Case("groups-square-8-wide", 40, 40, (9, 10), (7, 9), padding=3, groups=5),
     Case("groups-square-3", 21, 21, (7, 15), (3, 3), padding=1, groups=7),
+    Case("groups-square-16", 32, 32, (5, 16), (3, 3), padding=1, groups=2),
     Case("groups-2to3-dilated", 22, 33, (8, 13), (3, 2), padding=(2, 1), dilation=2, groups=11, n=2),
     Case("groups-5to2", 45, 18, (6, 9), (3, 3), (1, 2), 1, groups=9),
     Case("groups-square-4-dilated", 20, 20, (8, 13), (3, 3), padding=2, dilation=2, groups=5),

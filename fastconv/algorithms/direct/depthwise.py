@@ -57,7 +57,9 @@ class DepthwisePass(Pass):
         chunks, rows = int(p["chunks"]), int(p["taps_r"])
         taps = rows * (chunks * shape.KW + shape.REST) * shape.G
         sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
-        loads = sources * shape.G / shape.Q + (sources * shape.G if shape.G * shape.T > 1 else 0)
+        loads = sources * shape.G / shape.Q
+        if shape.G * shape.T > 1:
+            loads += model.PERMUTE_SLOTS * sources * shape.G
         slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
@@ -82,7 +84,7 @@ def plan_depthwise(
     source, target, source_size, group, others, _, _ = roles(problem, direction)
     item, channels = problem.itemsize, problem.groups * others
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group, others, channels)
-    if max(group, others) >= shape.VL or (shape.masked and vector_bytes() == 16):  # those have no masked loads
+    if max(group, others) > shape.VL or (shape.masked and vector_bytes() == 16):  # those have no masked loads
         return None
     if problem.layout not in ("NHWC", CHANNELS_LAST) or (max(group, others) > 1 and problem.layout != "NHWC"):
         return None

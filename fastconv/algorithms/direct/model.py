@@ -56,6 +56,8 @@ SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+PERMUTE_SLOTS = 0.5
+"""Slots of bringing a channel of each group to its lanes."""
 DEPTHWISE_SLOTS = 60
 """Slots lost at the beginning and end of a depthwise tile."""
 STENCIL_SHARE = 0.8
