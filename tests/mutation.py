@@ -22,7 +22,7 @@ from .process import ROOT
 
 MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
-    "depthwise_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct", "stencil": "direct",
+    "channel_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct", "stencil": "direct",
     "pad": "direct", "slabs": "direct",
     "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
     "patches": "im2col", "naive": "naive",

@@ -119,5 +119,6 @@ def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Cal
     return decorate
 
 
-inline = njit(**_OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_HELPER_OPTIONS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inline = njit(**_HELPER_OPTIONS)
 """Decorator of a helper that kernels call; it is compiled into them, and nobody else can call it."""

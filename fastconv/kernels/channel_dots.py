@@ -1,0 +1,208 @@
+"""Weight gradient as dot products over pixels with channels in the lanes: depthwise, of small groups, of few outputs.
+
+Every weight is a sum over pixels of one vector of the input times one of the output gradient. In groups of channels the
+lanes hold target channels, and a fixed permutation brings the q-th source channel of its group to each. Where a layer
+has few target channels, the lanes hold source channels, and one value of the gradient is in all of them.
+
+A kernel row's sums stay in registers over all pixels of a block; each input pixel is loaded once for all the taps that
+meet it. Slabs of pixels have partial gradients, which are added in order (`fastconv.kernels.slabs`), so the result has
+the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.target import RowTile
+
+CHANNEL_DOTS = record("""
+    source_n source_r source_c source_rows source_columns
+    gradient_n gradient_r gradient_c
+    rows columns row_step column_step phases
+    taps_r row_offsets first_column
+    channels outputs zeros row_block row_blocks blocks parts slabs slab_bytes
+    workspace_bytes table singles
+""")
+"""Strides are in bytes. The columns of each phase are `phases` apart in the input. The target is an array (slabs,
+taps_r, KW, outputs, G, channels), slabs `slab_bytes` apart, where `channels` are those in the lanes and `outputs` those
+that are not; the last two fields are offsets into a thread's workspace."""
+
+_CHAINS = 8
+"""Sums that are added to in turn: fewer would wait for their own results."""
+
+
+@intrinsic(prefer_literal=True)
+def row_dots(
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, S: Any, G: Any, Q: Any, T: Any, MASKED: Any, SAME: Any,
+    tiles: Any, table: Any, pixels: Any, singles: Any, source_offset: Any, offset: Any, there: Any,
+    target: Any, target_step: Any, target_q: Any,
+) -> Any:  # fmt: skip
+    """Sums of one kernel row: ``target[b, q] += sum over pixels m of source[m S + b] gradient[m]`` for KW taps b.
+
+    A tile of MR pixels is (MR - 1) S + KW + MR integers of `table`, the addresses of its source and then its gradient
+    pixels; a single pixel is KW + 1 integers of `singles`. `source_offset` and `offset` bytes are added to them. Lane i
+    meets the source channels i // T * G + q for q < G, of which Q are taken at once. If MASKED, only `there` target
+    lanes and their sources are touched; if SAME, all lanes meet the gradient's first.
+    """
+    lanes, height, taps, stride = literal(VL), literal(MR), literal(KW), literal(S)
+    group, together, outputs = literal(G), literal(Q), literal(T)
+    masked, same = literal(MASKED), literal(SAME)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tiles, table, pixels, singles, source_offset, offset, there, target, target_step, target_q = args[10:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        sets = min(height, -(-_CHAINS // (taps * together)))
+        if masked:
+            sources_there = builder.mul(builder.sdiv(there, const(outputs)), const(group))
+            target_mask, source_mask = (emit.between(const(0), count) for count in (there, sources_there))
+
+        def load_source(place: Any) -> Any:
+            return emit.load_masked(place, source_mask) if masked else emit.load(place)
+
+        def load_gradient(place: Any) -> Any:
+            if same:
+                return emit.load_broadcast(place)
+            return emit.load_masked(place, target_mask) if masked else emit.load(place)
+
+        def of_group(value: Any, q: int) -> Any:
+            """The q-th source channel of each lane's group."""
+            if group == outputs == 1:
+                return value
+            places = [min(i // outputs * group + q, lanes - 1) for i in range(lanes)]
+            return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, lanes), places))
+
+        def add_pixels(count: Any, entries: Any, height: int, first: int, sums: list[Any]) -> list[Any]:
+            sources = (height - 1) * stride + taps
+
+            def tile(t: Any, sums: list[Any]) -> list[Any]:
+                entry = add(entries, builder.mul(t, const(8 * (sources + height))))
+
+                def place(index: int, offset: Any) -> Any:
+                    return add(emit.load_int(add(entry, const(8 * index))), offset)
+
+                gradient = [load_gradient(place(sources + m, offset)) for m in range(height)]
+                sums = list(sums)
+                for s in range(sources):
+                    reached = [(m, s - m * stride) for m in range(height) if 0 <= s - m * stride < taps]
+                    if not reached:
+                        continue
+                    value = load_source(place(s, source_offset))
+                    for q in range(together):
+                        factor = of_group(value, first + q)
+                        for m, b in reached:
+                            chain = (m % sets * taps + b) * together + q
+                            sums[chain] = emit.fma(factor, gradient[m], sums[chain])
+                return sums
+
+            return emit.loop(count, tile, sums)
+
+        for first in range(0, group, together):
+            sums = [emit.constant(0.0)] * (sets * taps * together)
+            sums = add_pixels(tiles, table, height, first, sums)
+            sums = add_pixels(pixels, singles, 1, first, sums)
+            for b in range(taps):
+                for q in range(together):
+                    total = sums[b * together + q]
+                    for chain in range(1, sets):
+                        total = builder.fadd(total, sums[(chain * taps + b) * together + q])
+                    here = add(target, builder.mul(target_step, const(b)))
+                    here = add(here, builder.mul(target_q, const(first + q)))
+                    if masked:
+                        emit.store_masked(builder.fadd(emit.load_masked(here, target_mask), total), here, target_mask)
+                    else:
+                        emit.store(builder.fadd(emit.load(here), total), here)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, MR, KW, S, G, Q, T, MASKED, SAME, *[types.intp] * 10), codegen
+
+
+@jit.inline
+def trace_pixel(p, REACH, HEIGHT, place, above, column, gradient):
+    """Write the addresses of the REACH source pixels from `column` on and of HEIGHT gradient pixels."""
+    entry = carray(pointer(place), REACH + HEIGHT, np.int64)
+    for q in range(REACH):
+        at = column + q * p.phases
+        entry[q] = above + at * p.source_c if 0 <= at < p.source_columns else p.zeros
+    for m in range(HEIGHT):
+        entry[REACH + m] = gradient + m * p.phases * p.gradient_c
+
+
+@functools.cache
+def channel_dots(dtype: str, tile: RowTile, same: bool) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels).
+
+    `same` says that all lanes meet the same channel of the gradient.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, KW, S = tile.VL, tile.MR, tile.KW, tile.S
+    G, AT_ONCE, T, LANES, MASKED, SAME = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked), int(same)
+    REACH = (MR - 1) * S + KW
+
+    def channel_dot_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, CHANNEL_DOTS)
+        own = call.workspace + thread * p.workspace_bytes
+        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
+        vectors = (p.channels + LANES - 1) // LANES
+        line_bytes = p.channels * ITEM
+        lines = p.outputs * G
+        for task in range(begin, end):
+            part, slab = task % p.parts, task // p.parts
+            first_vector, last_vector = vectors * part // p.parts, vectors * (part + 1) // p.parts
+            slab_target = call.target + slab * p.slab_bytes
+            for line in range(p.taps_r * KW * lines):
+                gradient = carray(pointer(slab_target + line * line_bytes), p.channels, REAL)
+                for k in range(first_vector * LANES, min(last_vector * LANES, p.channels)):
+                    gradient[k] = REAL(0)
+            for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
+                image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
+                source = call.source + image * p.source_n
+                image_gradient = call.other + image * p.gradient_n
+                for a in range(p.taps_r):
+                    tiles, singles = 0, 0
+                    for i in range(first, min(first + p.row_block, p.rows)):
+                        row = i * p.row_step + row_offsets[a]
+                        if row < 0 or row >= p.source_rows:
+                            continue
+                        above, line_gradient = source + row * p.source_r, image_gradient + i * p.gradient_r
+                        for phase in range(min(p.phases, p.columns)):
+                            j = phase
+                            while j < p.columns:
+                                column, place = j * S + p.first_column, line_gradient + j * p.gradient_c
+                                if j + (MR - 1) * p.phases < p.columns:
+                                    entry = own + p.table + tiles * (REACH + MR) * 8
+                                    trace_pixel(p, REACH, MR, entry, above, column, place)
+                                    tiles += 1
+                                    j += MR * p.phases
+                                else:
+                                    # Pixels that do not fill a tile are added one by one: 0 times a NaN would be NaN.
+                                    entry = own + p.singles + singles * (KW + 1) * 8
+                                    trace_pixel(p, KW, 1, entry, above, column, place)
+                                    singles += 1
+                                    j += p.phases
+                    for v in range(first_vector, last_vector):
+                        lanes = min(LANES, p.channels - v * LANES)
+                        along = v * LANES * ITEM
+                        for d in range(p.outputs):
+                            row_dots(
+                                REAL, VL, MR, KW, S, G, AT_ONCE, T, MASKED, SAME, tiles, own + p.table, singles,
+                                own + p.singles, along // T * G, d * ITEM if SAME else along, lanes,
+                                slab_target + (a * KW * lines + d * G) * line_bytes + along,
+                                lines * line_bytes, line_bytes,
+                            )  # fmt: skip
+
+    return jit.kernel(channel_dot_tiles)
