@@ -12,6 +12,7 @@ SHAPES = (
     "all-together-wide",
     "threads-winograd-batch",
     "threads-winograd-slabs",
+    "threads-winograd-k5-batch",
     "tail-17to31-ow13",
     "threads-planes-stride2",
 )
