@@ -94,6 +94,16 @@ def _winograd_tails() -> list[Case]:
         Case("threads-winograd-k5-batch", 40, 33, (9, 8), (5, 5), padding="same", n=7),
         Case("threads-winograd-k5-slabs", 17, 33, (17, 18), (5, 5), padding=2, n=3),
         Case("threads-winograd-k5-streamed", 260, 33, (15, 14), (5, 5), padding=2),
+        *(
+            Case(f"winograd-d2-{h}x{w}", 17, 19, (h, w), (3, 3), padding=2, dilation=2)
+            for h, w in ((1, 1), (5, 6), (17, 9))
+        ),
+        Case("winograd-d2x3", 16, 33, (10, 13), (3, 3), padding=((1, 3), (4, 2)), dilation=(2, 3), n=2),
+        Case("winograd-d7-beyond-image", 16, 17, (5, 4), (3, 3), padding=(7, 6), dilation=(7, 6)),
+        Case("winograd-d5-groups", 34, 36, (12, 21), (3, 3), padding=5, dilation=5, groups=2),
+        Case("winograd-k5-d2", 18, 17, (9, 8), (5, 5), padding=4, dilation=2, n=2),
+        Case("winograd-k5-d1x2", 17, 16, (7, 13), (5, 5), padding=(2, 1), dilation=(1, 2)),
+        Case("threads-winograd-dilated", 40, 33, (19, 18), (3, 3), padding=3, dilation=3, n=3),
         Case("winograd-padding-asymmetric", 33, 18, (6, 9), (3, 3), padding=((0, 3), (2, 1)), n=2),
         Case("winograd-padding-wide", 16, 16, (2, 3), (3, 3), padding=((5, 4), (3, 6))),
         Case("winograd-groups", 51, 60, (7, 6), (3, 3), padding=1, groups=3, n=2),
@@ -239,6 +249,7 @@ CASES: tuple[Case, ...] = (
 _TARGETS = (
     "depthwise", "planes-stride2-5x5", "planes-9x5", "stride-beyond-kernel", "threads-plain", "threads-all-together",
     "winograd-7x9", "winograd-oc33", "winograd-groups", "winograd-k5-7x5",
+    "winograd-d2x3",
 )  # fmt: skip
 TARGET_CASES = tuple(case for case in CASES if case.name.startswith(("tail-", "all-together")) or case.name in _TARGETS)
 """Rich in tails: for running again in other processes, with other vector widths."""

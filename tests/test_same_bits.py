@@ -13,6 +13,7 @@ SHAPES = (
     "threads-winograd-batch",
     "threads-winograd-slabs",
     "threads-winograd-k5-batch",
+    "threads-winograd-dilated",
     "tail-17to31-ow13",
     "threads-planes-stride2",
 )

@@ -84,7 +84,14 @@ def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(size, dtype)
 
 
 @pytest.mark.parametrize(
-    "name", ["threads-winograd-slabs", "threads-winograd-blocks", "winograd-groups", "threads-winograd-k5-slabs"]
+    "name",
+    [
+        "threads-winograd-slabs",
+        "threads-winograd-blocks",
+        "winograd-groups",
+        "threads-winograd-k5-slabs",
+        "threads-winograd-dilated",
+    ],
 )
 def test_weight_gradient_depends_on_threads_nowhere(name, set_threads):
     """One thread adds slabs to the gradient where several keep them apart until the end."""
@@ -119,7 +126,7 @@ def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(size, layout)
         assert not reached[~expected].any()
 
 
-@pytest.mark.parametrize("name", ["threads-winograd-batch", "threads-winograd-k5-batch"])
+@pytest.mark.parametrize("name", ["threads-winograd-batch", "threads-winograd-k5-batch", "threads-winograd-dilated"])
 def test_result_depends_on_neither_batch_nor_threads(name, set_threads):
     case = by_name(name)
     given = data(case, "floats", "NHWC", "float32")
@@ -146,12 +153,31 @@ def test_nan_stays_within_the_tiles_that_read_it(size):
     assert np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="exact")).sum() == size**2 * 16
 
 
+def test_nan_stays_within_its_phase_of_a_dilated_problem():
+    x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+    x[0, 9, 9, 3] = np.nan
+    reached = np.isnan(fastconv.conv2d(x, w, padding=3, dilation=3, algorithm="winograd")).any(axis=(0, 3))
+    assert reached[6:13:3, 6:13:3].all()
+    reached[::3, ::3] = False
+    assert not reached.any()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("dilation", [1, 2, 3, 7])
+def test_tiles_cover_every_target_once(dilation, form):
+    for count in range(1, 40):
+        first = [a // dilation * form.m * dilation + a % dilation for a in range(form.tiles_along(count, dilation))]
+        targets = [i + k * dilation for i in first for k in range(form.m)]
+        assert max(first) < count
+        assert sorted(target for target in targets if target < count) == list(range(count))
+
+
 @pytest.mark.parametrize(
     ("kernel", "options", "words"),
     [
         ((3, 5), {}, "kernels of 3 x 3 and 5 x 5, not (3, 5)"),
         ((7, 7), {}, "kernels of 3 x 3 and 5 x 5, not (7, 7)"),
-        ((3, 3), {"stride": 2}, "stride 1 and dilation 1, not (2, 2) and (1, 1)"),
+        ((3, 3), {"stride": 2}, "stride 1, not (2, 2)"),
         ((5, 5), {"groups": 8}, "channels in a group to read, not 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""winograd: 3x3 and 5x5 convolutions of stride 1 with a quarter to a third of the multiplications.
+"""winograd: 3x3 and 5x5 convolutions of stride 1, dilated or not, with a quarter to a third of the multiplications.
 
 The kernels are in `fastconv.kernels.winograd`.
 
@@ -63,14 +63,23 @@ class Form:
         """Rows and columns of a tile's inputs, and of its products."""
         return self.m + self.r - 1
 
-    def __str__(self) -> str:
-        share = (self.m * self.r / self.n) ** 2
+    def describe(self, tiles: int, outputs: int) -> str:
+        """The form in words, with its share of the plain sum's multiplications when so many tiles make the outputs."""
+        share = outputs * self.r**2 / (tiles * self.n**2)
         return f"F({self.m} x {self.m}, {self.r} x {self.r}), 1/{share:.1f} of the multiplications"
+
+    def tiles_along(self, count: int, dilation: int) -> int:
+        """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
+
+        Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
+        """
+        whole, rest = divmod(count, self.m * dilation)
+        return whole * dilation + min(rest, dilation)
 
 
 FORMS = {
     3: Form(m=4, r=3, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450),
-    5: Form(m=2, r=5, weight_slots=1000, output_slots=250, gradient_slots=250, sums_slots=800),
+    5: Form(m=2, r=5, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600),
 }
 """By the kernel's size: both have tiles of 6 x 6 inputs, the largest whose rounding errors stay small."""
 _INPUT_SLOTS = 600
@@ -117,8 +126,8 @@ class Winograd(Algorithm):
         lanes = vector_bytes() // problem.itemsize
         if problem.kernel_size not in {(r, r) for r in FORMS}:
             return f"winograd is for kernels of 3 x 3 and 5 x 5, not {problem.kernel_size}"
-        if problem.stride != (1, 1) or problem.dilation != (1, 1):
-            return f"winograd is for stride 1 and dilation 1, not {problem.stride} and {problem.dilation}"
+        if problem.stride != (1, 1):
+            return f"winograd is for stride 1, not {problem.stride}"
         read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
         least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
         if least < lanes:
@@ -146,9 +155,12 @@ class WinogradOperation(Operation):
         self.threads = threads
         self.form = form = FORMS[problem.kernel_size[0]]
         ((rows, columns),) = sub_problems(problem, direction)
+        self._tile_rows = form.tiles_along(rows.count, problem.dilation[0])
+        self._tile_columns = form.tiles_along(columns.count, problem.dilation[1])
         self._roles = roles(problem, direction)
         self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
-        self._tiles = problem.n * -(-rows.count // form.m) * -(-columns.count // form.m)
+        self._tiles = problem.n * self._tile_rows * self._tile_columns
+        self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
         self._block, self._parts, self._held, self._slots = self._blocking()
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
@@ -246,7 +258,6 @@ class WinogradOperation(Operation):
             sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
             weight_source, unused, tile_table, starts, buffer_table, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
-        tile_rows, tile_columns = -(-rows.count // form.m), -(-columns.count // form.m)
         record = fill(
             kernels.WINOGRAD,
             source_n=part.source[0], source_r=part.source[1], source_c=part.source[2],
@@ -255,7 +266,8 @@ class WinogradOperation(Operation):
             target_offset=0, target_n=part.target[0], target_r=part.target[1], target_c=part.target[2],
             target_group=part.channels * part.target[3],
             rows=rows.count, columns=columns.count, first_row=min(rows.offsets), first_column=min(columns.offsets),
-            tile_rows=tile_rows, tile_columns=tile_columns, tiles=self._tiles,
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
+            tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             held=self._held, value_pitch=value_pitch, pixels=pixels,
@@ -276,7 +288,7 @@ class WinogradOperation(Operation):
         rate = model.slot_rate(machine, self.tile.VL)
         seconds = model.launch_seconds(self.threads) + self._slots / rate
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
-        return Estimate(max(seconds, traffic), str(self.form))
+        return Estimate(max(seconds, traffic), self.form.describe(self._tiles, self._targets))
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         if not self._keeps_weights:
@@ -311,8 +323,8 @@ class WeightGradientOperation(Operation):
         self._outputs = _even_block(problem.oc_per_group, most, lanes)
         self._blocks = -(-problem.ic_per_group // self._inputs) * -(-problem.oc_per_group // self._outputs)
         self.tile = correlate_tile(problem.dtype, self._inputs, self._outputs)
-        rows, columns = problem.output_size
-        self._tiles = problem.n * -(-rows // form.m) * -(-columns // form.m)
+        self._tile_rows, self._tile_columns = map(form.tiles_along, problem.output_size, problem.dilation)
+        self._tiles = problem.n * self._tile_rows * self._tile_columns
         self._slabs = self._slab_count()
         self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
         # One thread adds its slabs to the gradient as it comes to them, which gives the same bits.
@@ -360,10 +372,11 @@ class WeightGradientOperation(Operation):
             kernels_of_weights.WINOGRAD_WEIGHTS,
             source_n=x[0], source_r=x[1], source_c=x[2], source_group=problem.ic_per_group * x[3],
             source_rows=problem.input_size[0], source_columns=problem.input_size[1], first_row=-top, first_column=-left,
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
             gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_group=problem.oc_per_group * y[3],
             rows=rows, columns=columns,
             target_r=w[0], target_c=w[1], target_k=w[2], target_group=problem.oc_per_group * w[3],
-            slab_bytes=slab_bytes, tile_rows=-(-rows // form.m), tile_columns=-(-columns // form.m), tiles=self._tiles,
+            slab_bytes=slab_bytes, tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=block, slabs=self._slabs, groups=problem.groups,
             inputs=problem.ic_per_group, outputs=problem.oc_per_group,
             input_block=self._inputs, output_block=self._outputs,
@@ -391,7 +404,8 @@ class WeightGradientOperation(Operation):
         seconds += launches * model.launch_seconds(self._launch.threads)
         seconds += self._partial.workspace_bytes * model.STREAM_SECONDS
         traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
-        return Estimate(max(seconds, traffic), str(form))
+        outputs = problem.n * math.prod(problem.output_size)
+        return Estimate(max(seconds, traffic), form.describe(self._tiles, outputs))
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -4,7 +4,8 @@ A task takes a block of tiles of m x m target pixels. It transforms the n x n pi
 multiplies the n^2 matrices of transformed values (tiles x source channels) with the transformed weights (source x
 target channels), panel by panel of target channels, and transforms each panel back, so that nothing of the transformed
 tensors leaves the second cache level. Padding and edges are addresses, as in the gather kernel: a pixel in the padding
-reads a row of zeros, a target past the edge is written to a row that nobody reads.
+reads a row of zeros, a target past the edge is written to a row that nobody reads. Dilation is addresses as well: a
+tile's pixels lie d apart, because the targets of one phase (row mod d, column mod d) are a problem without dilation.
 
 Weights are transformed by the tasks themselves where they come as they lie: reading them transformed would move
 n^2 / r^2 times as many bytes, from a slower cache.
@@ -38,7 +39,7 @@ from fastconv.kernels.transpose import transpose_square
 WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
-    rows columns first_row first_column
+    rows columns first_row first_column dilation_r dilation_c
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
@@ -51,18 +52,31 @@ The last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
-def trace_tile(SIZE, image, first_row, first_column, rows, columns, stride_r, stride_c, zeros, table):
-    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `zeros`."""
+def locate_tile(p, M, tile):
+    """The image of a tile, and the row and the column of its first target pixel.
+
+    Along an axis the tiles of all phases take turns, so that tiles beside each other read pixels beside each other.
+    """
+    image = tile // (p.tile_rows * p.tile_columns)
+    a, b = tile // p.tile_columns % p.tile_rows, tile % p.tile_columns
+    i = a // p.dilation_r * M * p.dilation_r + a % p.dilation_r
+    j = b // p.dilation_c * M * p.dilation_c + b % p.dilation_c
+    return image, i, j
+
+
+@jit.inline
+def trace_tile(SIZE, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table):
+    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `p.zeros`."""
     addresses = carray(pointer(table), (SIZE, SIZE), np.int64)
     for a in range(SIZE):
-        row = first_row + a
+        row = first_row + a * p.dilation_r
         inside = 0 <= row < rows
         for b in range(SIZE):
-            column = first_column + b
+            column = first_column + b * p.dilation_c
             if inside and 0 <= column < columns:
                 addresses[a, b] = image + row * stride_r + column * stride_c
             else:
-                addresses[a, b] = zeros
+                addresses[a, b] = p.zeros
 
 
 @jit.inline
@@ -71,8 +85,9 @@ def trace_targets(p, M, image, i, j, target, table, unused):
     addresses = carray(pointer(table), (M, M), np.int64)
     for a in range(M):
         for b in range(M):
-            if i + a < p.rows and j + b < p.columns:
-                addresses[a, b] = target + image * p.target_n + (i + a) * p.target_r + (j + b) * p.target_c
+            row, column = i + a * p.dilation_r, j + b * p.dilation_c
+            if row < p.rows and column < p.columns:
+                addresses[a, b] = target + image * p.target_n + row * p.target_r + column * p.target_c
             else:
                 addresses[a, b] = unused
 
@@ -200,14 +215,12 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             if ready != task // p.parts:  # else the parts of one block follow each other
                 ready, filled = task // p.parts, False
                 for t in range(tiles):
-                    image = (first + t) // (p.tile_rows * p.tile_columns)
-                    i = (first + t) // p.tile_columns % p.tile_rows * M
-                    j = (first + t) % p.tile_columns * M
+                    image, i, j = locate_tile(p, M, first + t)
                     source = call.source + group * p.source_group
                     target = call.target + p.target_offset + group * p.target_group
                     trace_tile(
-                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels + t * N * N * 8,
+                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N * N * 8,
                     )  # fmt: skip
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):

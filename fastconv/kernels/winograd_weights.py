@@ -6,7 +6,7 @@ are added up: n^2 matrix products (input channels x tiles) (tiles x output chann
 their sums.
 
 A task owns the sums of a block of input and output channels, which stay in the second cache level while it walks its
-tiles, transforming some of them at a time. Padding and edges are addresses of zeros, as in the forward kernel.
+tiles, transforming some of them at a time. Padding, edges and dilation are addresses, as in the forward kernel.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import RUN_FIELDS, added_tile, pointer, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
-from fastconv.kernels.winograd import trace_matrix, trace_tile, transform_channels
+from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile, transform_channels
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
+    dilation_r dilation_c
     gradient_n gradient_r gradient_c gradient_group rows columns
     target_r target_c target_k target_group slab_bytes
     tile_rows tile_columns tiles block slabs groups
@@ -90,20 +91,18 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             for first in range(begin_tile, end_tile, p.block):
                 tiles = min(p.block, end_tile - first)
                 for t in range(tiles):
-                    image = (first + t) // (p.tile_rows * p.tile_columns)
-                    i = (first + t) // p.tile_columns % p.tile_rows * M
-                    j = (first + t) % p.tile_columns * M
+                    image, i, j = locate_tile(p, M, first + t)
                     trace_tile(
-                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels,
+                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
                         REAL, ITEM, VL, INPUT, M, R, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
                         t * p.input_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
                     trace_tile(
-                        M, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
-                        p.zeros, own + p.pixels,
+                        M, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
+                        own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
                         REAL, ITEM, VL, GRADIENT, M, R, M, own + p.pixels, first_output * ITEM, outputs,
