@@ -57,6 +57,8 @@ class Form:
     output_slots: int
     gradient_slots: int
     sums_slots: int
+    kept_bytes: int
+    """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
 
     @property
     def n(self) -> int:
@@ -78,8 +80,8 @@ class Form:
 
 
 FORMS = {
-    3: Form(m=4, r=3, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450),
-    5: Form(m=2, r=5, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600),
+    3: Form(m=4, r=3, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450, kept_bytes=3 << 19),
+    5: Form(m=2, r=5, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600, kept_bytes=8 << 20),
 }
 """By the kernel's size: both have tiles of 6 x 6 inputs, the largest whose rounding errors stay small."""
 _INPUT_SLOTS = 600
@@ -94,8 +96,6 @@ _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
-_KEPT_BYTES = 3 << 19
-"""Transformed weights that are worth keeping: from a slower cache they come later than they are made."""
 _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
 _BLOCK_BYTES = 256
@@ -179,7 +179,7 @@ class WinogradOperation(Operation):
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
         size = problem.groups * self._panels * int(pack["weight_panel"][0])
-        self._keeps_weights = size <= _KEPT_BYTES
+        self._keeps_weights = size <= form.kept_bytes
         self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
 
     def _blocking(self) -> tuple[int, int, int, float]:
