@@ -93,6 +93,7 @@ def _winograd_tails() -> list[Case]:
         Case("winograd-k5-groups", 51, 60, (5, 6), (5, 5), padding=2, groups=3, n=2),
         Case("threads-winograd-k5-batch", 40, 33, (9, 8), (5, 5), padding="same", n=7),
         Case("threads-winograd-k5-slabs", 17, 33, (17, 18), (5, 5), padding=2, n=3),
+        Case("threads-winograd-k5-packed", 32, 96, (33, 34), (5, 5), padding=2, n=3),
         Case("threads-winograd-k5-streamed", 260, 33, (15, 14), (5, 5), padding=2),
         *(
             Case(f"winograd-d2-{h}x{w}", 17, 19, (h, w), (3, 3), padding=2, dilation=2)

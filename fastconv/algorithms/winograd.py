@@ -34,7 +34,7 @@ from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, aligned, fill, odd_lines
+from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem
@@ -98,6 +98,8 @@ _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
 _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
+_LAUNCHES_SAVED = 3
+"""Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
 _BLOCK_BYTES = 256
 """Weight gradient: input channels, and output channels, whose sums a task owns."""
 _GRADIENT_BYTES = 9 << 17
@@ -178,8 +180,13 @@ class WinogradOperation(Operation):
         )  # fmt: skip
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
-        size = problem.groups * self._panels * int(pack["weight_panel"][0])
-        self._keeps_weights = size <= form.kept_bytes
+        self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
+        self._keeps_weights = self._packed_bytes <= form.kept_bytes
+        self._saved_slots = self._repeated_slots() if self._keeps_weights else 0.0
+        if self._saved_slots / model.NOMINAL_RATE > _LAUNCHES_SAVED * model.launch_seconds(threads):
+            self.workspace_bytes += self._packed_bytes
+        else:
+            self._saved_slots = 0.0
         self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
 
     def _blocking(self) -> tuple[int, int, int, float]:
@@ -229,6 +236,12 @@ class WinogradOperation(Operation):
         if form.n**2 * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
         return inputs + weights + multiply + tiles * vectors * form.output_slots
+
+    def _repeated_slots(self) -> float:
+        """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
+        blocks = -(-self._tiles // self._block)
+        vectors = self.problem.groups * self._roles.reduction * self._panels * self.tile.NV
+        return (blocks - 1) * vectors * self.form.weight_slots / self.threads
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
@@ -286,15 +299,15 @@ class WinogradOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         rate = model.slot_rate(machine, self.tile.VL)
-        seconds = model.launch_seconds(self.threads) + self._slots / rate
+        launches = 2 if self._saved_slots else 1
+        seconds = launches * model.launch_seconds(self.threads) + (self._slots - self._saved_slots) / rate
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
         return Estimate(max(seconds, traffic), self.form.describe(self._tiles, self._targets))
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         if not self._keeps_weights:
             return w
-        size = self.problem.groups * self._panels * int(self._pack.plan["weight_panel"][0])
-        packed = aligned((1, 1, 1, size // self.problem.itemsize), self.problem.dtype)
+        packed = aligned((1, 1, 1, self._packed_bytes // self.problem.itemsize), self.problem.dtype)
         self._pack(w, w, self._zeros, packed)
         return packed
 
@@ -306,9 +319,15 @@ class WinogradOperation(Operation):
         if epilogue.bias is not None:
             groups = self.problem.groups
             start = epilogue.start(groups, self._zeros.size // groups, self.problem.dtype)
+        end = epilogue.relu, epilogue.activation, epilogue.failed_address
+        if prepared is None and self._saved_slots:
+            with Buffer(self._packed_bytes) as buffer:
+                packed = buffer[: self._packed_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+                self._pack(second, second, self._zeros, packed)
+                self._launches[True](first, packed, start, result, *end)
+            return
         launch = self._launches[prepared is not None and self._keeps_weights]
-        other = second if prepared is None else prepared
-        launch(first, other, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        launch(first, second if prepared is None else prepared, start, result, *end)
 
 
 class WeightGradientOperation(Operation):
