@@ -53,7 +53,8 @@ def draw_case(rng: np.random.Generator) -> Case:
     if kind == "winograd":
         groups = int(rng.choice([1, 1, 2]))
         ic, oc = (groups * int(rng.choice(sizes)) for sizes in ((8, 16, 17, 33, 40, 130), (1, 5, 16, 33, 48, 70)))
-        kernel, stride, dilation = (3, 3), (1, 1), (1, 1)
+        kernel, stride = ((3, 3), (5, 5))[int(rng.integers(2))], (1, 1)
+        dilation = int(rng.choice([1, 1, 2, 3, 7])), int(rng.choice([1, 1, 2, 5]))
     else:
         groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
         ic, oc = (groups * int(rng.choice([1, 1, 2, 3, 5, 16, 17, 33])) for _ in range(2))

@@ -186,13 +186,24 @@ def test_auto_takes_the_shortest_predicted_time(name, direction):
     assert plan.predicted_seconds in (min(offered.values()), min(plain.values()))
 
 
-def test_auto_transforms_data_only_where_that_saves_something():
-    small = fastconv.plan_conv2d((1, 8, 8, 16), (3, 3, 16, 16), padding=1)
+@pytest.mark.parametrize(
+    ("size", "padding", "dilation"),
+    [((3, 3), 1, 1), ((5, 5), 2, 1), ((3, 3), 2, 2), ((3, 3), 4, 4), ((5, 5), (2, 4), (1, 2))],
+)
+def test_auto_transforms_data_only_where_that_saves_something(size, padding, dilation):
+    options = {"padding": padding, "dilation": dilation}
+    small = fastconv.plan_conv2d((1, 8, 8, 16), (*size, 16, 16), **options)
     assert small.algorithm not in INEXACT
     for direction in DIRECTIONS:
-        large = {"x_shape": (8, 56, 56, 64), "w_shape": (3, 3, 64, 64), "padding": 1, "direction": direction}
+        large = {"x_shape": (8, 56, 56, 64), "w_shape": (*size, 64, 64), "direction": direction, **options}
         assert fastconv.plan_conv2d(**large).algorithm == "winograd"
         assert fastconv.plan_conv2d(**large, algorithm="exact").algorithm not in INEXACT
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_auto_leaves_alone_what_would_fill_few_pixels_of_its_tiles(direction):
+    plan = fastconv.plan_conv2d((1, 33, 33, 256), (3, 3, 256, 256), padding=18, dilation=18, direction=direction)
+    assert plan.algorithm not in INEXACT
 
 
 @each_direction

@@ -12,6 +12,8 @@ SHAPES = (
     "all-together-wide",
     "threads-winograd-batch",
     "threads-winograd-slabs",
+    "threads-winograd-k5-batch",
+    "threads-winograd-dilated",
     "tail-17to31-ow13",
     "threads-planes-stride2",
 )

@@ -1,11 +1,14 @@
 """What holds for the algorithms that transform data: the identity behind them, their error bound, epilogues, NaN."""
 
+import re
+
 import numba
 import numpy as np
 import pytest
 
 import fastconv
-from fastconv.kernels.toomcook import POINTS, TAPS, transforms
+from fastconv.algorithms.winograd import FORMS
+from fastconv.kernels.toomcook import transforms
 
 from . import reference
 from .cases import CASES, DTYPES, LAYOUTS, by_name, data, inexact_tolerance
@@ -15,6 +18,7 @@ TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-w
 each_tiled = pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_kernel = pytest.mark.parametrize("size", FORMS)
 
 
 @numba.njit
@@ -22,12 +26,12 @@ def leaky(value):
     return value if value > 0 else value / 4
 
 
-@pytest.mark.parametrize("m", POINTS)
-def test_transforms_compute_a_correlation(m):
+@pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (2, 5), (3, 4), (1, 4), (4, 1)])
+def test_transforms_compute_a_correlation(m, r):
     rng = np.random.default_rng(m)
-    d, g = rng.standard_normal(m + TAPS - 1), rng.standard_normal(TAPS)
-    output, weights, inputs = (np.array(matrix) for matrix in transforms(m))
-    expected = [d[i : i + TAPS] @ g for i in range(m)]
+    d, g = rng.standard_normal(m + r - 1), rng.standard_normal(r)
+    output, weights, inputs = (np.array(matrix) for matrix in transforms(m, r))
+    expected = [d[i : i + r] @ g for i in range(m)]
     np.testing.assert_allclose(output @ ((weights @ g) * (inputs @ d)), expected, rtol=1e-12)
 
 
@@ -51,9 +55,10 @@ def test_prepared_layer_has_the_bits_of_the_call(activation, dtype, layout, case
 
 
 @each_dtype
-def test_error_is_near_that_of_the_plain_sum(dtype):
+@each_kernel
+def test_error_is_near_that_of_the_plain_sum(size, dtype):
     rng = np.random.default_rng(7)
-    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 32, 32, 64), (3, 3, 64, 32)))
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 32, 32, 64), (size, size, 64, 32)))
     exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), padding=1)
 
     def error(algorithm):
@@ -64,44 +69,55 @@ def test_error_is_near_that_of_the_plain_sum(dtype):
 
 
 @each_dtype
-def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(dtype):
+@each_kernel
+def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(size, dtype):
     """Over many pixels as well: sums are taken in blocks, and the blocks in slabs."""
     rng = np.random.default_rng(8)
-    x, grad_y = (rng.standard_normal((1, size, size, 16)).astype(dtype) for size in (160, 158))
-    exact = reference.conv2d_grad_weight(grad_y.astype(np.longdouble), x.astype(np.longdouble), (3, 3))
+    x, grad_y = (rng.standard_normal((1, edge, edge, 16)).astype(dtype) for edge in (160, 161 - size))
+    exact = reference.conv2d_grad_weight(grad_y.astype(np.longdouble), x.astype(np.longdouble), (size, size))
 
     def error(algorithm):
-        result = fastconv.conv2d_grad_weight(grad_y, x, 3, algorithm=algorithm)
+        result = fastconv.conv2d_grad_weight(grad_y, x, size, algorithm=algorithm)
         return float(np.sqrt(np.mean((result - exact) ** 2)))
 
     assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("name", ["threads-winograd-slabs", "threads-winograd-blocks", "winograd-groups"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "threads-winograd-slabs",
+        "threads-winograd-blocks",
+        "winograd-groups",
+        "threads-winograd-k5-slabs",
+        "threads-winograd-dilated",
+    ],
+)
 def test_weight_gradient_depends_on_threads_nowhere(name, set_threads):
     """One thread adds slabs to the gradient where several keep them apart until the end."""
     case = by_name(name)
     given = data(case, "floats", "NHWC", "float32")
     set_threads(1)
-    alone = fastconv.conv2d_grad_weight(given.grad_y, given.x, 3, algorithm="winograd", **case.arguments)
+    alone = fastconv.conv2d_grad_weight(given.grad_y, given.x, case.kernel, algorithm="winograd", **case.arguments)
     set_threads(min(2, numba.config.NUMBA_NUM_THREADS))
-    together = fastconv.conv2d_grad_weight(given.grad_y, given.x, 3, algorithm="winograd", **case.arguments)
+    together = fastconv.conv2d_grad_weight(given.grad_y, given.x, case.kernel, algorithm="winograd", **case.arguments)
     assert_same_bits(alone, together)
 
 
 @each_layout
-def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(layout):
+@each_kernel
+def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(size, layout):
     channels, x_shape = (16, 33), (1, 24, 24, 16)
-    x, grad_y = np.ones(x_shape, np.float32), np.ones((1, 22, 22, 33), np.float32)
+    x, grad_y = np.ones(x_shape, np.float32), np.ones((1, 25 - size, 25 - size, 33), np.float32)
     for array, channel in ((x, 3), (grad_y, 32)):
         dirty = {"x": x.copy(), "grad_y": grad_y.copy()}
         name = "x" if array is x else "grad_y"
         dirty[name][0, 9, 9, channel] = np.nan
         if layout == "NCHW":
             dirty = {key: value.transpose(0, 3, 1, 2) for key, value in dirty.items()}
-        result = fastconv.conv2d_grad_weight(**dirty, kernel_size=3, layout=layout, algorithm="winograd")
+        result = fastconv.conv2d_grad_weight(**dirty, kernel_size=size, layout=layout, algorithm="winograd")
         reached = np.isnan(result if layout == "NHWC" else result.transpose(2, 3, 1, 0))
-        expected = np.zeros((3, 3, *channels), bool)
+        expected = np.zeros((size, size, *channels), bool)
         if name == "x":
             expected[:, :, channel] = True
         else:
@@ -110,8 +126,9 @@ def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(layout):
         assert not reached[~expected].any()
 
 
-def test_result_depends_on_neither_batch_nor_threads(set_threads):
-    case = by_name("threads-winograd-batch")
+@pytest.mark.parametrize("name", ["threads-winograd-batch", "threads-winograd-k5-batch", "threads-winograd-dilated"])
+def test_result_depends_on_neither_batch_nor_threads(name, set_threads):
+    case = by_name(name)
     given = data(case, "floats", "NHWC", "float32")
     keywords = {"algorithm": "winograd", **case.arguments}
     results = []
@@ -123,14 +140,52 @@ def test_result_depends_on_neither_batch_nor_threads(set_threads):
     assert_same_bits(results[0], results[-1])
 
 
-def test_nan_stays_within_the_tiles_that_read_it():
-    x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
-    x[0, 9, 9, 3] = np.nan  # in the middle of tile (2, 2), of outputs 8 to 11
-    reached = np.isnan(fastconv.conv2d(x, w, padding=1, algorithm="winograd")).any(axis=(0, 3))
-    assert reached[8:11, 8:11].all()
-    reached[8:12, 8:12] = False
+@each_kernel
+def test_nan_stays_within_the_tiles_that_read_it(size):
+    x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((size, size, 16, 16), np.float32)
+    x[0, 9, 9, 3] = np.nan
+    m, reach = FORMS[size].m, size // 2
+    first, last = (9 - reach) // m * m, (9 + reach) // m * m + m  # outputs of the tiles whose windows hold (9, 9)
+    reached = np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="winograd")).any(axis=(0, 3))
+    assert reached[9 - reach : 10 + reach, 9 - reach : 10 + reach].all()
+    reached[first:last, first:last] = False
     assert not reached.any()
-    assert np.isnan(fastconv.conv2d(x, w, padding=1, algorithm="exact")).sum() == 9 * 16
+    assert np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="exact")).sum() == size**2 * 16
+
+
+def test_nan_stays_within_its_phase_of_a_dilated_problem():
+    x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+    x[0, 9, 9, 3] = np.nan
+    reached = np.isnan(fastconv.conv2d(x, w, padding=3, dilation=3, algorithm="winograd")).any(axis=(0, 3))
+    assert reached[6:13:3, 6:13:3].all()
+    reached[::3, ::3] = False
+    assert not reached.any()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("dilation", [1, 2, 3, 7])
+def test_tiles_cover_every_target_once(dilation, form):
+    for count in range(1, 40):
+        first = [a // dilation * form.m * dilation + a % dilation for a in range(form.tiles_along(count, dilation))]
+        targets = [i + k * dilation for i in first for k in range(form.m)]
+        assert max(first) < count
+        assert sorted(target for target in targets if target < count) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "words"),
+    [
+        ((3, 5), {}, "kernels of 3 x 3 and 5 x 5, not (3, 5)"),
+        ((7, 7), {}, "kernels of 3 x 3 and 5 x 5, not (7, 7)"),
+        ((3, 3), {"stride": 2}, "stride 1, not (2, 2)"),
+        ((5, 5), {"groups": 8}, "channels in a group to read, not 2"),
+    ],
+)
+def test_declines_with_a_reason(kernel, options, words):
+    x = np.ones((1, 20, 20, 16), np.float32)
+    w = np.ones((*kernel, 16 // options.get("groups", 1), 16), np.float32)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fastconv.conv2d(x, w, algorithm="winograd", **options)
 
 
 @pytest.mark.parametrize("width", [13, 14, 15, 20, 29])

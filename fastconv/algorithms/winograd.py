@@ -1,15 +1,18 @@
-"""winograd: 3x3 convolutions of stride 1 with a quarter of the multiplications (`fastconv.kernels.winograd`).
+"""winograd: 3x3 and 5x5 convolutions of stride 1, dilated or not, with a quarter to a third of the multiplications.
+
+The kernels are in `fastconv.kernels.winograd`.
 
 Forward pass, and input gradient as the same kernel on the flipped weights; the weight gradient is the transposed
 algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum
 (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles that read it: in the weight
-gradient all nine weights of its channel, with every channel of the other side.
+gradient all weights of its channel, with every channel of the other side.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,18 +34,58 @@ from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, aligned, fill, odd_lines
+from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
-from fastconv.kernels.toomcook import TAPS
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-M = 4
-"""Output rows and columns of a tile."""
-_N = M + TAPS - 1
+
+@dataclass(frozen=True)
+class Form:
+    """F(m x m, r x r): tiles of m x m outputs of r x r kernels, from n x n inputs.
+
+    `*_slots` are the slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it
+    between caches: the weights, the products back, and for the weight gradient the output gradients and the sums.
+    """
+
+    m: int
+    r: int
+    weight_slots: int
+    output_slots: int
+    gradient_slots: int
+    sums_slots: int
+    kept_bytes: int
+    """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
+
+    @property
+    def n(self) -> int:
+        """Rows and columns of a tile's inputs, and of its products."""
+        return self.m + self.r - 1
+
+    def describe(self, tiles: int, outputs: int) -> str:
+        """The form in words, with its share of the plain sum's multiplications when so many tiles make the outputs."""
+        share = outputs * self.r**2 / (tiles * self.n**2)
+        return f"F({self.m} x {self.m}, {self.r} x {self.r}), 1/{share:.1f} of the multiplications"
+
+    def tiles_along(self, count: int, dilation: int) -> int:
+        """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
+
+        Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
+        """
+        whole, rest = divmod(count, self.m * dilation)
+        return whole * dilation + min(rest, dilation)
+
+
+FORMS = {
+    3: Form(m=4, r=3, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450, kept_bytes=3 << 19),
+    5: Form(m=2, r=5, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600, kept_bytes=8 << 20),
+}
+"""By the kernel's size: both have tiles of 6 x 6 inputs, the largest whose rounding errors stay small."""
+_INPUT_SLOTS = 600
+"""The same for the inputs, whose transform all forms share."""
 _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
 _STREAMED_BYTES = 256
@@ -53,14 +96,10 @@ _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
-_KEPT_BYTES = 3 << 19
-"""Transformed weights that are worth keeping: from a slower cache they come later than they are made."""
-_INPUT_SLOTS = 600
-"""Slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it between caches."""
-_OUTPUT_SLOTS = 450
-_WEIGHT_SLOTS = 400
 _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
+_LAUNCHES_SAVED = 3
+"""Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
 _BLOCK_BYTES = 256
 """Weight gradient: input channels, and output channels, whose sums a task owns."""
 _GRADIENT_BYTES = 9 << 17
@@ -69,8 +108,6 @@ _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
 _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
-_GRADIENT_SLOTS = 450
-_SUMS_SLOTS = 450
 _PRODUCT_SHARE = 0.75
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
 
@@ -81,23 +118,18 @@ def _even_block(channels: int, most: int, lanes: int) -> int:
     return -(-channels // (blocks * lanes)) * lanes
 
 
-def _describe() -> str:
-    share = M * M * TAPS * TAPS / (_N * _N)
-    return f"F({M} x {M}, 3 x 3), 1/{share:.1f} of the multiplications"
-
-
 class Winograd(Algorithm):
-    """F(4 x 4, 3 x 3) on blocks of tiles that stay in the second cache level."""
+    """F(4 x 4, 3 x 3) and F(2 x 2, 5 x 5) on blocks of tiles that stay in the second cache level."""
 
     name = "winograd"
     exact = False
 
     def declines(self, problem: ConvProblem, direction: str) -> str | None:
         lanes = vector_bytes() // problem.itemsize
-        if problem.kernel_size != (TAPS, TAPS):
-            return f"winograd is for kernels of 3 x 3, not {problem.kernel_size}"
-        if problem.stride != (1, 1) or problem.dilation != (1, 1):
-            return f"winograd is for stride 1 and dilation 1, not {problem.stride} and {problem.dilation}"
+        if problem.kernel_size not in {(r, r) for r in FORMS}:
+            return f"winograd is for kernels of 3 x 3 and 5 x 5, not {problem.kernel_size}"
+        if problem.stride != (1, 1):
+            return f"winograd is for stride 1, not {problem.stride}"
         read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
         least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
         if least < lanes:
@@ -123,15 +155,19 @@ class WinogradOperation(Operation):
         self.problem = problem
         self.direction = direction
         self.threads = threads
+        self.form = form = FORMS[problem.kernel_size[0]]
         ((rows, columns),) = sub_problems(problem, direction)
+        self._tile_rows = form.tiles_along(rows.count, problem.dilation[0])
+        self._tile_columns = form.tiles_along(columns.count, problem.dilation[1])
         self._roles = roles(problem, direction)
         self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
-        self._tiles = problem.n * -(-rows.count // M) * -(-columns.count // M)
+        self._tiles = problem.n * self._tile_rows * self._tile_columns
+        self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
         self._block, self._parts, self._held, self._slots = self._blocking()
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
-        kernel = lambda: kernels.winograd(problem.dtype, self.tile, M)  # noqa: E731
+        kernel = lambda: kernels.winograd(problem.dtype, self.tile, form.m, form.r)  # noqa: E731
         tasks = problem.groups * -(-self._tiles // self._block) * self._parts
         self._launches = []
         for transformed in (False, True):
@@ -139,13 +175,18 @@ class WinogradOperation(Operation):
             self._launches.append(Launch(kernel, problem.dtype, plan, tasks, threads, workspace))
         pack, workspace = self._record(rows, columns, zeros, False)
         self._pack = Launch(
-            lambda: kernels.pack(problem.dtype, self.tile, M), problem.dtype, pack, problem.groups * self._panels,
-            threads, workspace,
+            lambda: kernels.pack(problem.dtype, self.tile, form.m, form.r), problem.dtype, pack,
+            problem.groups * self._panels, threads, workspace,
         )  # fmt: skip
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
-        size = problem.groups * self._panels * int(pack["weight_panel"][0])
-        self._keeps_weights = size <= _KEPT_BYTES
+        self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
+        self._keeps_weights = self._packed_bytes <= form.kept_bytes
+        self._saved_slots = self._repeated_slots() if self._keeps_weights else 0.0
+        if self._saved_slots / model.NOMINAL_RATE > _LAUNCHES_SAVED * model.launch_seconds(threads):
+            self.workspace_bytes += self._packed_bytes
+        else:
+            self._saved_slots = 0.0
         self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
 
     def _blocking(self) -> tuple[int, int, int, float]:
@@ -155,13 +196,14 @@ class WinogradOperation(Operation):
         again for every panel, which leaves room for more tiles to share the transformed weights.
         """
         shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
+        matrices, outputs = self.form.n**2, self.form.m**2
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         found = []
         for held in {reduction, min(reduction, _STREAMED_BYTES // item)}:
-            beside = _N * _N * self._chunk(held) * shape.NR * item
+            beside = matrices * self._chunk(held) * shape.NR * item
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
             lanes = -(-held // shape.VL) * shape.VL
-            each = _N * _N * ((lanes + shape.NR) * item + 8) + M * M * 8
+            each = matrices * ((lanes + shape.NR) * item + 8) + outputs * 8
             most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
             blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
             choices = itertools.product(blocks, parts)
@@ -183,26 +225,33 @@ class WinogradOperation(Operation):
         return max(-(-each * whole // self.threads) * slots, total / min(self.threads, each * (whole + (rest > 0))))
 
     def _task_slots(self, tiles: int, parts: int, held: int) -> float:
-        shape, reduction = self.tile, self._roles.reduction
+        shape, form, reduction = self.tile, self.form, self._roles.reduction
         height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._panels // parts)
         vectors = panels * shape.NV
         times = 1 if held == reduction else panels
         inputs = times * tiles * -(-reduction // shape.VL) * _INPUT_SLOTS
-        weights = reduction * vectors * _WEIGHT_SLOTS
-        multiply = _N * _N * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
-        if _N * _N * tiles * held * self.problem.itemsize > _NEAR_BYTES:
+        weights = reduction * vectors * form.weight_slots
+        multiply = form.n**2 * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
+        if form.n**2 * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
-        return inputs + weights + multiply + tiles * vectors * _OUTPUT_SLOTS
+        return inputs + weights + multiply + tiles * vectors * form.output_slots
+
+    def _repeated_slots(self) -> float:
+        """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
+        blocks = -(-self._tiles // self._block)
+        vectors = self.problem.groups * self._roles.reduction * self._panels * self.tile.NV
+        return (blocks - 1) * vectors * self.form.weight_slots / self.threads
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
     ) -> tuple[np.ndarray, int]:  # fmt: skip
-        problem, part, shape = self.problem, self._roles, self.tile
+        problem, part, shape, form = self.problem, self._roles, self.tile, self.form
+        outputs, taps, matrices = form.m**2, form.r**2, form.n**2
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
-        offset = 0 if transformed else (TAPS - 1) * (w_r * flipped_r + w_c * flipped_c)
+        offset = 0 if transformed else (form.r - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
         chunk = self._chunk(self._held)
         # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
@@ -210,19 +259,18 @@ class WinogradOperation(Operation):
         value_step, weight_step, product_step = (
             odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
-        chunk_bytes = _N * _N * weight_step
+        chunk_bytes = matrices * weight_step
         panel_bytes = -(-reduction // chunk) * chunk_bytes
         sizes = (
-            self._block * M * M * 8, height * 8, self._block * _N * _N * 8, _N * _N * value_step, chunk_bytes,
-            _N * _N * product_step, _N * _N * 8, _N * _N * 8, _N * _N * 8, TAPS * TAPS * 8,
+            self._block * outputs * 8, height * 8, self._block * matrices * 8, matrices * value_step, chunk_bytes,
+            matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
             max(reduction, part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
-            _N * _N * 8, max(TAPS * TAPS * shape.VL, _N * _N) * shape.VL * item,
+            matrices * 8, max(taps * shape.VL, matrices) * shape.VL * item,
         )  # fmt: skip
         (
             sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
             weight_source, unused, tile_table, starts, buffer_table, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
-        tile_rows, tile_columns = -(-rows.count // M), -(-columns.count // M)
         record = fill(
             kernels.WINOGRAD,
             source_n=part.source[0], source_r=part.source[1], source_c=part.source[2],
@@ -231,7 +279,8 @@ class WinogradOperation(Operation):
             target_offset=0, target_n=part.target[0], target_r=part.target[1], target_c=part.target[2],
             target_group=part.channels * part.target[3],
             rows=rows.count, columns=columns.count, first_row=min(rows.offsets), first_column=min(columns.offsets),
-            tile_rows=tile_rows, tile_columns=tile_columns, tiles=self._tiles,
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
+            tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             held=self._held, value_pitch=value_pitch, pixels=pixels,
@@ -250,15 +299,15 @@ class WinogradOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         rate = model.slot_rate(machine, self.tile.VL)
-        seconds = model.launch_seconds(self.threads) + self._slots / rate
+        launches = 2 if self._saved_slots else 1
+        seconds = launches * model.launch_seconds(self.threads) + (self._slots - self._saved_slots) / rate
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
-        return Estimate(max(seconds, traffic), _describe())
+        return Estimate(max(seconds, traffic), self.form.describe(self._tiles, self._targets))
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         if not self._keeps_weights:
             return w
-        size = self.problem.groups * self._panels * int(self._pack.plan["weight_panel"][0])
-        packed = aligned((1, 1, 1, size // self.problem.itemsize), self.problem.dtype)
+        packed = aligned((1, 1, 1, self._packed_bytes // self.problem.itemsize), self.problem.dtype)
         self._pack(w, w, self._zeros, packed)
         return packed
 
@@ -270,9 +319,15 @@ class WinogradOperation(Operation):
         if epilogue.bias is not None:
             groups = self.problem.groups
             start = epilogue.start(groups, self._zeros.size // groups, self.problem.dtype)
+        end = epilogue.relu, epilogue.activation, epilogue.failed_address
+        if prepared is None and self._saved_slots:
+            with Buffer(self._packed_bytes) as buffer:
+                packed = buffer[: self._packed_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+                self._pack(second, second, self._zeros, packed)
+                self._launches[True](first, packed, start, result, *end)
+            return
         launch = self._launches[prepared is not None and self._keeps_weights]
-        other = second if prepared is None else prepared
-        launch(first, other, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        launch(first, second if prepared is None else prepared, start, result, *end)
 
 
 class WeightGradientOperation(Operation):
@@ -280,14 +335,15 @@ class WeightGradientOperation(Operation):
 
     def __init__(self, problem: ConvProblem, threads: int) -> None:
         self.problem = problem
+        self.form = form = FORMS[problem.kernel_size[0]]
         item, lanes = problem.itemsize, vector_bytes() // problem.itemsize
         most = _BLOCK_BYTES // item
         self._inputs = _even_block(problem.ic_per_group, most, lanes)
         self._outputs = _even_block(problem.oc_per_group, most, lanes)
         self._blocks = -(-problem.ic_per_group // self._inputs) * -(-problem.oc_per_group // self._outputs)
         self.tile = correlate_tile(problem.dtype, self._inputs, self._outputs)
-        rows, columns = problem.output_size
-        self._tiles = problem.n * -(-rows // M) * -(-columns // M)
+        self._tile_rows, self._tile_columns = map(form.tiles_along, problem.output_size, problem.dilation)
+        self._tiles = problem.n * self._tile_rows * self._tile_columns
         self._slabs = self._slab_count()
         self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
         # One thread adds its slabs to the gradient as it comes to them, which gives the same bits.
@@ -295,8 +351,8 @@ class WeightGradientOperation(Operation):
         plan, workspace = self._record(self._partial.bytes_each)
         tasks = self._slabs * problem.groups * self._blocks
         self._launch = Launch(
-            lambda: kernels_of_weights.winograd_weights(problem.dtype, self.tile, M), problem.dtype, plan, tasks,
-            threads, workspace,
+            lambda: kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.m, form.r), problem.dtype,
+            plan, tasks, threads, workspace,
         )  # fmt: skip
         self.workspace_bytes = self._launch.workspace_bytes + self._partial.workspace_bytes
 
@@ -307,7 +363,8 @@ class WeightGradientOperation(Operation):
         return slabs_up_to(min(self._tiles // _SLAB_TILES, SLABS_BYTES // bytes_each, _TASKS // tasks))
 
     def _record(self, slab_bytes: int) -> tuple[np.ndarray, int]:
-        problem, shape, item = self.problem, self.tile, self.problem.itemsize
+        problem, shape, item, form = self.problem, self.tile, self.problem.itemsize, self.form
+        matrices = form.n**2
         x = canonical_strides(problem.x_shape, item, problem.layout)
         y = canonical_strides(problem.y_shape, item, problem.layout)
         w = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -316,28 +373,29 @@ class WeightGradientOperation(Operation):
         product_step = odd_lines(-(-self._inputs // shape.MR) * shape.MR * output_pitch)
         # The last rows of a register tile may read scalars past those of the last transformed tile.
         beyond = shape.MR * item
-        room = (_GRADIENT_BYTES - _N * _N * product_step) // (_N * _N)
+        room = (_GRADIENT_BYTES - matrices * product_step) // matrices
         each = -(-self._tiles // self._slabs)
         block = max(1, min(each, (room - beyond) // (input_pitch + output_pitch)))
         block = -(-each // -(-each // block))
         value_step, gradient_step = odd_lines(block * input_pitch + beyond), odd_lines(block * output_pitch)
-        table = _N * _N * 8
+        table = matrices * 8
         (
             values, gradients, products, value_table, gradient_table, product_table, target_table, pixels, spare_table,
             spare, run, total,
         ) = workspace_offsets(
-            _N * _N * value_step, _N * _N * gradient_step, _N * _N * product_step, table, table, table, table, table,
-            table, _N * _N * shape.VL * item, (1 + RUN_FIELDS) * 8,
+            matrices * value_step, matrices * gradient_step, matrices * product_step, table, table, table, table, table,
+            table, matrices * shape.VL * item, (1 + RUN_FIELDS) * 8,
         )  # fmt: skip
         (rows, columns), ((top, _), (left, _)) = problem.output_size, problem.padding
         record = fill(
             kernels_of_weights.WINOGRAD_WEIGHTS,
             source_n=x[0], source_r=x[1], source_c=x[2], source_group=problem.ic_per_group * x[3],
             source_rows=problem.input_size[0], source_columns=problem.input_size[1], first_row=-top, first_column=-left,
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
             gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_group=problem.oc_per_group * y[3],
             rows=rows, columns=columns,
             target_r=w[0], target_c=w[1], target_k=w[2], target_group=problem.oc_per_group * w[3],
-            slab_bytes=slab_bytes, tile_rows=-(-rows // M), tile_columns=-(-columns // M), tiles=self._tiles,
+            slab_bytes=slab_bytes, tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=block, slabs=self._slabs, groups=problem.groups,
             inputs=problem.ic_per_group, outputs=problem.oc_per_group,
             input_block=self._inputs, output_block=self._outputs,
@@ -352,20 +410,21 @@ class WeightGradientOperation(Operation):
         return record, total
 
     def estimate(self, machine: Machine) -> Estimate:
-        problem, shape = self.problem, self.tile
+        problem, shape, form = self.problem, self.tile, self.form
         rate = model.slot_rate(machine, shape.VL)
         inputs, outputs = (-(-count // shape.VL) for count in (self._inputs, self._outputs))
-        transforms = self._tiles * (inputs * _INPUT_SLOTS + outputs * _GRADIENT_SLOTS)
-        multiply = _N * _N * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
+        transforms = self._tiles * (inputs * _INPUT_SLOTS + outputs * form.gradient_slots)
+        multiply = form.n**2 * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
         multiply *= -(-self._inputs // shape.MR) * shape.MR
-        write = self._slabs * self._inputs * outputs * _SUMS_SLOTS
+        write = self._slabs * self._inputs * outputs * form.sums_slots
         work = problem.groups * self._blocks * (transforms + multiply + write) / rate
         seconds = work / machine.threads * model.balance(self._launch.tasks, machine.threads)
         launches = 2 if self._partial.workspace_bytes else 1
         seconds += launches * model.launch_seconds(self._launch.threads)
         seconds += self._partial.workspace_bytes * model.STREAM_SECONDS
         traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
-        return Estimate(max(seconds, traffic), _describe())
+        outputs = problem.n * math.prod(problem.output_size)
+        return Estimate(max(seconds, traffic), form.describe(self._tiles, outputs))
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

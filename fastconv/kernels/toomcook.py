@@ -12,14 +12,12 @@ import functools
 from fractions import Fraction
 from typing import NamedTuple
 
-TAPS = 3
-
 POINTS = {
-    2: ("0", "1", "-1"),
-    4: ("0", "3/4", "-3/4", "3/2", "-3/2"),
+    4: ("0", "1", "-1"),
+    6: ("0", "3/4", "-3/4", "3/2", "-3/2"),
 }
-"""The points for each m, besides infinity. The textbook's 0, +-1, +-2 for m = 4 double the rounding error (measured in
-docs/experiments.md); all of these and their squares are exact in binary."""
+"""The points for each n = m + r - 1, besides infinity. The textbook's 0, +-1, +-2 for n = 6 double the rounding error
+(measured in docs/experiments.md); all of these and their squares are exact in binary."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -47,10 +45,9 @@ def _polynomial(roots: list[Fraction]) -> list[Fraction]:
 
 
 @functools.cache
-def transforms(m: int) -> Transforms:
-    """The matrices of F(m, 3)."""
-    points = [Fraction(point) for point in POINTS[m]]
-    n = m + TAPS - 1
+def transforms(m: int, r: int) -> Transforms:
+    """The matrices of F(m, r). B depends on the points alone: F(4, 3) and F(2, 5) share it."""
+    points = [Fraction(point) for point in POINTS[m + r - 1]]
     output = [[point**i for point in points] + [Fraction(i == m - 1)] for i in range(m)]
     weights, inputs = [], []
     for point in points:
@@ -58,11 +55,10 @@ def transforms(m: int) -> Transforms:
         scale = Fraction(1)
         for other in others:
             scale *= point - other
-        weights.append([point**k / scale for k in range(TAPS)])
+        weights.append([point**k / scale for k in range(r)])
         inputs.append([*_polynomial(others), Fraction(0)])
-    weights.append([Fraction(k == TAPS - 1) for k in range(TAPS)])
+    weights.append([Fraction(k == r - 1) for k in range(r)])
     inputs.append(_polynomial(points))
-    assert len(inputs) == n
 
     def floats(matrix: list[list[Fraction]]) -> Matrix:
         return tuple(tuple(float(value) for value in row) for row in matrix)

@@ -104,21 +104,21 @@ class _Combiner:
 
 @intrinsic(prefer_literal=True)
 def transform_tile(
-    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M: Any,
+    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M: Any, R: Any,
     sources: Any, source_offset: Any, targets: Any, target_offset: Any, start: Any, floor: Any,
 ) -> Any:  # fmt: skip
-    """Transform VL tiles at once, one in each lane: ``target = T source T'`` with KIND's matrix of F(M x M, 3 x 3).
+    """Transform VL tiles at once, one in each lane: ``target = T source T'`` with KIND's matrix of F(M x M, R x R).
 
     `sources` and `targets` are the addresses of tables with the address of each value of a tile, row by row; the
     offsets are added to all of them. The output transform adds the vector at `start` and does not go below `floor`.
     """
-    lanes, kind, m = literal(VL), literal(KIND), literal(M)
+    lanes, kind, m, r = literal(VL), literal(KIND), literal(M), literal(R)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sources, source_offset, targets, target_offset, start, floor = args[4:]
+        sources, source_offset, targets, target_offset, start, floor = args[5:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        matrices = transforms(m)
+        matrices = transforms(m, r)
         matrix = {
             INPUT: matrices.input,
             WEIGHTS: matrices.weights,
@@ -146,4 +146,4 @@ def transform_tile(
                 emit.store(result, address(targets, i * rows + j, target_offset))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KIND, M, *[types.intp] * 5, real), codegen
+    return types.void(REAL, VL, KIND, M, R, *[types.intp] * 5, real), codegen

@@ -1,13 +1,14 @@
-"""Winograd's minimal filtering F(m x m, 3 x 3): fewer multiplications than the plain sum has products.
+"""Winograd's minimal filtering F(m x m, r x r): fewer multiplications than the plain sum has products.
 
-A task takes a block of tiles of m x m target pixels. It transforms what they read, multiplies the (m + 2)^2 matrices of
-transformed values (tiles x source channels) with the transformed weights (source x target channels), panel by panel of
-target channels, and transforms each panel back, so that nothing of the transformed tensors leaves the second cache
-level. Padding and edges are addresses, as in the gather kernel: a pixel in the padding reads a row of zeros, a target
-past the edge is written to a row that nobody reads.
+A task takes a block of tiles of m x m target pixels. It transforms the n x n pixels, n = m + r - 1, that each reads,
+multiplies the n^2 matrices of transformed values (tiles x source channels) with the transformed weights (source x
+target channels), panel by panel of target channels, and transforms each panel back, so that nothing of the transformed
+tensors leaves the second cache level. Padding and edges are addresses, as in the gather kernel: a pixel in the padding
+reads a row of zeros, a target past the edge is written to a row that nobody reads. Dilation is addresses as well: a
+tile's pixels lie d apart, because the targets of one phase (row mod d, column mod d) are a problem without dilation.
 
 Weights are transformed by the tasks themselves where they come as they lie: reading them transformed would move
-(m + 2)^2 / 9 times as many bytes, from a slower cache.
+n^2 / r^2 times as many bytes, from a slower cache.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ from fastconv.kernels.simd import (
     record_at,
 )
 from fastconv.kernels.target import Tile
-from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
 from fastconv.kernels.transpose import transpose_square
 
 WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
-    rows columns first_row first_column
+    rows columns first_row first_column dilation_r dilation_c
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
@@ -52,18 +52,31 @@ The last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
-def trace_tile(SIZE, image, first_row, first_column, rows, columns, stride_r, stride_c, zeros, table):
-    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `zeros`."""
+def locate_tile(p, M, tile):
+    """The image of a tile, and the row and the column of its first target pixel.
+
+    Along an axis the tiles of all phases take turns, so that tiles beside each other read pixels beside each other.
+    """
+    image = tile // (p.tile_rows * p.tile_columns)
+    a, b = tile // p.tile_columns % p.tile_rows, tile % p.tile_columns
+    i = a // p.dilation_r * M * p.dilation_r + a % p.dilation_r
+    j = b // p.dilation_c * M * p.dilation_c + b % p.dilation_c
+    return image, i, j
+
+
+@jit.inline
+def trace_tile(SIZE, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table):
+    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `p.zeros`."""
     addresses = carray(pointer(table), (SIZE, SIZE), np.int64)
     for a in range(SIZE):
-        row = first_row + a
+        row = first_row + a * p.dilation_r
         inside = 0 <= row < rows
         for b in range(SIZE):
-            column = first_column + b
+            column = first_column + b * p.dilation_c
             if inside and 0 <= column < columns:
                 addresses[a, b] = image + row * stride_r + column * stride_c
             else:
-                addresses[a, b] = zeros
+                addresses[a, b] = p.zeros
 
 
 @jit.inline
@@ -72,8 +85,9 @@ def trace_targets(p, M, image, i, j, target, table, unused):
     addresses = carray(pointer(table), (M, M), np.int64)
     for a in range(M):
         for b in range(M):
-            if i + a < p.rows and j + b < p.columns:
-                addresses[a, b] = target + image * p.target_n + (i + a) * p.target_r + (j + b) * p.target_c
+            row, column = i + a * p.dilation_r, j + b * p.dilation_c
+            if row < p.rows and column < p.columns:
+                addresses[a, b] = target + image * p.target_n + row * p.target_r + column * p.target_c
             else:
                 addresses[a, b] = unused
 
@@ -88,7 +102,7 @@ def trace_matrix(count, table, base, step):
 
 @jit.inline
 def transform_channels(
-    REAL, ITEM, VL, KIND, M, SIZE, traced, offset, channels, table, place, spare, spare_table, zeros
+    REAL, ITEM, VL, KIND, M, R, SIZE, traced, offset, channels, table, place, spare, spare_table, zeros
 ):  # fmt: skip
     """Transform the SIZE x SIZE pixels that are traced, `channels` channels from an offset on, to a place in a table.
 
@@ -101,44 +115,44 @@ def transform_channels(
             for e in range(SIZE * SIZE):
                 copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
             source, shift = spare_table, 0
-        transform_tile(REAL, VL, KIND, M, source, shift, table, place + v * ITEM, zeros, REAL(0))
+        transform_tile(REAL, VL, KIND, M, R, source, shift, table, place + v * ITEM, zeros, REAL(0))
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
-    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
+    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
     for k in range(rows):
         for v in range(0, lanes, VL):
-            for a in range(3):
-                for b in range(3):
+            for a in range(R):
+                for b in range(R):
                     place = tap + k * p.weight_k + a * p.weight_r + b * p.weight_c + v * ITEM
                     taps[a, b] = place
                     prefetch(place + AHEAD * p.weight_k)
                     if lanes - v < VL:
-                        taps[a, b] = own + p.buffer + (a * 3 + b) * VL * ITEM
+                        taps[a, b] = own + p.buffer + (a * R + b) * VL * ITEM
                         copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
             transform_tile(
-                REAL, VL, WEIGHTS, M, own + p.weight_source, 0, own + p.weight_table, (k * NR + v) * ITEM,
+                REAL, VL, WEIGHTS, M, R, own + p.weight_source, 0, own + p.weight_table, (k * NR + v) * ITEM,
                 p.zeros, REAL(0),
             )  # fmt: skip
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, before, rows):
     """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
-    taps = carray(pointer(own + p.weight_source), (3, 3), np.int64)
-    for a in range(3):
-        for b in range(3):
-            taps[a, b] = own + p.buffer + (a * 3 + b) * VL * VL * ITEM
+    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
+    for a in range(R):
+        for b in range(R):
+            taps[a, b] = own + p.buffer + (a * R + b) * VL * VL * ITEM
     for v in range(0, lanes, VL):
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(3):
-                for b in range(3):
+            for a in range(R):
+                for b in range(R):
                     square = tap + v * p.weight_d + first * ITEM + a * p.weight_r + b * p.weight_c
                     there = min(VL, lanes - v)
                     for d in range(there):
@@ -146,35 +160,35 @@ def transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, before, rows):
                     transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
             for i in range(k, min(k + VL, rows)):
                 transform_tile(
-                    REAL, VL, WEIGHTS, M, own + p.weight_source, (i - first) * VL * ITEM,
+                    REAL, VL, WEIGHTS, M, R, own + p.weight_source, (i - first) * VL * ITEM,
                     own + p.weight_table, (i * NR + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
 @jit.inline
-def transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, first, packed):
+def transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, first, packed):
     """Transform a panel's weights of the source channels from `first` on into `packed`.
 
-    These are (M + 2)^2 matrices of at most `chunk` source channels x NR target channels. Lanes past the last channel
-    hold anything; their products are not used.
+    These are (M + R - 1)^2 matrices of at most `chunk` source channels x NR target channels. Lanes past the last
+    channel hold anything; their products are not used.
     """
-    trace_matrix((M + 2) * (M + 2), own + p.weight_table, packed, p.weight_step)
+    trace_matrix((M + R - 1) * (M + R - 1), own + p.weight_table, packed, p.weight_step)
     lanes = min(NR, p.channels - panel * NR)
     rows = min(p.chunk, p.reduction - first)
     tap = weights + first * p.weight_k + panel * NR * p.weight_d
     if p.weight_d == ITEM:
-        transform_in_place(REAL, ITEM, VL, NR, M, p, own, tap, lanes, rows)
+        transform_in_place(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, rows)
     else:
-        transform_turned(REAL, ITEM, VL, NR, M, p, own, tap, lanes, first, rows)
+        transform_turned(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, first, rows)
 
 
 @functools.cache
-def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
-    """The kernel for one dtype, register tile and m; its tasks are (group, block of tiles, part of the panels)."""
+def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
+    """The kernel for one dtype, register tile, m and r; its tasks are (group, block of tiles, part of the panels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    M, N = m, m + TAPS - 1
+    M, R, N = m, r, m + r - 1
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -201,14 +215,12 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
             if ready != task // p.parts:  # else the parts of one block follow each other
                 ready, filled = task // p.parts, False
                 for t in range(tiles):
-                    image = (first + t) // (p.tile_rows * p.tile_columns)
-                    i = (first + t) // p.tile_columns % p.tile_rows * M
-                    j = (first + t) % p.tile_columns * M
+                    image, i, j = locate_tile(p, M, first + t)
                     source = call.source + group * p.source_group
                     target = call.target + p.target_offset + group * p.target_group
                     trace_tile(
-                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels + t * N * N * 8,
+                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N * N * 8,
                     )  # fmt: skip
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
@@ -220,12 +232,12 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                         packed = weights + panel * p.weight_panel + k // p.chunk * p.weight_chunk
                     else:
                         packed = own + p.weights
-                        transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
+                        transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, k, packed)
                     if p.held < p.reduction or not filled:
                         filled = True
                         for t in range(tiles):
                             transform_channels(
-                                REAL, ITEM, VL, INPUT, M, N, own + p.pixels + t * N * N * 8, k * ITEM,
+                                REAL, ITEM, VL, INPUT, M, R, N, own + p.pixels + t * N * N * 8, k * ITEM,
                                 min(p.held, p.reduction - k), own + p.value_table, t * p.value_pitch,
                                 own + p.buffer, own + p.buffer_table, p.zeros,
                             )  # fmt: skip
@@ -250,7 +262,7 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
                         there = min(VL, lanes - v)
                         place = (panel * NR + v) * ITEM
                         transform_tile(
-                            REAL, VL, OUTPUT, M, own + p.product_table, (t * NR + v) * ITEM,
+                            REAL, VL, OUTPUT, M, R, own + p.product_table, (t * NR + v) * ITEM,
                             table if there == VL else own + p.buffer_table, place if there == VL else 0,
                             start + v * ITEM, lowest,
                         )  # fmt: skip
@@ -271,12 +283,12 @@ def winograd(dtype: str, tile: Tile, m: int) -> CFunc:
 
 
 @functools.cache
-def pack(dtype: str, tile: Tile, m: int) -> CFunc:
+def pack(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
     """Transform all weights once; a task is one panel of one group."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, NR = tile.VL, tile.NR
-    M = m
+    M, R = m, r
 
     def transform_panels(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -287,6 +299,6 @@ def pack(dtype: str, tile: Tile, m: int) -> CFunc:
             panel, target = task % p.panels, call.target + task * p.weight_panel
             for k in range(0, p.reduction, p.chunk):
                 packed = target + k // p.chunk * p.weight_chunk
-                transform_weights(REAL, ITEM, VL, NR, M, p, own, weights, panel, k, packed)
+                transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, k, packed)
 
     return jit.kernel(transform_panels)

@@ -1,11 +1,12 @@
-"""The weight gradient of 3 x 3 kernels by Winograd's transforms, with a quarter of the plain sum's multiplications.
+"""The weight gradient by the transforms of F(m x m, r x r), with as few multiplications as the forward pass.
 
-A tile of M x M output gradients meets (M + 2)^2 inputs, and what it adds to the 3 x 3 gradient is the forward algorithm
-transposed: ``G' ((B x B') * (A' y A)) G``. The last transform is linear, so it waits until all tiles are added up:
-(M + 2)^2 matrix products (input channels x tiles) (tiles x output channels) come first, then a transform of their sums.
+A tile of m x m output gradients meets n x n inputs, n = m + r - 1, and what it adds to the r x r gradient is the
+forward algorithm transposed: ``G' ((B x B') * (A' y A)) G``. The last transform is linear, so it waits until all tiles
+are added up: n^2 matrix products (input channels x tiles) (tiles x output channels) come first, then a transform of
+their sums.
 
 A task owns the sums of a block of input and output channels, which stay in the second cache level while it walks its
-tiles, transforming some of them at a time. Padding and edges are addresses of zeros, as in the forward kernel.
+tiles, transforming some of them at a time. Padding, edges and dilation are addresses, as in the forward kernel.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import RUN_FIELDS, added_tile, pointer, record_at
 from fastconv.kernels.target import Tile
-from fastconv.kernels.toomcook import TAPS
 from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
-from fastconv.kernels.winograd import trace_matrix, trace_tile, transform_channels
+from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile, transform_channels
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
+    dilation_r dilation_c
     gradient_n gradient_r gradient_c gradient_group rows columns
     target_r target_c target_k target_group slab_bytes
     tile_rows tile_columns tiles block slabs groups
@@ -41,20 +42,20 @@ last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
-def write_gradient(REAL, ITEM, VL, M, p, own, inputs, outputs, adds):
+def write_gradient(REAL, ITEM, VL, M, R, p, own, inputs, outputs, adds):
     """Transform the sums of a block of channels into the gradient, or add them to it."""
-    targets = carray(pointer(own + p.target_table), TAPS * TAPS, np.int64)
+    targets = carray(pointer(own + p.target_table), R * R, np.int64)
     for k in range(inputs):
         for v in range(0, outputs, VL):
             there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
             direct = there == VL and not adds
             transform_tile(
-                REAL, VL, SUMS, M, own + p.product_table, k * p.output_pitch + v * ITEM,
+                REAL, VL, SUMS, M, R, own + p.product_table, k * p.output_pitch + v * ITEM,
                 own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
             )  # fmt: skip
             if direct:
                 continue
-            for e in range(TAPS * TAPS):
+            for e in range(R * R):
                 row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
                 weights = carray(pointer(targets[e] + place), there, REAL)
                 for d in range(there):
@@ -62,12 +63,12 @@ def write_gradient(REAL, ITEM, VL, M, p, own, inputs, outputs, adds):
 
 
 @functools.cache
-def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
-    """The kernel for one dtype, register tile and m; tasks are (slab of tiles, group, block of inputs, of outputs)."""
+def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
+    """The kernel for one dtype, register tile, m and r; tasks are (slab, group, block of inputs, block of outputs)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    M, N = m, m + TAPS - 1
+    M, R, N = m, r, m + r - 1
 
     def winograd_gradient(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -90,23 +91,21 @@ def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
             for first in range(begin_tile, end_tile, p.block):
                 tiles = min(p.block, end_tile - first)
                 for t in range(tiles):
-                    image = (first + t) // (p.tile_rows * p.tile_columns)
-                    i = (first + t) // p.tile_columns % p.tile_rows * M
-                    j = (first + t) % p.tile_columns * M
+                    image, i, j = locate_tile(p, M, first + t)
                     trace_tile(
-                        N, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, p.zeros, own + p.pixels,
+                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
-                        REAL, ITEM, VL, INPUT, M, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
+                        REAL, ITEM, VL, INPUT, M, R, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
                         t * p.input_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
                     trace_tile(
-                        M, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
-                        p.zeros, own + p.pixels,
+                        M, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
+                        own + p.pixels,
                     )  # fmt: skip
                     transform_channels(
-                        REAL, ITEM, VL, GRADIENT, M, M, own + p.pixels, first_output * ITEM, outputs,
+                        REAL, ITEM, VL, GRADIENT, M, R, M, own + p.pixels, first_output * ITEM, outputs,
                         own + p.gradient_table, t * p.output_pitch, own + p.spare, own + p.spare_table, p.zeros,
                     )  # fmt: skip
                 run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
@@ -122,10 +121,10 @@ def winograd_weights(dtype: str, tile: Tile, m: int) -> CFunc:
                             )  # fmt: skip
             target = call.target + slab * p.slab_bytes + group * p.target_group
             target += first_input * p.target_k + first_output * ITEM
-            targets = carray(pointer(own + p.target_table), (TAPS, TAPS), np.int64)
-            for a in range(TAPS):
-                for b in range(TAPS):
+            targets = carray(pointer(own + p.target_table), (R, R), np.int64)
+            for a in range(R):
+                for b in range(R):
                     targets[a, b] = target + a * p.target_r + b * p.target_c
-            write_gradient(REAL, ITEM, VL, M, p, own, inputs, outputs, slab > 0 and p.slab_bytes == 0)
+            write_gradient(REAL, ITEM, VL, M, R, p, own, inputs, outputs, slab > 0 and p.slab_bytes == 0)
 
     return jit.kernel(winograd_gradient)

@@ -121,7 +121,7 @@ class GatherPass(Pass):
         tiles = int(p["tiles"]) * groups
         runs = int(p["taps_r"]) if p["touching"] else taps
         slots = taps * model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"])
-        slots += panels * (runs * model.RUN_SLOTS + model.TILE_SLOTS)
+        slots = self._met_share() * (slots + panels * runs * model.RUN_SLOTS) + panels * model.TILE_SLOTS
         multiply = tiles * slots / rate
         # At a border each tap is a run of its own, whose addresses are listed.
         multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
@@ -138,6 +138,20 @@ class GatherPass(Pass):
             scatter = tiles * self.tile.MR * int(p["channels"]) * model.SCATTER_SECONDS
         work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) + pack
         return model.launch_seconds(self.threads) + work / self.threads
+
+    def _met_share(self) -> float:
+        """Share of the taps that some pixel of a tile meets inside the image: the others are left out."""
+        p, height, share = self.launch.plan[0], self.tile.MR, 1.0
+        if p["padding"]:
+            return share
+        # A tile reaches over height - 1 more columns, and where rows are short over as many of the next row.
+        for axis, reach in (("row", (height - 1) / int(p["columns"])), ("column", height - 1)):
+            names = f"first_{axis}", f"last_{axis}", f"{axis}_step", f"source_{axis}s", f"{axis}s", f"taps_{axis[0]}"
+            first, last, step, size, count, taps = (int(p[name]) for name in names)
+            offsets = range(first, last + 1, max(1, (last - first) // max(1, taps - 1)))
+            met = sum(min(count, len(inside) + reach) for inside in (_inside(o, o, step, size, count) for o in offsets))
+            share *= met / (len(offsets) * count)
+        return share
 
     def _border_share(self) -> float:
         """Share of the tiles that meet the padding or the end of a row."""
