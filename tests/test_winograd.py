@@ -11,7 +11,7 @@ from fastconv.algorithms.winograd import FORMS
 from fastconv.kernels.toomcook import transforms
 
 from . import reference
-from .cases import CASES, DTYPES, LAYOUTS, by_name, data, inexact_tolerance
+from .cases import CASES, DIRECTIONS, DTYPES, LAYOUTS, by_name, data, inexact_tolerance
 from .checks import assert_same_bits
 
 TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-winograd"))]
@@ -197,3 +197,16 @@ def test_depthwise_weight_gradient_takes_a_nan_to_the_taps_that_meet_it(width):
     assert np.isnan(result[0, 2]).all()
     result[0, 2] = 0
     assert not np.isnan(result).any()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("n", "size", "ic", "oc", "kernel"), [
+    (1, 27, 64, 192, 5), (8, 27, 64, 192, 5), (1, 28, 128, 256, 5), (8, 56, 64, 64, 3), (1, 33, 512, 512, 3),
+])  # fmt: skip
+def test_workspace_keeps_to_its_limit(n, size, ic, oc, kernel, direction, set_threads):
+    """A tenth of the arrays, or 2 MB a thread."""
+    set_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+    shapes = (n, size, size, ic), (kernel, kernel, ic, oc)
+    plan = fastconv.plan_conv2d(*shapes, padding=kernel // 2, algorithm="winograd", direction=direction)
+    arrays = 4 * (n * size * size * (ic + oc) + kernel * kernel * ic * oc)
+    assert plan.workspace_bytes <= max(arrays / 10, numba.get_num_threads() * 2 * 2**20)

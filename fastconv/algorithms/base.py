@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -108,6 +109,12 @@ def canonical_strides(shape: tuple[int, ...], itemsize: int, layout: str) -> tup
     """Strides in bytes along (n, row, column, channel) of a contiguous image of either layout."""
     a, b, c = (shape[1] * shape[2] * shape[3] * itemsize, shape[2] * shape[3] * itemsize, shape[3] * itemsize)
     return (a, c, itemsize, b) if layout == "NCHW" else (a, b, c, itemsize)
+
+
+def scratch_limit(problem: ConvProblem, threads: int) -> float:
+    """Bytes that a call may need besides its arrays: a tenth of theirs, or 2 MB a thread if that is more."""
+    arrays = (problem.x_shape, problem.w_shape, problem.y_shape)
+    return max(0.1 * sum(math.prod(shape) for shape in arrays) * problem.itemsize, threads * (2 << 20))
 
 
 def canonical_weight_strides(shape: tuple[int, ...], itemsize: int, layout: str) -> tuple[int, int, int, int]:

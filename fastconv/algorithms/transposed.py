@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
+from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.kernels import transpose as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, aligned, fill
@@ -21,9 +21,6 @@ from fastconv.problem import CHANNELS_LAST, ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_SCRATCH_BYTES = 4 << 20
-_SHARE = 0.1
-"""Scratch may take this share of all arrays, or so many bytes."""
 _VALUE_SECONDS = 0.5e-9
 """Transposing one value, and fetching it from the cache of the thread that did."""
 _LAUNCH_SECONDS = 8e-6
@@ -84,9 +81,8 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
 
     `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST.
     """
-    arrays = (problem.x_shape, problem.w_shape, problem.y_shape)
     item, n = problem.itemsize, problem.n
-    limit = max(_SCRATCH_BYTES, _SHARE * sum(math.prod(shape) for shape in arrays) * item)
+    limit = scratch_limit(problem, 2)  # whatever the threads: the choice of bands must not depend on them
     if layout == CHANNELS_LAST:
         limit -= math.prod(problem.w_shape) * item
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * item

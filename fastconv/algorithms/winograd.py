@@ -25,6 +25,7 @@ from fastconv.algorithms.base import (
     Operation,
     canonical_strides,
     canonical_weight_strides,
+    scratch_limit,
 )
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
@@ -182,7 +183,8 @@ class WinogradOperation(Operation):
         self.workspace_bytes = self._launches[0].workspace_bytes
         self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
         self._keeps_weights = self._packed_bytes <= form.kept_bytes
-        self._saved_slots = self._repeated_slots() if self._keeps_weights else 0.0
+        fits = self._keeps_weights and self.workspace_bytes + self._packed_bytes <= scratch_limit(problem, threads)
+        self._saved_slots = self._repeated_slots() if fits else 0.0
         if self._saved_slots / model.NOMINAL_RATE > _LAUNCHES_SAVED * model.launch_seconds(threads):
             self.workspace_bytes += self._packed_bytes
         else:
