@@ -13,7 +13,6 @@ from .cases import CASES, data
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, IMAGES_LAST])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_bands_make_the_whole(direction, layout, monkeypatch):
-    monkeypatch.setattr(transposed, "_SHARE", 0)
     monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
     in_rows = 0
     for case in CASES:
@@ -21,7 +20,7 @@ def test_bands_make_the_whole(direction, layout, monkeypatch):
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
         given = data(case, "integers", "NCHW", "float32")
         for scratch in (1 << 10, 1 << 13):
-            monkeypatch.setattr(transposed, "_SCRATCH_BYTES", scratch)
+            monkeypatch.setattr(transposed, "scratch_limit", lambda *_, scratch=scratch: scratch)
             bands = transposed.bands_of(problem, direction, layout)
             if bands is None:
                 continue
