@@ -15,13 +15,13 @@ import functools
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.target import RowTile
@@ -65,24 +65,8 @@ def row_dots(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         sets = min(height, -(-_CHAINS // (taps * together)))
-        if masked:
-            sources_there = builder.mul(builder.sdiv(there, const(outputs)), const(group))
-            target_mask, source_mask = (emit.between(const(0), count) for count in (there, sources_there))
-
-        def load_source(place: Any) -> Any:
-            return emit.load_masked(place, source_mask) if masked else emit.load(place)
-
-        def load_gradient(place: Any) -> Any:
-            if same:
-                return emit.load_broadcast(place)
-            return emit.load_masked(place, target_mask) if masked else emit.load(place)
-
-        def of_group(value: Any, q: int) -> Any:
-            """The q-th source channel of each lane's group."""
-            if group == outputs == 1:
-                return value
-            places = [min(i // outputs * group + q, lanes - 1) for i in range(lanes)]
-            return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, lanes), places))
+        channels = GroupLanes(emit, group, outputs, masked, there)
+        load_gradient = emit.load_broadcast if same else channels.load
 
         def add_pixels(count: Any, entries: Any, height: int, first: int, sums: list[Any]) -> list[Any]:
             sources = (height - 1) * stride + taps
@@ -99,9 +83,9 @@ def row_dots(
                     reached = [(m, s - m * stride) for m in range(height) if 0 <= s - m * stride < taps]
                     if not reached:
                         continue
-                    value = load_source(place(s, source_offset))
+                    value = channels.load_source(place(s, source_offset))
                     for q in range(together):
-                        factor = of_group(value, first + q)
+                        factor = channels.of_group(value, first + q)
                         for m, b in reached:
                             chain = (m % sets * taps + b) * together + q
                             sums[chain] = emit.fma(factor, gradient[m], sums[chain])
@@ -120,10 +104,7 @@ def row_dots(
                         total = builder.fadd(total, sums[(chain * taps + b) * together + q])
                     here = add(target, builder.mul(target_step, const(b)))
                     here = add(here, builder.mul(target_q, const(first + q)))
-                    if masked:
-                        emit.store_masked(builder.fadd(emit.load_masked(here, target_mask), total), here, target_mask)
-                    else:
-                        emit.store(builder.fadd(emit.load(here), total), here)
+                    channels.store(builder.fadd(channels.load(here), total), here)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, MR, KW, S, G, Q, T, MASKED, SAME, *[types.intp] * 10), codegen

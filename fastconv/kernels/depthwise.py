@@ -14,14 +14,14 @@ import functools
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.target import RowTile
@@ -65,23 +65,7 @@ def row_tile(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         weights = add(weights, offset)
-        if masked:
-            sources_there = builder.mul(builder.sdiv(there, const(outputs)), const(group))
-            target_mask, source_mask = (emit.between(const(0), count) for count in (there, sources_there))
-
-        def load(place: Any) -> Any:
-            """A vector that belongs to the target channels."""
-            return emit.load_masked(place, target_mask) if masked else emit.load(place)
-
-        def load_source(place: Any) -> Any:
-            return emit.load_masked(place, source_mask) if masked else emit.load(place)
-
-        def of_group(value: Any, q: int) -> Any:
-            """The q-th source channel of each lane's group."""
-            if group == outputs == 1:
-                return value
-            places = [min(i // outputs * group + q, lanes - 1) for i in range(lanes)]
-            return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, lanes), places))
+        channels = GroupLanes(emit, group, outputs, masked, there)
 
         def add_rows(count: Any, entries: Any, taps: int, first: int, sums: list[Any]) -> list[Any]:
             sources = (pixels - 1) * stride + taps
@@ -92,23 +76,23 @@ def row_tile(
                 kernel: list[list[Any]] = []
                 for _ in range(taps):
                     tap = [add(weight, builder.mul(weight_q, const(q))) for q in range(first, first + together)]
-                    kernel.append([load(place) for place in tap])
+                    kernel.append([channels.load(place) for place in tap])
                     weight = add(weight, weight_step)
                 sums = list(sums)
                 for q in range(sources):
                     reached = [(m, q - m * stride) for m in range(pixels) if 0 <= q - m * stride < taps]
                     if not reached:
                         continue
-                    value = load_source(add(emit.load_int(add(entry, const(8 * q))), source_offset))
+                    value = channels.load_source(add(emit.load_int(add(entry, const(8 * q))), source_offset))
                     for k in range(together):
-                        factor = of_group(value, first + k)
+                        factor = channels.of_group(value, first + k)
                         for m, b in reached:
                             sums[m] = emit.fma(factor, kernel[b][k], sums[m])
                 return sums
 
             return emit.loop(count, row, sums) if taps else sums
 
-        sums = [load(add(start, offset))] * pixels
+        sums = [channels.load(add(start, offset))] * pixels
         for first in range(0, group, together):
             sums = add_rows(rows, table, widths[0], first, sums)
             sums = add_rows(rest_rows, rest, widths[1], first, sums)
@@ -117,11 +101,7 @@ def row_tile(
             # An ordered "<" is false for NaN, which therefore passes.
             below = builder.fcmp_ordered("<", value, lowest)
             place = add(emit.load_int(add(targets, const(8 * m))), offset)
-            value = builder.select(below, lowest, value)
-            if masked:
-                emit.store_masked(value, place, target_mask)
-            else:
-                emit.store(value, place)
+            channels.store(builder.select(below, lowest, value), place)
         return context.get_dummy_value()
 
     integers = [types.intp] * 11
