@@ -356,3 +356,21 @@ def inexact_tolerance(dtype: str, length: int, magnitude: np.ndarray) -> np.ndar
 def by_name(name: str) -> Case:
     """The case of that name."""
     return next(case for case in CASES if case.name == name)
+
+
+def compare_integers(case: Case, direction: str, algorithm: str, layout: str, dtype: str) -> bool:
+    """Hold a result for integer-valued data against the reference; False where the algorithm declines the problem."""
+    given = data(case, "integers", layout, dtype)
+    try:
+        result = call(case, given, direction, algorithm=algorithm, layout=layout)
+    except ValueError as error:
+        if algorithm not in str(error):
+            raise
+        return False
+    problem = f"{algorithm} {case.name} {direction} {layout} {dtype}"
+    if algorithm in INEXACT:
+        limit = inexact_tolerance(dtype, case.reduction_length(direction), given.magnitude[direction])
+        assert np.all(np.abs(result - given.expected[direction]) <= limit), problem
+    else:
+        np.testing.assert_array_equal(result, given.expected[direction], err_msg=problem)
+    return True
