@@ -76,6 +76,11 @@ class ConvProblem:
         """Output channels of one group."""
         return self.oc // self.groups
 
+    @property
+    def in_planes(self) -> bool:
+        """Whether the pixels of a channel lie side by side, in the input and in the output."""
+        return self.layout == "NCHW" or self.ic == self.oc == 1
+
     @functools.cached_property
     def itemsize(self) -> int:
         """Bytes of one number."""

@@ -1,4 +1,4 @@
-"""Passes over planes as they lie, with pixels in the lanes (NCHW): `fastconv.kernels.stencil`."""
+"""Passes over planes as they lie, with pixels in the lanes (NCHW, or one channel): `fastconv.kernels.stencil`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plan_stencil(
     problem: ConvProblem, direction: str, parts: tuple[tuple[Axis, Axis], ...], threads: int
 ) -> StencilPass | None:
     """Plan the launch for all dense sub-problems at once; None where tiles of planes do not fit them."""
-    if problem.layout != "NCHW" or vector_bytes() == 16:  # vectors of 16 bytes have no masked loads
+    if not problem.in_planes or vector_bytes() == 16:  # vectors of 16 bytes have no masked loads
         return None
     item, groups = problem.itemsize, problem.groups
     source, target, source_size, reduction, channels, (w_r, w_c, w_k, w_d), weight_group = roles(problem, direction)
@@ -134,10 +134,10 @@ def plan_stencil(
         phases = abs(_spread(rows))
         records.append(fill(
             stencil.STENCIL,
-            source_r=source[1], source_k=source[3], source_group=reduction * source[3],
+            source_r=source[1], source_k=source[3], source_group=source[0] // groups,
             source_rows=source_size[0], source_columns=source_size[1],
             target_offset=rows.first * target[1] + columns.first * target[2],
-            target_r=target[1] * rows.every, target_d=target[3], target_group=channels * target[3],
+            target_r=target[1] * rows.every, target_d=target[3], target_group=target[0] // groups,
             weight_offset=first_r + first_c, weight_r=step_r, weight_c=step_c, weight_k=w_k, weight_d=w_d,
             weight_group=weight_group, start_group=channels * item,
             parts_of_problem=len(parts), groups=groups, rows=rows.count, columns=columns.count, phases=phases,
