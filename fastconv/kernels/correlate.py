@@ -72,7 +72,7 @@ def pack_source(p, REAL, ITEM, VL, source, packed, image, images, i, j, channels
                 # Lanes past the last channel fall on what is not read, or on what is written after them.
                 for k in range(0, channels, VL):
                     turn_line(
-                        REAL, VL, line + begin * ITEM, k, channels, p.source_k, end - begin,
+                        REAL, VL, 0, line + begin * ITEM, k, channels, p.source_k, end - begin,
                         place + begin * p.pixel_bytes + k * ITEM, p.slot, 1, p.pixel_bytes,
                     )  # fmt: skip
             else:
@@ -101,7 +101,7 @@ def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns
                     )
             continue
         for v in range(0, NR, VL):
-            turn_line(REAL, VL, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
+            turn_line(REAL, VL, 0, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
 
 
 @jit.inline

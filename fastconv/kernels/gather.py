@@ -23,12 +23,13 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.pad import PAD, pad_rows
+from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
     CHANNEL_START,
     ROW_START,
     RUN_FIELDS,
+    call_part,
     multiply_tile,
     number_pixels,
     pitched_tile,
@@ -38,6 +39,7 @@ from fastconv.kernels.simd import (
     trace_axis,
     trace_run,
     turn_line,
+    turn_tile,
     write_pitched,
     write_places,
 )
@@ -51,7 +53,7 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
-    zeros touching inside inside_runs padding
+    zeros touching inside inside_runs padding scatter
     tiles tiles_per_block blocks panel_parts
     workspace_bytes
     table counts targets numbers row_parts column_parts spare starts buffer copies packed strip
@@ -61,9 +63,12 @@ weights may have more; `source_k` and `target_d` are those of channels. `touchin
 of a kernel row read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all
 lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
 `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
-`PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy. The
-last line's fields are offsets into each thread's workspace."""
+`PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
+`scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. The last line's fields are
+offsets into each thread's workspace."""
 
+SCATTERED = 8
+"""Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
 AHEAD = 16
 """Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
 
@@ -158,13 +163,36 @@ def padded_row(p, frame, pixel):
     return row // p.rows * frame.padded_rows + row % p.rows * p.row_step
 
 
-@jit.inline
-def scatter_tile(p, REAL, NR, buffer, targets, offset, rows, lanes):
-    """Copy a tile from the buffer to its target pixels, `lanes` channels of each."""
-    tile = carray(pointer(buffer), (rows, NR), REAL)
-    for d in range(lanes):
-        for m in range(rows):
-            carray(pointer(targets[m] + offset + d * p.target_d), 1, REAL)[0] = tile[m, d]
+@functools.cache
+def scatter(dtype: str) -> CFunc:
+    """The part of kernels that copies rows of a buffer to their target pixels, `lanes` channels of each.
+
+    Channels are `target_d` bytes apart there. Where the pixels lie side by side, squares are transposed.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL = vector_bytes() // ITEM
+
+    def scatter_tiles(buffer, row_bytes, targets, shift, target_d, rows, lanes):
+        places = carray(pointer(targets), rows, np.int64)
+        m = 0
+        while m < rows:
+            count = 1
+            while count < VL and m + count < rows and places[m + count] - places[m] == count * ITEM:
+                count += 1
+            here, there = buffer + m * row_bytes, places[m] + shift
+            if count == 1:
+                for d in range(lanes):
+                    value = carray(pointer(here + d * ITEM), 1, REAL)[0]
+                    carray(pointer(there + d * target_d), 1, REAL)[0] = value
+            else:
+                for d in range(0, lanes, VL):
+                    turn_tile(
+                        REAL, VL, here + d * ITEM, row_bytes, count, there + d * target_d, target_d, min(VL, lanes - d)
+                    )
+            m += count
+
+    return jit.part(scatter_tiles)
 
 
 PACK = record("""
@@ -194,7 +222,7 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
         for i in range(q.lines):
             for d in range(0, NR, VL):
                 turn_line(
-                    REAL, VL, first + offsets[i], d, lanes, q.source_d, q.line,
+                    REAL, VL, 0, first + offsets[i], d, lanes, q.source_d, q.line,
                     target + i * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
         return
@@ -255,7 +283,8 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                 frame = record_at(p.padding, PAD)
                 top = padded_row(p, frame, first * MR)
                 bottom = padded_row(p, frame, min((first + tiles) * MR, pixels) - 1) + p.last_row + 1
-                pad_rows(frame, REAL, ITEM, VL, call.source, own + p.strip, top, bottom)
+                given = call.source + group * frame.source_group
+                call_part(frame.entry, (p.padding, given, own + p.strip, top, bottom))
                 source = own + p.strip - top * frame.row_bytes
             source += group % p.groups * p.source_group
             target = call.target + p.target_offset + group * p.target_group
@@ -281,11 +310,12 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                         start = group % p.groups * p.start_group + (first + t) * MR * ITEM
                     table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
                     targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
+                    kept = t % SCATTERED * MR * NR * ITEM
                     if counts[t] < 0:
                         pitched_tile(
                             REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
                             carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
-                            call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer,
+                            call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer + kept,
                             p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
                         )  # fmt: skip
                     else:
@@ -293,15 +323,18 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                         multiply_tile(
                             REAL, VL, MR, NV, START, UNROLL, counts[t], table, weights, weight_step, weight_tap,
                             starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
-                            shift if in_place else 0, lanes if in_place else NR,
+                            shift if in_place else kept, lanes if in_place else NR,
                         )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
                     if call.activation != 0:
                         for m in range(there):
-                            written = targets[m] + shift if in_place else own + p.buffer + m * NR * ITEM
+                            written = targets[m] + shift if in_place else own + p.buffer + kept + m * NR * ITEM
                             activate(call, written, lanes)
-                    if not in_place:
-                        scatter_tile(p, REAL, NR, own + p.buffer, targets, shift, there, lanes)
+                    if not in_place and (t + 1 == tiles or (t + 1) % SCATTERED == 0):
+                        begin_tile = t - t % SCATTERED
+                        there += (t - begin_tile) * MR
+                        at = own + p.targets + begin_tile * 8 * MR
+                        call_part(p.scatter, (own + p.buffer, NR * ITEM, at, shift, p.target_d, there, lanes))
 
     return jit.kernel(gather_tiles)
 

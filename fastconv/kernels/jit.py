@@ -90,7 +90,19 @@ def _count(loaded: bool) -> None:
 
 def kernel(py_func: Callable[..., None]) -> CFunc:
     """Compile a kernel, or load it from the disk cache. Its `address` is what `launch.run` takes."""
-    compiled = CFunc(py_func, (KERNEL_SIGNATURE.args, KERNEL_SIGNATURE.return_type), {}, _OPTIONS)
+    return _c_function(py_func, KERNEL_SIGNATURE)
+
+
+def part(py_func: Callable[..., None]) -> CFunc:
+    """Compile what several kernels have in common, once for all: they call it by its `address`, with integers only.
+
+    `fastconv.kernels.simd.call_part` does that.
+    """
+    return _c_function(py_func, types.void(*[types.intp] * py_func.__code__.co_argcount))
+
+
+def _c_function(py_func: Callable[..., None], signature: Any) -> CFunc:
+    compiled = CFunc(py_func, (signature.args, signature.return_type), {}, _OPTIONS)
     cache = _package_cache(py_func)
     if cache is not None:
         compiled._cache = cache  # type: ignore[attr-defined]

@@ -139,6 +139,19 @@ def call_kernel(typingctx: Any, entry: Any, params: Any, begin: Any, end: Any, t
 
 
 @intrinsic
+def call_part(typingctx: Any, entry: Any, arguments: Any) -> Any:
+    """Call a compiled part of kernels (`fastconv.kernels.jit.part`) by its address, with a tuple of integers."""
+    count = len(arguments)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * count)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), cgutils.unpack_tuple(builder, args[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.UniTuple(types.intp, count)), codegen
+
+
+@intrinsic
 def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
     """Call a compiled activation on `count` values in place; 0 on success."""
 
@@ -309,12 +322,12 @@ def write_pitched(typingctx: Any, MR: Any, place: Any, first: Any, pitch: Any) -
 
 @intrinsic(prefer_literal=True)
 def turn_line(
-    typingctx: Any, REAL: Any, VL: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
+    typingctx: Any, REAL: Any, VL: Any, MASKED: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
     target: Any, slots: Any, period: Any, target_step: Any,
 ) -> Any:  # fmt: skip
     """Transpose VL rows of `columns` values, those from the `first` of `rows` on, `row_step` bytes apart.
 
-    Rows past the last repeat it.
+    Rows past the last repeat it; where MASKED is 1 they are not stored.
 
     Of every `period` columns the q-th is stored as a vector at `target` plus the q-th of `slots`, or nowhere if that is
     negative; `target` then moves by `target_step`.
@@ -323,10 +336,18 @@ def turn_line(
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, first, rows, row_step, columns, target, slots, period, target_step = args[2:]
+        source, first, rows, row_step, columns, target, slots, period, target_step = args[3:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         last = builder.sub(rows, const(1))
+        there = emit.below(builder.sub(rows, first), 0)
+
+        def store(vector: Any, place: Any) -> None:
+            if literal(MASKED):
+                emit.store_masked(vector, place, there)
+            else:
+                emit.store(vector, place)
+
         starts = []
         for i in range(lanes):
             row = add(first, const(i))
@@ -341,7 +362,7 @@ def turn_line(
                 offset = emit.load_int(add(slots, builder.mul(slot, const(8))))
                 wanted = builder.icmp_signed(">=", offset, const(0))
                 with builder.if_then(builder.and_(wanted, builder.icmp_signed("<", const(q), stored))):
-                    emit.store(vector, add(target, offset))
+                    store(vector, add(target, offset))
                 slot = add(slot, const(1))
                 turned = builder.icmp_signed("==", slot, period)
                 slot = builder.select(turned, const(0), slot)
@@ -359,7 +380,74 @@ def turn_line(
         emit.loop(once, tail, emit.loop(whole, full, [const(0), target]))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, *[types.intp] * 9), codegen
+    return types.void(REAL, VL, MASKED, *[types.intp] * 9), codegen
+
+
+@intrinsic(prefer_literal=True)
+def interleave(
+    typingctx: Any, REAL: Any, VL: Any, C: Any, source: Any, source_row: Any, target: Any, columns: Any
+) -> Any:  # fmt: skip
+    """Write the columns of C rows of `columns` values one after another: a turn of few rows, without waste."""
+    lanes, rows = literal(VL), literal(C)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_row, target, columns = args[3:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        starts = [add(source, builder.mul(source_row, const(c))) for c in range(rows)]
+
+        def block(i: Any, _: list[Any]) -> list[Any]:
+            first = builder.mul(i, const(lanes))
+            left = builder.sub(columns, first)
+            inside, along = emit.below(left, 0), builder.mul(first, const(emit.item))
+            vectors = [emit.load_masked(add(start, along), inside) for start in starts]
+            place, values = add(target, builder.mul(along, const(rows))), builder.mul(left, const(rows))
+            for j in range(rows):
+                # Lane l of vector j is column (j * lanes + l) // rows of row (j * lanes + l) % rows.
+                mixed = vectors[0]
+                wanted = [divmod(j * lanes + lane, rows) for lane in range(lanes)]
+                for c in range(1, rows):
+                    mask = [
+                        lanes + column if row == c else lane if c > 1 else column
+                        for lane, (column, row) in enumerate(wanted)
+                    ]
+                    mixed = builder.shuffle_vector(mixed, vectors[c], ir.Constant(ir.VectorType(I32, lanes), mask))
+                emit.store_masked(mixed, add(place, const(j * emit.vector_bytes)), emit.below(values, j * lanes))
+            return []
+
+        emit.loop(builder.sdiv(add(columns, const(lanes - 1)), const(lanes)), block, [])
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, C, *[types.intp] * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def turn_tile(
+    typingctx: Any, REAL: Any, VL: Any, source: Any, source_row: Any, rows: Any, target: Any, target_row: Any,
+    columns: Any,
+) -> Any:  # fmt: skip
+    """Transpose at most VL `rows` of `columns` values, `source_row` bytes apart, into rows `target_row` bytes apart.
+
+    Whole vectors are read, up to the last of the rows; what is stored is no more than asked for.
+    """
+    lanes = literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_row, rows, target, target_row, columns = args[2:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        there, vectors = emit.below(rows, 0), []
+        for i in range(lanes):
+            vectors.append(emit.load(source))
+            more = builder.icmp_signed("<", emit.const(i + 1), rows)
+            source = builder.select(more, emit.add(source, source_row), source)
+        for i, vector in enumerate(emit.transposed(vectors)):
+            with builder.if_then(builder.icmp_signed("<", emit.const(i), columns)):
+                emit.store_masked(vector, emit.add(target, builder.mul(target_row, emit.const(i))), there)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 6), codegen
 
 
 UNROLLED = 4

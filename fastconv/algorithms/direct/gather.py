@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
+from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.frames import Frame, frame_of
 from fastconv.algorithms.direct.grids import (
     TASKS_PER_THREAD,
     Axis,
     Roles,
     even_step,
     roles,
-    sub_problems,
     workspace_offsets,
 )
-from fastconv.kernels import gather, reduce
+from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.kernels.target import Tile, sum_tile_shape, tile
@@ -38,9 +37,10 @@ _MAX_TILES = 32
 _PADDED_BLOCKS = 4
 """How many times as long tasks may be that copy the rows that they read."""
 _PADDED_CHANNELS = 16
-"""Input channels up to which that is considered."""
-_STRIP_BYTES = 1 << 19
-"""Rows that such a task copies."""
+"""Input channels up to which that is considered where they lie side by side."""
+_MANY_ROWS = 1 << 20
+_CACHED_BYTES = 1 << 20
+"""Packed weights that stay in the second cache level."""
 _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
@@ -95,8 +95,8 @@ class GatherPass(Pass):
     tables: tuple[np.ndarray, ...]
     """Offsets, taps and zeros whose addresses the record holds, and which it keeps alive."""
     packed_shape: tuple[int, ...]
-    strip_values: int
-    """Values that a task copies with zeros around them."""
+    copying: float
+    """Time in which a task copies the rows that it reads."""
     unpacked: Launch | None
     """The launch that takes the weights as they lie: tasks read them in place, or pack what they use themselves."""
 
@@ -129,13 +129,16 @@ class GatherPass(Pass):
             multiply /= model.APART_SHARE
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
-        if p["padding"]:
-            trace += self.launch.tasks * self.strip_values * model.COPY_SECONDS
+        trace += self.launch.tasks * self.copying
         in_place = self.unpacked is not None and self.unpacked.plan["in_place"][0]
-        pack = 0.0 if in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
+        weights = math.prod(self.packed_shape)
+        pack = 0.0 if in_place else weights * model.PACK_SECONDS
+        if self.unpacked is None and weights * self.problem.itemsize > _CACHED_BYTES:  # written, then read again
+            pack += 2 * weights * self.problem.itemsize * model.STREAM_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
-            scatter = tiles * self.tile.MR * int(p["channels"]) * model.SCATTER_SECONDS
+            value = model.TRANSPOSE_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
+            scatter = tiles * self.tile.MR * int(p["channels"]) * value
         work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) + pack
         return model.launch_seconds(self.threads) + work / self.threads
 
@@ -220,35 +223,21 @@ def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
 
 def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
-    """Plan the launch whose tasks pad what they read.
+    """Plan the launch whose tasks pad what they read, and lay channels side by side.
 
-    None without padding, where channels are many or lie apart, or where that leaves the second cache level.
+    None where these do and nothing is gained, or where a tile's rows leave the second cache level.
     """
-    padding = any(sum(problem.padding, ()))
-    if direction != "forward" or not padding or problem.layout == "NCHW" or problem.ic > _PADDED_CHANNELS:
+    if problem.layout != "NCHW":
+        padding = any(sum(problem.padding, ()))
+        if direction != "forward" or not padding or problem.ic > _PADDED_CHANNELS:
+            return None
+    channels = roles(problem, direction).channels
+    frame = frame_of(problem, direction, rows, columns)
+    # The highest tile there may be: whether this is done must not depend on the batch.
+    if not frame.fits(tile(problem.dtype, _MANY_ROWS, channels).MR):
         return None
-    item, (top, left) = problem.itemsize, (axis.offsets[0] for axis in (rows, columns))
-    height, width = ((axis.count - 1) * axis.step + axis.offsets[-1] - axis.offsets[0] + 1 for axis in (rows, columns))
-    shape = tile(problem.dtype, problem.n * rows.count * columns.count, problem.oc_per_group)
-    # The longest task there may be: whether this is done must depend on neither threads nor batch.
-    if _strip_rows(_PACKING_TILES * shape.MR, rows, columns) * width * problem.ic * item > _STRIP_BYTES:
-        return None
-    copied = min(problem.input_size[1], width + left)  # the last columns may not be read at all
-    stride = canonical_strides(problem.x_shape, item, problem.layout)
-    frame = fill(
-        PAD, source_n=stride[0], source_r=stride[1], source_rows=problem.input_size[0], padded_rows=height, top=top,
-        row_bytes=width * problem.ic * item, left=-left * problem.ic, copied=copied * problem.ic,
-        right=(width + left - copied) * problem.ic,
-    )  # fmt: skip
-    inner = replace(problem, input_size=(height, width), padding=((0, 0), (0, 0)))
-    return _plan(GatherPass, inner, direction, *sub_problems(inner, direction)[0], threads, shape, frame)
-
-
-def _strip_rows(pixels: int, rows: Axis, columns: Axis) -> int:
-    """The most padded rows that so many target pixels, which follow each other, read."""
-    lines, reach = -(-pixels // columns.count) + 1, max(rows.offsets) - min(rows.offsets) + 1
-    # Between images lie the rows that only the last windows of the one before reach.
-    return lines * rows.step + reach + (lines // rows.count + 1) * max(0, reach - rows.step)
+    shape = tile(problem.dtype, problem.n * rows.count * columns.count, channels)
+    return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,17 +282,19 @@ def plan_reduce(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
 def _plan(
     kind: type[GatherPass], problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int, shape: Tile,
-    frame: np.ndarray | None = None,
+    frame: Frame | None = None,
 ) -> GatherPass:  # fmt: skip
     """Plan a launch that gathers tiles of pixels; `frame` says how tasks pad what they read."""
     sums = kind is ReducePass
     item, groups = problem.itemsize, problem.groups
-    part = roles(problem, direction)
+    part = roles(problem, direction) if frame is None else frame.part
     source, target, _, reduction, channels, w_strides, _ = part
     pack_taps = rows.taps, columns.taps
     n, source_size = problem.n, part.source_size
     if frame is None:
         n, rows, columns, source_size = _one_row(part, n, rows, columns)
+    else:
+        rows, columns = frame.rows, frame.columns
     pixels = n * rows.count * columns.count
     lanes = 1 if sums else shape.NR
     tiles, panels = -(-pixels // shape.MR), -(-channels // lanes)
@@ -318,22 +309,26 @@ def _plan(
     in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
     longer = 1 if frame is None else _PADDED_BLOCKS
     size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads, longer)
+    while frame is not None and not frame.fits(size * shape.MR):
+        size -= 1
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.
     packs = tiles <= _PACKING_TILES and tiles * copy_bytes <= _COPY_BYTES and tiles * entry_bytes <= _PACKING_BYTES
     packs = packs and not (in_place or sums) and model.balance(groups * panels, threads) <= _PACKING_BALANCE
+    packs = packs and (frame is None or frame.fits(tiles * shape.MR))
     if packs:
         size, parts = tiles, panels
     packs_tail = in_place and channels % shape.NR != 0
 
     packed_shape = (groups, panels, taps, reduction, lanes)
-    strip_rows = 0 if frame is None else _strip_rows(size * shape.MR, rows, columns)
+    strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
 
     (
         table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, strip,
         total,
     ) = workspace_offsets(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
-        len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8, shape.MR * shape.NR * item,
+        len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8,
+        (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
         size * copy_bytes, panel_bytes if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
     touching = even_step(columns.offsets) == 1 and not apart and source[2] == reduction * item
@@ -354,7 +349,8 @@ def _plan(
         target_offset=rows.first * target[1] + columns.first * target[2],
         target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
         target_d=target[3],
-        source_group=reduction * source[3], target_group=channels * target[3], groups=groups,
+        source_group=reduction * source[3] if frame is None else frame.group_bytes, groups=groups,
+        target_group=channels * target[3],
         source_rows=source_size[0], source_columns=source_size[1],
         n=n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         taps_r=len(rows.taps), taps_c=len(columns.taps),
@@ -366,23 +362,27 @@ def _plan(
         weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
-        padding=0 if frame is None else frame.ctypes.data,
+        padding=0 if frame is None else frame.record.ctypes.data, scatter=0,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
         strip=strip,
     )  # fmt: skip
-    tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame]))
+    tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
     tasks = groups * -(-tiles // size) * parts
 
-    def compile_() -> CFunc:
+    def compile_(plan: np.ndarray) -> CFunc:
         if sums:
             return reduce.reduce(problem.dtype, shape)
+        if frame is not None:
+            frame.record["entry"] = pad.rows(problem.dtype).address
+        if target[3] != item:
+            plan["scatter"] = gather.scatter(problem.dtype).address
         return gather.gather(problem.dtype, shape, ANYWHERE if apart else unrolling(reduction * joined), CHANNEL_START)
 
     def launch_of(plan: np.ndarray) -> Launch:
-        return Launch(compile_, problem.dtype, plan, tasks, threads, total)
+        return Launch(lambda: compile_(plan), problem.dtype, plan, tasks, threads, total)
 
     start = np.zeros(groups * panels * lanes, problem.dtype)
     pack, taps_read = _plan_pack(problem, direction, *pack_taps, packed_shape, threads)
@@ -393,8 +393,8 @@ def _plan(
         as_they_lie["packing"] = pack.plan.ctypes.data
         unpacked = launch_of(as_they_lie)
     kept = (*tables, *taps_read)
-    strip_values = strip_rows * source[1] // item
-    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, strip_values, unpacked)
+    copying = 0.0 if frame is None else strip_rows * frame.seconds_per_row
+    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked)
 
 
 def _plan_pack(
