@@ -179,7 +179,7 @@ def _reason(chosen: str, estimates: dict[str, Estimate]) -> str:
     return "the shortest predicted time without transforming data, which would save too little, of"
 
 
-_FLOPS_OF_BYTE = 10
+_FLOPS_OF_BYTE = 4
 """Operations that take as long as moving a byte."""
 
 

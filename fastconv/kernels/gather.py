@@ -53,7 +53,7 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
-    zeros touching inside inside_runs padding scatter
+    zeros touching inside inside_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
     workspace_bytes
     table counts targets numbers row_parts column_parts spare starts buffer copies packed strip
@@ -64,8 +64,9 @@ of a kernel row read neighbouring channels, and `inside` is the address of the r
 lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
 `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
 `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
-`scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. The last line's fields are
-offsets into each thread's workspace."""
+`scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
+`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. The
+last line's fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -91,15 +92,16 @@ def copy_traced(p, REAL, MR, destination, row_parts, column_parts, source):
 def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
     """Write the runs and targets of the tile that begins at pixel `first`; the number of runs.
 
-    -1 says that the tile lies in one row with all taps inside the image: what is written then is the address of its
-    first pixel, and the targets.
+    -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: what is
+    written then is the address of its first pixel, and the targets.
     """
     image = first // (p.rows * p.columns)
     i = first // p.columns - image * p.rows
     j = first - (image * p.rows + i) * p.columns
     left, right = j * p.column_step + p.first_column, (j + MR - 1) * p.column_step + p.last_column
     above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
-    if j + MR <= p.columns and left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows:
+    within = left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows
+    if j + MR <= p.columns and within and p.chunk == p.taps_r * p.taps_c:
         table = carray(pointer(own + p.table + t * p.taps_r * p.taps_c * (MR + RUN_FIELDS) * 8), 1, np.int64)
         table[0] = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
         write_pitched(
@@ -208,10 +210,11 @@ on the next row."""
 
 
 @jit.inline
-def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
+def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target, begin, end):
     """Pack the weights of NR output channels in the order (tap, input channel, output channel), filled up with zeros.
 
-    A tile then reads a panel from front to end.
+    A tile then reads a panel from front to end. Only the lines of the taps from `begin` to `end` are packed where each
+    tap has its own, else all.
     """
     rows = carray(pointer(q.rows), q.taps_r, np.int64)
     columns = carray(pointer(q.columns), q.taps_c, np.int64)
@@ -219,31 +222,41 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target):
     first = source + panel * NR * q.source_d
     if q.source_d != ITEM:
         offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
-        for i in range(q.lines):
+        lines = range(begin, end) if q.period == 1 else range(q.lines)
+        for i in lines:
             for d in range(0, NR, VL):
                 turn_line(
                     REAL, VL, 0, first + offsets[i], d, lanes, q.source_d, q.line,
-                    target + i * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
+                    target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
         return
-    packed = carray(pointer(target), (q.taps_r, q.taps_c, q.reduction, NR), REAL)
+    packed = carray(pointer(target), (end - begin, q.reduction, NR), REAL)
     if lanes < NR:
         packed[:] = REAL(0)
-    for a in range(q.taps_r):
-        for b in range(q.taps_c):
-            tap = first + rows[a] * q.source_r + columns[b] * q.source_c
-            if q.source_d == ITEM and lanes == NR:
-                for k in range(q.reduction):
-                    row = carray(pointer(tap + k * q.source_k), NR, REAL)
-                    for line in range(0, NR * ITEM, LINE):
-                        prefetch(tap + (k + AHEAD) * q.source_k + line)
-                    for d in range(NR):
-                        packed[a, b, k, d] = row[d]
-            elif q.source_d == ITEM:
-                for k in range(q.reduction):
-                    row = carray(pointer(tap + k * q.source_k), lanes, REAL)
-                    for d in range(lanes):
-                        packed[a, b, k, d] = row[d]
+    for t in range(begin, end):
+        tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
+        if lanes == NR:
+            for k in range(q.reduction):
+                row = carray(pointer(tap + k * q.source_k), NR, REAL)
+                for line in range(0, NR * ITEM, LINE):
+                    prefetch(tap + (k + AHEAD) * q.source_k + line)
+                for d in range(NR):
+                    packed[t - begin, k, d] = row[d]
+        else:
+            for k in range(q.reduction):
+                row = carray(pointer(tap + k * q.source_k), lanes, REAL)
+                for d in range(lanes):
+                    packed[t - begin, k, d] = row[d]
+
+
+@jit.inline
+def runs_until(MR, table_at, runs, tap):
+    """How many of the runs are those of taps before `tap`."""
+    table = carray(pointer(table_at), (runs, MR + RUN_FIELDS), np.int64)
+    count = 0
+    while count < runs and table[count, MR + 1] < tap:
+        count += 1
+    return count
 
 
 @functools.cache
@@ -271,6 +284,7 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
         panels = (p.channels + NR - 1) // NR
         pixels = p.n * p.rows * p.columns
         taps = p.taps_r * p.taps_c
+        chunks = (taps + p.chunk - 1) // p.chunk
         pitch = p.column_step * p.source_c
         for task in range(begin, end):
             part = task % p.panel_parts
@@ -290,7 +304,10 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
             target = call.target + p.target_offset + group * p.target_group
             for t in range(tiles):
                 counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
-            for panel in range(panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts):
+            first_panel, last_panel = panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts
+            for turn in range(first_panel * chunks, last_panel * chunks):
+                panel, tap = turn // chunks, turn % chunks * p.chunk
+                next_tap = min(tap + p.chunk, taps)
                 lanes = min(NR, p.channels - panel * NR)
                 weight_step, weight_tap = NR * ITEM, p.reduction * NR * ITEM
                 if p.in_place != 0 and lanes == NR:
@@ -298,35 +315,47 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                     weights = call.other + group * p.weight_group + panel * p.weight_panel
                 elif p.packing != 0:
                     q = record_at(p.packing, PACK)
-                    weights = own + p.packed
-                    pack_panel(q, REAL, ITEM, VL, NR, call.other + group * q.source_group, panel, weights)
+                    given = call.other + group * q.source_group
+                    pack_panel(q, REAL, ITEM, VL, NR, given, panel, own + p.packed, tap, next_tap)
+                    weights = own + p.packed - tap * weight_tap
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
                 start = group % p.groups * p.start_group + panel * NR * ITEM
                 shift = panel * NR * p.target_d
                 in_place = p.target_d == ITEM
+                floor = lowest if next_tap == taps else REAL(-np.inf)
                 for t in range(tiles):
                     if START == ROW_START:
                         start = group % p.groups * p.start_group + (first + t) * MR * ITEM
                     table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
                     targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
                     kept = t % SCATTERED * MR * NR * ITEM
+                    if START == ROW_START:  # the rows are planes, whose pages the CPU does not foresee either
+                        for m in range(MR):
+                            for line in range(0, NR * ITEM, LINE):
+                                prefetch(targets[m] + shift + line)
                     if counts[t] < 0:
                         pitched_tile(
                             REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
                             carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
-                            call.start + start, lowest, targets[0] + shift if in_place else own + p.buffer + kept,
+                            call.start + start, floor, targets[0] + shift if in_place else own + p.buffer + kept,
                             p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
                         )  # fmt: skip
                     else:
-                        starts = own + p.starts if START == CHANNEL_START else call.start
+                        runs, starts = counts[t], own + p.starts if START == CHANNEL_START else call.start
+                        if chunks > 1:
+                            before = runs_until(MR, table, runs, tap)
+                            runs = runs_until(MR, table, runs, next_tap) - before
+                            table += before * (MR + RUN_FIELDS) * 8
+                        if tap > 0:  # the sums so far lie in the target
+                            starts, start = targets.ctypes.data, shift
                         multiply_tile(
-                            REAL, VL, MR, NV, START, UNROLL, counts[t], table, weights, weight_step, weight_tap,
-                            starts, start, lowest, targets.ctypes.data if in_place else buffer_rows,
+                            REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap,
+                            starts, start, floor, targets.ctypes.data if in_place else buffer_rows,
                             shift if in_place else kept, lanes if in_place else NR,
                         )  # fmt: skip
                     there = min(MR, pixels - (first + t) * MR)
-                    if call.activation != 0:
+                    if call.activation != 0 and next_tap == taps:
                         for m in range(there):
                             written = targets[m] + shift if in_place else own + p.buffer + kept + m * NR * ITEM
                             activate(call, written, lanes)
@@ -353,6 +382,8 @@ def pack(dtype: str, lanes: int) -> CFunc:
         for task in range(begin, end):
             group, panel = task // q.panels, task % q.panels
             target = call.target + group * q.target_group + panel * q.target_panel
-            pack_panel(q, REAL, ITEM, VL, NR, call.source + group * q.source_group, panel, target)
+            pack_panel(
+                q, REAL, ITEM, VL, NR, call.source + group * q.source_group, panel, target, 0, q.taps_r * q.taps_c
+            )
 
     return jit.kernel(pack_panels)

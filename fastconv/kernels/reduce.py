@@ -103,7 +103,7 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
         sums = carray(pointer(own + p.buffer), (MR, ND), REAL)
-        kernels = carray(pointer(own + p.starts), MR, np.int64)
+        kernels = carray(pointer(own + p.starts), ND, np.int64)
         pixels = p.n * p.rows * p.columns
         tap_bytes = p.reduction * ITEM
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)

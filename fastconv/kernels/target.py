@@ -66,10 +66,8 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     heights = _HEIGHTS[registers()]
     vectors = -(-channels // lanes)
-    if rows <= 4:
-        return Tile(VL=lanes, MR=1 if rows == 1 else 4, NV=next(w for w in (4, 2, 1) if w in heights and w <= vectors))
     width = max(heights, key=lambda NV: (TILE_SHARE[NV] * vectors / (-(-vectors // NV) * NV), NV))
-    return Tile(VL=lanes, MR=heights[width], NV=width)
+    return Tile(VL=lanes, MR=heights[width] if rows > 4 else 1 if rows == 1 else 4, NV=width)
 
 
 MOST_SUMS = 4
@@ -96,9 +94,11 @@ def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     return replace(shape, MR=min((shape.MR, *(height for height in _LOWER if height < shape.MR)), key=steps))
 
 
-def sum_tile_shape(dtype: str, channels: int) -> Tile:
-    """Choose the tile of MR pixels by NV sums over the lanes, for so many target channels."""
+def sum_tile_shape(dtype: str, channels: int, pixels: int) -> Tile:
+    """Choose the tile of MR pixels by NV sums over the lanes, for so many target channels and pixels."""
     lanes = vector_bytes() // np.dtype(dtype).itemsize
+    if pixels == 1 and channels >= IN_FLIGHT:
+        return Tile(VL=lanes, MR=1, NV=IN_FLIGHT)
     sums = -(-channels // -(-channels // MOST_SUMS))
     rows = {32: {1: 14, 2: 12, 3: 8, 4: 6}, 16: {1: 8, 2: 4, 3: 3, 4: 2}}[registers()][sums]
     return Tile(VL=lanes, MR=rows, NV=sums)

@@ -41,6 +41,10 @@ _PADDED_CHANNELS = 16
 _MANY_ROWS = 1 << 20
 _CACHED_BYTES = 1 << 20
 """Packed weights that stay in the second cache level."""
+_PANEL_BYTES = 1 << 20
+"""Largest panel whose weights are used at once."""
+_CHUNK_BYTES = 1 << 19
+"""Weights that are used at once of a larger one."""
 _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
@@ -77,6 +81,14 @@ def blocks_of(
     while size > 1 and groups * -(-tiles // size) * parts < wanted:
         size //= 2
     return size, parts
+
+
+def taps_of_chunk(taps: int, columns: int, tap_bytes: int) -> int:
+    """How many taps of a panel are used at once: whole kernel rows if one of these fits, all where all fit."""
+    if taps * tap_bytes <= _PANEL_BYTES:
+        return taps
+    most = max(1, _CHUNK_BYTES // tap_bytes)
+    return min(taps, most // columns * columns or most)
 
 
 def _inside(first: int, last: int, step: int, size: int, count: int) -> range:
@@ -266,17 +278,25 @@ class ReducePass(GatherPass):
         ends = shape.MR * shape.NV * model.SUM_SLOTS + model.TILE_SLOTS
         work = tiles * passes * (runs * (vectors * step + model.STRIP_RUN_SLOTS) + ends) / rate
         trace = tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
-        pack = math.prod(self.packed_shape) * model.PACK_SECONDS
+        pack = 0.0 if self.unpacked else math.prod(self.packed_shape) * model.PACK_SECONDS
         share = model.balance(self.launch.tasks, self.threads) / self.threads
         return model.launch_seconds(self.threads) + (work + trace) * share + pack
+
+
+def _in_lines(part: Roles, problem: ConvProblem, taps: int) -> bool:
+    """Whether the weights of each target channel lie side by side, and those of one after another's."""
+    line = part.reduction * problem.itemsize
+    alone = taps == math.prod(problem.kernel_size) == 1 and problem.groups == 1
+    return alone and part.weights[2] == problem.itemsize and part.weights[3] == line
 
 
 def plan_reduce(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass | None:
     """Plan the launch with source channels in the lanes; None where they lie apart or are many for each target."""
     part = roles(problem, direction)
-    if part.source[3] != problem.itemsize or part.channels > _MOST_REDUCED:
+    few = part.channels <= _MOST_REDUCED or _in_lines(part, problem, len(rows.taps) * len(columns.taps))
+    if part.source[3] != problem.itemsize or not few:
         return None
-    shape = sum_tile_shape(problem.dtype, part.channels)
+    shape = sum_tile_shape(problem.dtype, part.channels, problem.n * rows.count * columns.count)
     return _plan(ReducePass, problem, direction, rows, columns, threads, shape)
 
 
@@ -318,6 +338,10 @@ def _plan(
     if packs:
         size, parts = tiles, panels
     packs_tail = in_place and channels % shape.NR != 0
+    # Sums are kept in the target from chunk to chunk, in whole vectors.
+    chunked = not sums and target[3] == item and channels % shape.NR == 0 and tiles > 2
+    chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
+    chunk = taps_of_chunk(taps, len(columns.taps), reduction * lanes * item) if chunked else taps
 
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
@@ -329,9 +353,10 @@ def _plan(
         size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
         len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
-        size * copy_bytes, panel_bytes if packs or packs_tail else 0, strip_rows * source[1],
+        size * copy_bytes, panel_bytes // taps * chunk if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
     touching = even_step(columns.offsets) == 1 and not apart and source[2] == reduction * item
+    touching = touching and (chunk == taps or chunk % len(columns.taps) == 0)
     if sums:  # joined or not, a value must meet the same lane: borders, and so neighbours, may not change a sum's order
         touching = touching and reduction % shape.VL == 0
     joined = len(columns.taps) if touching else 1
@@ -362,7 +387,7 @@ def _plan(
         weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
-        padding=0 if frame is None else frame.record.ctypes.data, scatter=0,
+        padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
@@ -392,6 +417,8 @@ def _plan(
         as_they_lie["in_place"] = in_place
         as_they_lie["packing"] = pack.plan.ctypes.data
         unpacked = launch_of(as_they_lie)
+    elif sums and _in_lines(part, problem, taps):
+        unpacked = launch_of(template)
     kept = (*tables, *taps_read)
     copying = 0.0 if frame is None else strip_rows * frame.seconds_per_row
     return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked)
