@@ -1,8 +1,7 @@
-"""Weight gradient as dot products over pixels with channels in the lanes: depthwise, of small groups, of few outputs.
+"""Weight gradient as dot products over pixels with channels in the lanes, of small groups and depth multipliers.
 
-Every weight is a sum over pixels of one vector of the input times one of the output gradient. In groups of channels the
-lanes hold target channels, and a fixed permutation brings the q-th source channel of its group to each. Where a layer
-has few target channels, the lanes hold source channels, and one value of the gradient is in all of them.
+Every weight is a sum over pixels of one vector of the input times one of the output gradient. The lanes hold target
+channels, and a fixed permutation brings the q-th source channel of its group to each.
 
 A kernel row's sums stay in registers over all pixels of a block; each input pixel is loaded once for all the taps that
 meet it. Slabs of pixels have partial gradients, which are added in order (`fastconv.kernels.slabs`), so the result has
@@ -31,12 +30,11 @@ CHANNEL_DOTS = record("""
     gradient_n gradient_r gradient_c
     rows columns row_step column_step phases
     taps_r row_offsets first_column
-    channels outputs zeros row_block row_blocks blocks parts slabs slab_bytes
+    channels zeros row_block row_blocks blocks parts slabs slab_bytes
     workspace_bytes table singles
 """)
 """Strides are in bytes. The columns of each phase are `phases` apart in the input. The target is an array (slabs,
-taps_r, KW, outputs, G, channels), slabs `slab_bytes` apart, where `channels` are those in the lanes and `outputs` those
-that are not; the last two fields are offsets into a thread's workspace."""
+taps_r, KW, G, channels), slabs `slab_bytes` apart; the last two fields are offsets into a thread's workspace."""
 
 _CHAINS = 8
 """Sums that are added to in turn: fewer would wait for their own results."""
@@ -44,7 +42,7 @@ _CHAINS = 8
 
 @intrinsic(prefer_literal=True)
 def row_dots(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, S: Any, G: Any, Q: Any, T: Any, MASKED: Any, SAME: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, S: Any, G: Any, Q: Any, T: Any, MASKED: Any,
     tiles: Any, table: Any, pixels: Any, singles: Any, source_offset: Any, offset: Any, there: Any,
     target: Any, target_step: Any, target_q: Any,
 ) -> Any:  # fmt: skip
@@ -53,20 +51,18 @@ def row_dots(
     A tile of MR pixels is (MR - 1) S + KW + MR integers of `table`, the addresses of its source and then its gradient
     pixels; a single pixel is KW + 1 integers of `singles`. `source_offset` and `offset` bytes are added to them. Lane i
     meets the source channels i // T * G + q for q < G, of which Q are taken at once. If MASKED, only `there` target
-    lanes and their sources are touched; if SAME, all lanes meet the gradient's first.
+    lanes and their sources are touched.
     """
     lanes, height, taps, stride = literal(VL), literal(MR), literal(KW), literal(S)
-    group, together, outputs = literal(G), literal(Q), literal(T)
-    masked, same = literal(MASKED), literal(SAME)
+    group, together, outputs, masked = literal(G), literal(Q), literal(T), literal(MASKED)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tiles, table, pixels, singles, source_offset, offset, there, target, target_step, target_q = args[10:]
+        tiles, table, pixels, singles, source_offset, offset, there, target, target_step, target_q = args[9:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         sets = min(height, -(-_CHAINS // (taps * together)))
         channels = GroupLanes(emit, group, outputs, masked, there)
-        load_gradient = emit.load_broadcast if same else channels.load
 
         def add_pixels(count: Any, entries: Any, height: int, first: int, sums: list[Any]) -> list[Any]:
             sources = (height - 1) * stride + taps
@@ -77,7 +73,7 @@ def row_dots(
                 def place(index: int, offset: Any) -> Any:
                     return add(emit.load_int(add(entry, const(8 * index))), offset)
 
-                gradient = [load_gradient(place(sources + m, offset)) for m in range(height)]
+                gradient = [channels.load(place(sources + m, offset)) for m in range(height)]
                 sums = list(sums)
                 for s in range(sources):
                     reached = [(m, s - m * stride) for m in range(height) if 0 <= s - m * stride < taps]
@@ -107,7 +103,7 @@ def row_dots(
                     channels.store(builder.fadd(channels.load(here), total), here)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, MR, KW, S, G, Q, T, MASKED, SAME, *[types.intp] * 10), codegen
+    return types.void(REAL, VL, MR, KW, S, G, Q, T, MASKED, *[types.intp] * 10), codegen
 
 
 @jit.inline
@@ -122,15 +118,12 @@ def trace_pixel(p, REACH, HEIGHT, place, above, column, gradient):
 
 
 @functools.cache
-def channel_dots(dtype: str, tile: RowTile, same: bool) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels).
-
-    `same` says that all lanes meet the same channel of the gradient.
-    """
+def channel_dots(dtype: str, tile: RowTile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, KW, S = tile.VL, tile.MR, tile.KW, tile.S
-    G, AT_ONCE, T, LANES, MASKED, SAME = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked), int(same)
+    G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
     REACH = (MR - 1) * S + KW
 
     def channel_dot_tiles(address, begin, end, thread):
@@ -140,12 +133,11 @@ def channel_dots(dtype: str, tile: RowTile, same: bool) -> CFunc:
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         vectors = (p.channels + LANES - 1) // LANES
         line_bytes = p.channels * ITEM
-        lines = p.outputs * G
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
             first_vector, last_vector = vectors * part // p.parts, vectors * (part + 1) // p.parts
             slab_target = call.target + slab * p.slab_bytes
-            for line in range(p.taps_r * KW * lines):
+            for line in range(p.taps_r * KW * G):
                 gradient = carray(pointer(slab_target + line * line_bytes), p.channels, REAL)
                 for k in range(first_vector * LANES, min(last_vector * LANES, p.channels)):
                     gradient[k] = REAL(0)
@@ -178,12 +170,10 @@ def channel_dots(dtype: str, tile: RowTile, same: bool) -> CFunc:
                     for v in range(first_vector, last_vector):
                         lanes = min(LANES, p.channels - v * LANES)
                         along = v * LANES * ITEM
-                        for d in range(p.outputs):
-                            row_dots(
-                                REAL, VL, MR, KW, S, G, AT_ONCE, T, MASKED, SAME, tiles, own + p.table, singles,
-                                own + p.singles, along // T * G, d * ITEM if SAME else along, lanes,
-                                slab_target + (a * KW * lines + d * G) * line_bytes + along,
-                                lines * line_bytes, line_bytes,
-                            )  # fmt: skip
+                        row_dots(
+                            REAL, VL, MR, KW, S, G, AT_ONCE, T, MASKED, tiles, own + p.table, singles, own + p.singles,
+                            along // T * G, along, lanes, slab_target + a * KW * G * line_bytes + along,
+                            G * line_bytes, line_bytes,
+                        )  # fmt: skip
 
     return jit.kernel(channel_dot_tiles)

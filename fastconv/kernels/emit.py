@@ -61,6 +61,13 @@ class Emitter:
         """Sum of two integers."""
         return self.builder.add(a, b)
 
+    def opaque(self, value: Any) -> Any:
+        """The same int64, of which the optimiser knows nothing.
+
+        Of addresses at multiples of a run-time step it would otherwise keep each in a register of its own, or spill it.
+        """
+        return self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
+
     def load_int(self, address: Any) -> Any:
         """The int64 at an address."""
         return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))

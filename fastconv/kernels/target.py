@@ -173,6 +173,55 @@ def row_tile_shape(
 
 
 @dataclass(frozen=True)
+class WindowTile:
+    """A register tile for weight gradients with channels in the lanes: sums of KH x KW taps, for NV vectors.
+
+    Neighbouring target pixels meet source pixels S apart. With ND > 0 the lanes hold source channels, and ND values of
+    the output gradient meet all of them; otherwise every channel has its own. Where channels do not fill the vectors
+    the tile is `masked`.
+    """
+
+    VL: int
+    KH: int
+    KW: int
+    S: int
+    NV: int
+    ND: int
+    masked: bool
+
+
+def window_pixels(taps: int) -> int:
+    """Pixels that a tile of such windows unrolls: with as many as taps, columns stay in their registers."""
+    return max(taps, 4 if taps < 3 else 0)
+
+
+def window_tile_shape(
+    dtype: str, rows: int, taps: int, stride: int, channels: int, outputs: int | None
+) -> WindowTile | None:
+    """Choose the tile for kernels of that many rows and columns; None where a row's sums do not fit the registers.
+
+    The lanes hold `channels`; `outputs` is the number of targets that all of them meet, None where each has its own.
+    """
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    vectors = -(-channels // lanes)
+    values = 0 if outputs is None else -(-outputs // -(-outputs // MOST_SUMS))
+
+    def fits(height: int, width: int) -> bool:
+        columns = height * taps * width
+        return columns * (max(1, values) + 1) + max(1, values) <= registers()
+
+    if not fits(1, 1):
+        return None
+    width = 1
+    if outputs is not None:
+        most = max(NV for NV in range(1, min(vectors, MOST_SUMS) + 1) if fits(1, NV))
+        width = -(-vectors // -(-vectors // most))
+    most = max(height for height in range(1, rows + 1) if fits(height, width))
+    height = -(-rows // -(-rows // most))
+    return WindowTile(lanes, height, taps, stride, width, values, channels % (lanes * width) != 0)
+
+
+@dataclass(frozen=True)
 class StencilTile:
     """A register tile for planes: MR target rows by NV vectors of VL neighbouring pixels.
 

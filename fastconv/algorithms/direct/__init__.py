@@ -21,7 +21,7 @@ from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Opera
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.channel_dots import plan_channel_dots
-from fastconv.algorithms.direct.correlate import plan_correlate
+from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
 from fastconv.algorithms.direct.depthwise import plan_depthwise
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
@@ -29,6 +29,7 @@ from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
+from fastconv.algorithms.direct.window_dots import plan_window_dots
 from fastconv.algorithms.transposed import Band, TransposedOperation, bands_of
 from fastconv.cost import conv_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
-_WEIGHT_KINDS = (plan_correlate, plan_dots, plan_channel_dots)
+_WEIGHT_KINDS = (plan_correlate, plan_exchanged, plan_dots, plan_channel_dots, plan_window_dots)
 
 
 def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tuple[Any, float]:

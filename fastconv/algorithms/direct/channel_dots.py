@@ -1,4 +1,4 @@
-"""Weight gradients with channels in the lanes, planned: `fastconv.kernels.channel_dots`."""
+"""Weight gradients of small groups, with channels in the lanes, planned: `fastconv.kernels.channel_dots`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from fastconv.kernels import channel_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
-from fastconv.problem import CHANNELS_LAST, ConvProblem
+from fastconv.problem import ConvProblem
 
 _MOST_SLABS = 32
 """A number that does not depend on the threads, as the result must not."""
-_MOST_OUTPUTS = 8
-"""Target channels of a layer whose lanes may hold source channels: every target reads all of them anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +29,13 @@ class ChannelDotPass(Pass):
 
     tile: RowTile
     slabs: Slabs
-    same: bool
-    """Whether all lanes, which hold source channels then, meet the same target channel."""
     tables: tuple[np.ndarray, ...]
     """Offsets and zeros whose addresses the record holds, and which it keeps alive."""
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes of all threads' tables, of the partial gradients and of one whose axes are to be exchanged."""
-        turned = math.prod(self.problem.w_shape) * self.problem.itemsize if self._turns() else 0
-        return self.launch.workspace_bytes + self.slabs.workspace_bytes + turned
-
-    def _turns(self) -> bool:
-        return self.same and (self.problem.oc > 1 or self.problem.layout == CHANNELS_LAST)
+        """Bytes of all threads' tables and of the partial gradients."""
+        return self.launch.workspace_bytes + self.slabs.workspace_bytes
 
     def _lanes_share(self) -> float:
         shape = self.tile
@@ -55,11 +47,10 @@ class ChannelDotPass(Pass):
     def seconds(self, rate: float) -> float:
         problem, shape, p = self.problem, self.tile, self.launch.plan[0]
         pixels = problem.n * math.prod(problem.output_size)
-        vectors = pixels * int(p["outputs"]) * -(-int(p["channels"]) // shape.lanes)
+        vectors = pixels * -(-int(p["channels"]) // shape.lanes)
         kh, _ = problem.kernel_size
         loads = 2 * (shape.S + 1) * shape.G / shape.Q
-        if shape.G * shape.T > 1:
-            loads += model.PERMUTE_SLOTS * shape.S * shape.G
+        loads += model.PERMUTE_SLOTS * shape.S * shape.G
         slots = kh * (shape.KW * shape.G / model.DEPTHWISE_SHARE + loads)
         trace = pixels * kh * 2 * shape.S * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * (1 + shape.S) * model.STREAM_SECONDS
@@ -72,51 +63,38 @@ class ChannelDotPass(Pass):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        unused = self.tables[1]
-        if not self._turns():
-            self.slabs.run(self.launch, second, first, unused, result)
-            return
-        turned = np.empty((*self.problem.kernel_size, self.problem.oc, self.problem.ic), self.problem.dtype)
-        self.slabs.run(self.launch, second, first, unused, turned)
-        result[...] = turned.transpose((3, 0, 1, 2) if self.problem.layout == CHANNELS_LAST else (0, 1, 3, 2))
+        self.slabs.run(self.launch, second, first, self.tables[1], result)
 
 
-def _shape(problem: ConvProblem) -> tuple[RowTile, bool] | None:
-    """The tile and whether its lanes hold source channels; None where neither kind of lanes fits the channels."""
+def _shape(problem: ConvProblem) -> RowTile | None:
+    """The tile; None where groups do not fit the lanes, or have one channel on either side."""
     columns = forward_axis(problem, 1)
     inputs, outputs = problem.ic_per_group, problem.oc_per_group
-    lanes = vector_bytes() // problem.itemsize
-    same = problem.groups == 1 and outputs <= _MOST_OUTPUTS and problem.ic >= lanes
-    if problem.layout == "NCHW" or (not same and max(inputs, outputs) > lanes):
+    if problem.layout != "NHWC" or not 1 < max(inputs, outputs) <= vector_bytes() // problem.itemsize:
         return None
-    if not same and max(inputs, outputs) > 1 and problem.layout != "NHWC":
-        return None
-    group, targets, channels = (1, 1, problem.ic) if same else (inputs, outputs, problem.oc)
-    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group, targets)
+    shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, inputs, outputs)
     # Sums are added to what was written before, which two vectors that overlap would do twice.
-    masked = shape.masked or channels % shape.lanes != 0
+    masked = shape.masked or problem.oc % shape.lanes != 0
     if masked and vector_bytes() == 16:  # those have no masked loads
         return None
-    return replace(shape, masked=masked), same
+    return replace(shape, masked=masked)
 
 
 def plan_channel_dots(problem: ConvProblem, threads: int) -> ChannelDotPass | None:
     """Plan the launch; None where groups are not small, channels do not fit the lanes, or a kernel row is long."""
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    chosen, spread = _shape(problem), even_step(columns.offsets)
-    if chosen is None or spread is None:
+    shape, spread, item = _shape(problem), even_step(columns.offsets), problem.itemsize
+    if shape is None or spread is None:
         return None
-    (shape, same), item = chosen, problem.itemsize
     if len(columns.taps) != shape.KW or columns.step > MOST_STRIDE or (columns.step > 1 and spread > 1):
         return None
-    channels, outputs = (problem.ic, problem.oc) if same else (problem.oc, 1)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     row_block = min(rows.count, max(1, -(-problem.n * rows.count // _MOST_SLABS)))
     row_blocks = -(-rows.count // row_block)
     blocks = problem.n * row_blocks
     slabs = max(1, min(blocks, _MOST_SLABS, SLABS_BYTES // max(1, math.prod(problem.w_shape) * item)))
-    vectors = -(-channels // shape.lanes)
+    vectors = -(-problem.oc // shape.lanes)
     parts = min(vectors, -(-TASKS_PER_THREAD * threads // slabs)) if threads > 1 else 1
     tiles = row_block * (columns.count // shape.MR + 1)
     table, singles, total = workspace_offsets(
@@ -131,11 +109,11 @@ def plan_channel_dots(problem: ConvProblem, threads: int) -> ChannelDotPass | No
         gradient_n=y[0], gradient_r=y[1], gradient_c=y[2],
         rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step, phases=spread,
         taps_r=len(rows.taps), row_offsets=address(row_offsets), first_column=min(columns.offsets),
-        channels=channels, outputs=outputs, zeros=address(zeros), row_block=row_block, row_blocks=row_blocks,
+        channels=problem.oc, zeros=address(zeros), row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
         workspace_bytes=total, table=table, singles=singles,
     )  # fmt: skip
     launch = Launch(
-        lambda: kernels.channel_dots(problem.dtype, shape, same), problem.dtype, template, slabs * parts, threads, total
+        lambda: kernels.channel_dots(problem.dtype, shape), problem.dtype, template, slabs * parts, threads, total
     )
-    return ChannelDotPass(problem, threads, shape, launch, partial, same, (row_offsets, zeros))
+    return ChannelDotPass(problem, threads, shape, launch, partial, (row_offsets, zeros))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
-from fastconv.problem import ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
@@ -82,6 +82,44 @@ class CorrelatePass(Pass):
         self.slabs.run(self.launch, second, first, self.unused, result)
 
 
+@dataclass(frozen=True, eq=False)
+class ExchangedPass(Pass):
+    """The weight gradient of a pointwise layer as that of the layer whose input and output have changed places."""
+
+    other: CorrelatePass
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What the exchanged layer takes, and its gradient."""
+        return self.other.workspace_bytes + math.prod(self.problem.w_shape) * self.problem.itemsize
+
+    def describe(self) -> str:
+        channels = self.problem.ic
+        return model.describe(self.tile, "input channels", model.filled(channels, self.tile.VL))
+
+    def seconds(self, rate: float) -> float:
+        return self.other.seconds(rate) + math.prod(self.problem.w_shape) * model.SCATTER_SECONDS
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        turned = np.empty(self.other.problem.w_shape, self.problem.dtype)
+        self.other.run(second, first, turned)
+        result.reshape(self.problem.ic, -1)[...] = turned.reshape(-1, self.problem.ic).T
+
+
+def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
+    """Plan a pointwise layer whose outputs are fewer than its inputs with the inputs in the lanes; None for others."""
+    pointwise = problem.kernel_size == problem.stride == (1, 1) and problem.input_size == problem.output_size
+    if not pointwise or problem.groups > 1 or problem.layout not in ("NHWC", CHANNELS_LAST):
+        return None
+    if problem.ic <= problem.oc or math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES:
+        return None
+    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads)
+    return ExchangedPass(problem, threads, other.tile, other.launch, other)
+
+
 def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     """Plan the launch of the weight gradient."""
     item, groups = problem.itemsize, problem.groups
@@ -94,7 +132,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
-    in_place = y[3] == item and panels == 1 and problem.oc_per_group == shape.NR
+    in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES
     even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
 

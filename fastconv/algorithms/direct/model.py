@@ -60,6 +60,10 @@ PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
 DEPTHWISE_SLOTS = 60
 """Slots lost at the beginning and end of a depthwise tile."""
+WINDOW_LOAD_SLOTS = 1.75
+"""Slots of loading a vector of a window: most straddle two cache lines."""
+WINDOW_LINE_SLOTS = 100
+"""Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 STENCIL_SHARE = 0.8
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_TAP_SLOTS = 12

@@ -1,0 +1,277 @@
+"""Weight gradient by windows that slide along rows, with channels in the lanes: depthwise, or of few outputs.
+
+Every weight is a sum over pixels of the input times the output gradient. The sums of several kernel rows stay in
+registers while a window slides along a row of outputs: for every output it loads the source columns that are new to
+it, and keeps the others. Where a layer has few target channels, the lanes hold source channels, and each of several
+values of the gradient is in all lanes.
+
+Windows that reach into the padding leave out what lies there. Slabs of pixels have partial gradients, which are added
+in order (`fastconv.kernels.slabs`), so the result has the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+from numba import carray, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.groups import GroupLanes
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.spans import end_inside, first_inside
+from fastconv.kernels.target import IN_FLIGHT, WindowTile, window_pixels
+
+WINDOW_DOTS = record("""
+    source_n source_r source_c source_rows source_columns
+    gradient_n gradient_r gradient_c
+    rows columns row_step taps_r tap_rows phases first_row first_column
+    channels outputs row_block row_blocks blocks parts slabs slab_bytes
+""")
+"""Strides are in bytes. Kernel rows lie `tap_rows` source rows apart, the columns of each phase `phases` columns. The
+target is an array (slabs, taps_r, KW, outputs, channels), slabs `slab_bytes` apart, where `channels` are those in the
+lanes and `outputs` those that are not."""
+
+
+class _Window:
+    """The source columns under a window, and the sums of its products with the output gradient.
+
+    A column is a list of vectors: all vectors of channels of each kernel row. Sums are in the order of kernel column,
+    kernel row, output, vector of channels.
+    """
+
+    def __init__(self, emit: Emitter, rows: int, taps: int, outputs: int, channels: list[GroupLanes]) -> None:
+        self._emit = emit
+        self._rows, self.taps, self._outputs = rows, taps, outputs
+        self._channels = channels
+        self.height = rows * len(channels)
+        """Vectors of a column."""
+        self.count = taps * self.height * outputs
+        self.sets = -(-IN_FLIGHT // self.count)
+        """Sets of sums that are added to in turn: fewer sums would wait for their own results."""
+
+    def column(self, place: Any, tap_step: Any) -> list[Any]:
+        """Load a source column."""
+        emit, size = self._emit, self._emit.vector_bytes
+        places = [emit.add(place, emit.builder.mul(tap_step, emit.const(a))) for a in range(self._rows)]
+        return [
+            channels.load_source(emit.add(at, emit.const(v * size)))
+            for at in places
+            for v, channels in enumerate(self._channels)
+        ]
+
+    def gradient(self, place: Any, offsets: list[Any]) -> list[Any]:
+        """Load a pixel's gradient: its channels, or one vector for each of the outputs at these offsets."""
+        if not offsets:
+            return [self._channels[0].load(place)]
+        return [self._emit.load_broadcast(self._emit.add(place, offset)) for offset in offsets]
+
+    def multiply(self, column: list[Any], b: int, gradient: list[Any], sums: list[Any]) -> list[Any]:
+        """The sums of kernel column `b` with the products of a source column added."""
+        pairs = [(source, value) for source in column for value in gradient]
+        first = b * len(pairs)
+        added = [self._emit.fma(*pair, total) for pair, total in zip(pairs, sums[first:], strict=False)]
+        return [*sums[:first], *added, *sums[first + len(pairs) :]]
+
+    def add_to(self, sums: list[Any], target: Any, steps: tuple[Any, Any, Any], outputs: Any) -> None:
+        """Add the sums to the target, whose kernel rows, columns and outputs lie `steps` apart."""
+        emit, builder = self._emit, self._emit.builder
+        const, multiply = emit.const, builder.mul
+        for d in range(self._outputs):
+            with builder.if_then(builder.icmp_signed("<", const(d), outputs)):
+                for b, a in itertools.product(range(self.taps), range(self._rows)):
+                    at = emit.add(target, multiply(steps[0], const(a)))
+                    at = emit.add(emit.add(at, multiply(steps[1], const(b))), multiply(steps[2], const(d)))
+                    for v, channels in enumerate(self._channels):
+                        place = emit.add(at, const(v * emit.vector_bytes))
+                        index = (b * self.height + a * len(self._channels) + v) * self._outputs + d
+                        total = channels.load(place)
+                        for one in sums[index :: self.count]:
+                            total = builder.fadd(total, one)
+                        channels.store(total, place)
+
+
+@intrinsic(prefer_literal=True)
+def slide_window(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, NV: Any, ND: Any, MASKED: Any,
+    lines: Any, columns: Any, inside: Any, tiles: Any, first: Any, size: Any,
+    source: Any, source_line: Any, source_tap: Any, source_step: Any,
+    gradient: Any, gradient_line: Any, gradient_step: Any,
+    target: Any, target_row: Any, target_step: Any, target_output: Any, there: Any, outputs: Any,
+) -> Any:  # fmt: skip
+    """Sums of KH x KW taps over `lines` rows: ``target[a, b] += sum over pixels j of source[a, j S + b] gradient[j]``.
+
+    Rows have `columns` pixels, of which the first reads from source position `first` of `size`; those from `inside` on
+    read no padding, for as many pixels as `tiles` tiles have. `source` is the address of position 0. Lines, kernel
+    rows, source columns and pixels lie as many bytes apart as their steps say. The lanes hold NV vectors of channels,
+    `there` channels if MASKED. With ND > 0, all lanes meet each of ND values of the gradient, of which `outputs` are
+    there, in sums `target_output` apart.
+    """
+    lanes, width, taps, stride, values = literal(VL), literal(NV), literal(KW), literal(S), literal(ND)
+    rows, masked = literal(KH), literal(MASKED)
+    unroll = window_pixels(taps)
+    kept = max(0, taps - stride)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lines, columns, inside, tiles, first, size = args[8:14]
+        source, source_line, source_tap, source_step, gradient, gradient_line, gradient_step = args[14:21]
+        target, target_row, target_step, target_output, there, outputs = args[21:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, multiply = emit.const, emit.add, builder.mul
+        channels = [GroupLanes(emit, 1, 1, masked, builder.sub(there, const(v * lanes))) for v in range(width)]
+        window = _Window(emit, rows, taps, max(1, values), channels)
+        last = builder.sub(outputs, const(1))
+        offsets = [
+            multiply(builder.select(builder.icmp_signed("<", const(d), outputs), const(d), last), const(emit.item))
+            for d in range(values)
+        ]
+        in_tiles = multiply(tiles, const(unroll))
+        count = window.count
+
+        def line(i: Any, sums: list[Any]) -> list[Any]:
+            row, pixels = add(source, multiply(i, source_line)), add(gradient, multiply(i, gradient_line))
+
+            def careful(k: Any, sums: list[Any]) -> list[Any]:
+                """A pixel beside the tiles, whose window may reach into the padding."""
+                k = add(k, builder.select(builder.icmp_signed("<", k, inside), const(0), in_tiles))
+                value = window.gradient(add(pixels, multiply(k, gradient_step)), offsets)
+                position = add(first, multiply(k, const(stride)))
+                for b in range(taps):
+                    at = add(position, const(b))
+                    place = add(row, multiply(at, source_step))
+
+                    def tap(_: Any, sums: list[Any], b: int = b, place: Any = place) -> list[Any]:
+                        return window.multiply(window.column(place, source_tap), b, value, sums)
+
+                    sums = emit.loop(builder.zext(builder.icmp_unsigned("<", at, size), I64), tap, sums)
+                return sums
+
+            def tile(_: Any, carried: list[Any]) -> list[Any]:
+                """Pixels whose windows lie inside, and share columns with those before."""
+                place, pixel, *carried = carried
+                split = len(carried) - kept * window.height
+                sums, flat = carried[:split], carried[split:]
+                under = [flat[k : k + window.height] for k in range(0, len(flat), window.height)]
+                place, pixel = emit.opaque(place), emit.opaque(pixel)
+                for u in range(unroll):
+                    for c in range(len(under), taps):
+                        ahead = multiply(source_step, const(u * stride + c - kept))
+                        under.append(window.column(add(place, ahead), source_tap))
+                    value = window.gradient(add(pixel, multiply(gradient_step, const(u))), offsets)
+                    begin = u % window.sets * count
+                    these = sums[begin : begin + count]
+                    for b in range(taps):
+                        these = window.multiply(under[b], b, value, these)
+                    sums = [*sums[:begin], *these, *sums[begin + count :]]
+                    under = under[stride:]
+                place = add(place, multiply(source_step, const(unroll * stride)))
+                return [place, add(pixel, multiply(gradient_step, const(unroll))), *sums, *itertools.chain(*under)]
+
+            def all_tiles(_: Any, sums: list[Any]) -> list[Any]:
+                place = add(row, multiply(add(first, multiply(inside, const(stride))), source_step))
+                pixel = add(pixels, multiply(inside, gradient_step))
+                under = [window.column(add(place, multiply(source_step, const(c))), source_tap) for c in range(kept)]
+                place = add(place, multiply(source_step, const(kept)))
+                return emit.loop(tiles, tile, [place, pixel, *sums, *itertools.chain(*under)])[2 : 2 + len(sums)]
+
+            sums = emit.loop(builder.sub(columns, in_tiles), careful, sums)
+            return emit.loop(builder.zext(builder.icmp_signed(">", tiles, const(0)), I64), all_tiles, sums)
+
+        sums = emit.loop(lines, line, [emit.constant(0.0)] * (count * window.sets))
+        window.add_to(sums, target, (target_row, target_step, target_output), outputs)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, KH, KW, S, NV, ND, MASKED, *[types.intp] * 19), codegen
+
+
+@functools.cache
+def window_dots(dtype: str, tile: WindowTile) -> CFunc:
+    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels)."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KH, KW, S, NV, ND, MASKED = tile.VL, tile.KH, tile.KW, tile.S, tile.NV, tile.ND, int(tile.masked)
+    LANES, OUTPUTS, PIXELS = VL * NV, max(1, ND), window_pixels(KW)
+
+    def window_dot_tiles(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, WINDOW_DOTS)
+        source_line, source_tap, source_step = p.row_step * p.source_r, p.tap_rows * p.source_r, p.phases * p.source_c
+        gradient_step = p.phases * p.gradient_c
+        target_output = p.channels * ITEM
+        target_step = p.outputs * target_output
+        target_row = KW * target_step
+        tiles_c = (p.channels + LANES - 1) // LANES
+        for task in range(begin, end):
+            part, slab = task % p.parts, task // p.parts
+            first_channel = tiles_c * part // p.parts * LANES
+            end_channel = min(tiles_c * (part + 1) // p.parts * LANES, p.channels)
+            slab_target = call.target + slab * p.slab_bytes
+            for line in range(p.taps_r * KW * p.outputs):
+                total = carray(pointer(slab_target + line * target_output), p.channels, REAL)
+                for k in range(first_channel, end_channel):
+                    total[k] = REAL(0)
+            for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
+                image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
+                last = min(first + p.row_block, p.rows)
+                for phase in range(min(p.phases, p.columns)):
+                    # Positions in a row of the source are those of one phase.
+                    base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
+                    size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
+                    columns = (p.columns - phase + p.phases - 1) // p.phases
+                    inside = first_inside(at, S)
+                    tiles = max(0, end_inside(at + KW - 1, S, size, columns) - inside) // PIXELS
+                    source = call.source + image * p.source_n + base * p.source_c
+                    gradient = call.other + image * p.gradient_n + phase * p.gradient_c
+                    for a in range(0, p.taps_r, KH):
+                        # Rows where KH taps at once lie inside the image; before and after them, each tap for itself.
+                        row, low, high = p.first_row + a * p.tap_rows, first, first
+                        if a + KH <= p.taps_r:
+                            low = min(max(first, first_inside(row, p.row_step)), last)
+                            below = row + (KH - 1) * p.tap_rows
+                            high = max(low, end_inside(below, p.row_step, p.source_rows, last))
+                        if low < high:
+                            x = source + (row + low * p.row_step) * p.source_r
+                            y = gradient + low * p.gradient_r
+                            target = slab_target + a * target_row
+                            for k in range(first_channel, end_channel, LANES):
+                                for d in range(0, p.outputs, OUTPUTS):
+                                    slide_window(
+                                        REAL, VL, KH, KW, S, NV, ND, MASKED,
+                                        high - low, columns, inside, tiles, at, size,
+                                        x + k * ITEM, source_line, source_tap, source_step,
+                                        y + (d if ND > 0 else k) * ITEM, p.gradient_r, gradient_step,
+                                        target + d * target_output + k * ITEM, target_row, target_step, target_output,
+                                        p.channels - k, p.outputs - d,
+                                    )  # fmt: skip
+                        for side in range(2 * min(KH, p.taps_r - a)):
+                            tap = a + side // 2
+                            row = p.first_row + tap * p.tap_rows
+                            top = max(first, first_inside(row, p.row_step))
+                            bottom = end_inside(row, p.row_step, p.source_rows, last)
+                            if side % 2 == 0:
+                                bottom = min(bottom, low)
+                            else:
+                                top = max(top, high)
+                            if top >= bottom:
+                                continue
+                            x, y = source + (row + top * p.row_step) * p.source_r, gradient + top * p.gradient_r
+                            target = slab_target + tap * target_row
+                            for k in range(first_channel, end_channel, LANES):
+                                for d in range(0, p.outputs, OUTPUTS):
+                                    slide_window(
+                                        REAL, VL, 1, KW, S, NV, ND, MASKED,
+                                        bottom - top, columns, inside, tiles, at, size,
+                                        x + k * ITEM, source_line, source_tap, source_step,
+                                        y + (d if ND > 0 else k) * ITEM, p.gradient_r, gradient_step,
+                                        target + d * target_output + k * ITEM, target_row, target_step, target_output,
+                                        p.channels - k, p.outputs - d,
+                                    )  # fmt: skip
+
+    return jit.kernel(window_dot_tiles)
