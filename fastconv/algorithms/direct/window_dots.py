@@ -26,6 +26,8 @@ _SLAB_PIXELS = 400
 _BLOCK_BYTES = 128 << 10
 """Rows of both operands for which one vector of channels after the other is taken. The processor fetches ahead from as
 many places as they have pages."""
+_RUNS_PER_THREAD = 4
+"""Runs of tasks that a thread takes: neighbours share rows, and a thread's caches may still hold its run."""
 _MOST_OUTPUTS = 8
 """Target channels of a layer whose lanes may hold source channels: every few targets read all of them anew."""
 
@@ -127,5 +129,8 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
         channels=problem.ic, outputs=problem.oc if shape.ND else 1, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
     )  # fmt: skip
-    launch = Launch(lambda: kernels.window_dots(problem.dtype, shape), problem.dtype, template, slabs * parts, threads)
+    launch = Launch(
+        lambda: kernels.window_dots(problem.dtype, shape), problem.dtype, template, slabs * parts, threads,
+        grain=max(1, slabs * parts // (_RUNS_PER_THREAD * threads)),
+    )  # fmt: skip
     return WindowDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))
