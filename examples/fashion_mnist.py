@@ -174,7 +174,6 @@ def _parser() -> argparse.ArgumentParser:
         ("--batch", int, "images a step"),
         ("--rate", float, "highest learning rate"),
         ("--shift", int, "shift training images by up to so many pixels"),
-        ("--erase", int, "fill a square of so many pixels' side with noise in half of the training images"),
         ("--dropout", float, "share of the last features that a step forgets"),
         ("--smoothing", float, "share of the target that is spread over all classes"),
         ("--decay", float, "of the weights, times the learning rate"),

@@ -156,16 +156,6 @@ def test_augmentation_mirrors_about_half_and_shifts_by_at_most_so_many():
     assert 150 < (columns > 4).sum() < 250
 
 
-def test_augmentation_erases_a_square_of_half():
-    images = np.full((400, 28, 28), 7, np.uint8)
-    changed = augmented(images, Settings("cnn", epochs=1, erase=5), np.random.default_rng(0)) != 7
-    found = [np.nonzero(picture) for picture in changed if picture.any()]
-    assert 150 < len(found) < 250
-    sides = {int(np.ptp(places)) + 1 for square in found for places in square}
-    assert max(sides) == 5
-    assert any(rows.min() == 0 for rows, _ in found)  # squares reach over the edges
-
-
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_figures_are_written(data, tmp_path, name):
     paths = figures.write_all(trained(name, data), data, tmp_path)
