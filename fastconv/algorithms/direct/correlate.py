@@ -26,8 +26,9 @@ _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
 _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
-_IN_PLACE_PASSES = 4
-"""Tiles that may read output gradients as they lie: vectors there mostly straddle cache lines, packed ones do not."""
+_IN_PLACE_PASSES = (4, 2)
+"""Tiles that may read output gradients of one, and of several panels as they lie: vectors there mostly straddle cache
+lines, packed ones do not."""
 _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
@@ -133,7 +134,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
     in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
-    in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES
+    in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES[panels > 1]
     even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
 
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
