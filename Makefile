@@ -28,7 +28,7 @@ demo: setup ## the dense layer of 10^9 weights against small kernels, in under a
 	$(BIN)/python -m bench --quick $(ARGS)
 
 test: setup ## run the tests, in two processes: most of the time goes into compiling, which one thread does
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup ## random problems between guard pages and against other libraries, for SECONDS=600 each
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)

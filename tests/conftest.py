@@ -1,9 +1,20 @@
 """Fixtures for all tests."""
 
+import gc
+
 import numba
 import pytest
 
 from bench import timing
+
+LONGEST = ("test_correctness", "test_cpu_targets", "test_signal", "test_winograd", "test_threads", "test_arrays")
+"""Modules that take minutes, the longest first: begun last, one would keep one of several processes alone."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest modules; where pytest-xdist deals modules out, it is told to keep this order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +31,15 @@ def benches_do_not_wait():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "settle", lambda: None)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_stay_uncollected():
+    """Let collections pass over what earlier modules left, compiled kernels above all: each walks for seconds there.
+
+    What is timed begins with a collection, and so the tests of three benches took three minutes.
+    """
+    gc.freeze()
 
 
 @pytest.fixture
