@@ -229,7 +229,7 @@ class _Window:
         )
         return launch.Launch(
             lambda: make(dtype, *self.size, *self.stride, largest), dtype, params, tasks,
-            launch.threads_for(2 * values), workspace_bytes, max(1, tasks * _TASK_VALUES // max(values, 1)),
+            launch.threads_for_bytes(values * np.dtype(dtype).itemsize), workspace_bytes, max(1, tasks * _TASK_VALUES // max(values, 1)),
         )  # fmt: skip
 
 

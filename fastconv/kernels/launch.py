@@ -18,7 +18,7 @@ from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, LINE, Buffer, address
+from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address
 from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
@@ -98,6 +98,15 @@ def threads_for(flops: int) -> int:
     return 1 if flops < _SERIAL_FLOPS else max_threads()
 
 
+FLOPS_OF_BYTE = 4
+"""Operations that take as long as moving a byte."""
+
+
+def threads_for_bytes(count: int) -> int:
+    """Threads to use where moving that many bytes is most of the work."""
+    return threads_for(FLOPS_OF_BYTE * count)
+
+
 def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: int = 1) -> None:
     """Run tasks 0 to `tasks` of a kernel on at most `threads` threads; `params` is its record."""
     if tasks <= 0:
@@ -112,8 +121,9 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
 
 
 HEAD = 4 * LINE
-"""Bytes before the threads' workspaces: the call's record, then the task counter on a line of its own."""
+"""Bytes before the threads' workspaces: the call's record, the task counter on a line of its own, then settings."""
 COUNTER = 2 * LINE
+SETTINGS = 3 * LINE
 
 
 def spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -> None:
@@ -185,3 +195,50 @@ class Launch:
             )  # fmt: skip
             if not serial:
                 spread(entry, own, self.tasks, self.threads, self.grain)
+
+
+NO_SETTINGS = (0.0,) * 6
+"""The settings of a kernel that has none."""
+
+
+def _call_flat(entry, tasks, block, first, second, third, fourth, settings, buffer):
+    own = buffer.ctypes.data
+    call = record_at(own, FLAT)
+    call.first, call.second = first.ctypes.data, second.ctypes.data
+    call.third, call.fourth = third.ctypes.data, fourth.ctypes.data
+    call.count, call.block, call.settings = first.size, block, own + SETTINGS
+    given = carray(pointer(own + SETTINGS), len(settings), np.float64)
+    for i in range(len(settings)):
+        given[i] = settings[i]
+    carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
+    call_kernel(entry, own, 0, tasks, 0)
+    return own
+
+
+@functools.cache
+def _flat_caller(dtype: str) -> Any:
+    """The compiled `_call_flat` for arrays of one dtype."""
+    values = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C", readonly=True)
+    settings, buffer = types.UniTuple(types.float64, len(NO_SETTINGS)), types.Array(types.uint8, 1, "C")
+    return jit.native(types.intp(*[types.intp] * 3, *[values] * 4, settings, buffer))(_call_flat)()
+
+
+_FLAT_BLOCK = 1 << 14
+"""Values that a thread takes at a time."""
+
+
+def run_flat(
+    kernel: CFunc, dtype: str, first: np.ndarray, second: np.ndarray, third: np.ndarray, fourth: np.ndarray,
+    settings: tuple[float, ...] = NO_SETTINGS,
+) -> None:  # fmt: skip
+    """Run a kernel that goes once through contiguous arrays of one size, a block of values as a task."""
+    tasks = -(-first.size // _FLAT_BLOCK)
+    if not tasks:
+        return
+    arrays = first.reshape(-1), second.reshape(-1), third.reshape(-1), fourth.reshape(-1)
+    threads = min(threads_for_bytes(3 * first.nbytes), tasks)
+    entry = cast(int, kernel.address)
+    with Buffer(HEAD) as buffer:
+        own = _flat_caller(dtype)(entry, tasks if threads == 1 else 0, _FLAT_BLOCK, *arrays, settings, buffer)
+        if threads > 1:
+            spread(entry, own, tasks, threads)
