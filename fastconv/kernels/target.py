@@ -80,11 +80,15 @@ IN_FLIGHT = 8
 
 _LOWER = (1, 2, 3, 4, 6, 9)
 """Heights that tiles of few rows may have: each is one more kernel to compile."""
+_HIGHEST = 15
+"""Rows of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
 
 
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
     shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
+    if shape.NV == 1 and registers() == 32:
+        shape = replace(shape, MR=_HIGHEST)
 
     def steps(MR: int) -> tuple[float, int, int]:
         # Loading the vectors of a step takes about as long as half a row of it.
