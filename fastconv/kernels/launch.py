@@ -223,7 +223,7 @@ def _flat_caller(dtype: str) -> Any:
     return jit.native(types.intp(*[types.intp] * 3, *[values] * 4, settings, buffer))(_call_flat)()
 
 
-_FLAT_BLOCK = 1 << 14
+_FLAT_BLOCK = 1 << 12
 """Values that a thread takes at a time."""
 
 

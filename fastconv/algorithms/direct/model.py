@@ -50,8 +50,10 @@ COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
 STRIP_TILE_SECONDS = 30e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
+TURN_SECONDS = 0.1e-9
+"""Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
 TRANSPOSE_SECONDS = 0.35e-9
-"""Moving one value of such a tile to a pixel whose channels lie side by side."""
+"""Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 DEPTHWISE_SHARE = 0.85
