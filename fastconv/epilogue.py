@@ -13,11 +13,12 @@ from fastconv.arrays import ready
 from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
 from fastconv.kernels.activation import compile_activation
-from fastconv.kernels.params import LINE, fill
+from fastconv.kernels.params import LINE, address, fill
 from fastconv.problem import COMPUTED
 
 _SUM_BLOCK = 1 << 13
 """Values of one partial sum: fixed, so that the sum has the same bits for any number of threads."""
+_FAILURE = "activation raised an exception for some output value"
 _SUM_WIDTH = 64
 """Sums that are kept at least where channels lie side by side."""
 
@@ -40,6 +41,20 @@ def epilogue_for(bias: np.ndarray | None, activation: Any, dtype: str) -> Epilog
         return PLAIN
     function = compile_activation(activation, dtype) if isinstance(activation, Dispatcher) else None
     return Epilogue(None if bias is None else ready(bias, dtype), activation == "relu", function)
+
+
+def expect_no_failure(epilogue: Epilogue) -> None:
+    """RuntimeError if a user's activation raised an exception in a kernel."""
+    if epilogue.function is not None and epilogue.failed[0]:
+        raise RuntimeError(_FAILURE)
+
+
+def apply_activation(activation: Any, y: np.ndarray) -> None:
+    """Apply a checked activation in place to a contiguous result that no kernel applied it to."""
+    if activation == "relu":
+        np.maximum(y, y.dtype.type(0), out=y)
+    elif activation is not None and compile_activation(activation, y.dtype.name).ctypes(address(y), y.size):
+        raise RuntimeError(_FAILURE)
 
 
 def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:

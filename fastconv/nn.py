@@ -24,6 +24,7 @@ __all__ = [
     "softmax_cross_entropy",
 ]
 
+
 def relu(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
     """Replace negative values by 0.
 

@@ -136,13 +136,13 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
 
 
 HEAD = 4 * LINE
-"""Bytes before the threads' workspaces: the call's record, the tasks' counters on a line of their own, then settings."""
+"""Bytes before the threads' workspaces: the call's record, the tasks' counters, settings."""
 COUNTER = 2 * LINE
 SETTINGS = 3 * LINE
 
 
 def spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -> None:
-    """Run the tasks of a kernel whose record lies at an address, with room for the counters at their place behind it."""
+    """Run the tasks of a kernel whose record lies at an address, with room for counters at their place behind it."""
     if threads > 1:
         _clear()(record + COUNTER)
     _spread(entry, record, tasks, threads, grain)

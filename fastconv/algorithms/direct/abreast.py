@@ -19,7 +19,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.correlate import CorrelatePass, plan_correlate
 from fastconv.kernels.params import Buffer
 from fastconv.kernels.target import vector_bytes
-from fastconv.problem import CHANNELS_LAST, ConvProblem, canonical_weights
+from fastconv.problem import ConvProblem, canonical_weights
 
 _MOST_ABREAST = 4
 """Pixels of a group: kernels grow with them, and the taps of theirs that are no pixel's are multiplied for nothing."""
@@ -76,7 +76,7 @@ def _wider(problem: ConvProblem, pixels: int) -> ConvProblem:
 def plan_abreast(problem: ConvProblem, threads: int) -> AbreastPass | None:
     """Plan the launch; None where the channels of a pixel fill a vector, or rows have no whole number of groups."""
     lanes = vector_bytes() // problem.itemsize
-    if problem.layout not in ("NHWC", CHANNELS_LAST) or problem.groups > 1 or problem.dilation[1] > 1 or 2 * problem.oc > lanes:
+    if problem.layout == "NCHW" or problem.groups > 1 or problem.dilation[1] > 1 or 2 * problem.oc > lanes:
         return None
     fitting = [m for m in range(2, _MOST_ABREAST + 1) if problem.output_size[1] % m == 0 and m * problem.oc <= lanes]
     passes = [AbreastPass(problem, threads, other.tile, other.launch, other, m) for m in fitting
