@@ -75,8 +75,8 @@ def _planned_sums(dtype: str, last: bool, n: int, pixels: int, channels: int, th
     """The planned sums of blocks of pixels, for channels that come last or before the pixels."""
     block = max(1, _SUM_BLOCK // channels)
     shared = max(1, _SUM_WIDTH // channels)
-    # Whole vectors of sums, whatever their width.
-    workspace_bytes = -(-shared * channels * 8 // LINE) * LINE
+    # Whole vectors of sums, whatever their width; they have 8 bytes where the values have 4.
+    workspace_bytes = -(-shared * channels // LINE) * LINE * 8
     params = fill(
         kernels.CHANNEL_SUM, block=block, n=n, pixels=pixels, channels=channels, shared=shared,
         workspace_bytes=workspace_bytes,
