@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv.algorithms.base import Epilogue
 from fastconv.arrays import image, ready
-from fastconv.epilogue import channel_sums, check_activation, epilogue_for
+from fastconv.epilogue import channel_sums, check_activation, epilogue_for, expect_no_failure
 from fastconv.operands import (
     ArrayLike,
     allocate,
@@ -19,7 +19,7 @@ from fastconv.operands import (
     same_dtype,
     weights_argument,
 )
-from fastconv.plan import Plan, request
+from fastconv.plan import Plan, Request, request
 from fastconv.problem import (
     check_groups,
     check_image_rank,
@@ -121,8 +121,7 @@ def run_forward(
     if problem.n == 0:
         return
     plan.operation.run(image(x, problem.dtype), ready(w, problem.dtype), y, epilogue, prepared)
-    if epilogue.function is not None and epilogue.failed[0]:
-        raise RuntimeError("activation raised an exception for some output value")
+    expect_no_failure(epilogue)
 
 
 def conv2d_grad_input(
@@ -180,11 +179,15 @@ def conv2d_grad_input(
         "grad_input", check_sizes("input_shape", input_shape), w.shape, grad_y.dtype, stride, padding, dilation, groups,
         layout, algorithm, "input_shape",
     )  # fmt: skip
-    problem, plan = asked.problem, asked.plan
-    expect_grad_y(grad_y, problem, asked.batchless)
+    expect_grad_y(grad_y, asked.problem, asked.batchless)
+    return _grad_input(asked, grad_y, w, out)
+
+
+def _grad_input(asked: Request, grad_y: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    problem = asked.problem
     grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, asked.batchless, grad_y=grad_y, w=w)
     if problem.n:
-        plan.operation.run(image(grad_y, problem.dtype), ready(w, problem.dtype), grad_x.array)
+        asked.plan.operation.run(image(grad_y, problem.dtype), ready(w, problem.dtype), grad_x.array)
     return grad_x.deliver()
 
 
@@ -249,11 +252,15 @@ def conv2d_grad_weight(
         "grad_weight", x.shape, w_shape, x.dtype, stride, padding, dilation, groups, layout, algorithm, "x",
         "the kernel (kernel_size, grad_y)",
     )  # fmt: skip
-    problem, plan = asked.problem, asked.plan
-    expect_grad_y(grad_y, problem, asked.batchless)
+    expect_grad_y(grad_y, asked.problem, asked.batchless)
+    return _grad_weight(asked, grad_y, x, out)
+
+
+def _grad_weight(asked: Request, grad_y: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    problem = asked.problem
     grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
     if problem.n:
-        plan.operation.run(image(grad_y, problem.dtype), image(x, problem.dtype), grad_w.array)
+        asked.plan.operation.run(image(grad_y, problem.dtype), image(x, problem.dtype), grad_w.array)
     else:
         grad_w.array[...] = 0
     return grad_w.deliver()
@@ -339,20 +346,19 @@ def conv2d_backward(
     same_dtype("grad_y", grad_y, "x", x)
     if not isinstance(needs, Sequence) or isinstance(needs, str) or len(needs) != 3:
         raise ValueError(f"needs must be three bools, for the gradients of (x, w, bias); got {needs!r}")
-    asked = request("grad_input", x.shape, w.shape, x.dtype, stride, padding, dilation, groups, layout, algorithm)
-    problem = asked.problem
-    expect_grad_y(grad_y, problem, asked.batchless)
-    given, dtype = grad_y.dtype.newbyteorder("="), problem.dtype
+    shapes, how = (x.shape, w.shape), (stride, padding, dilation, groups, layout, algorithm)
+    asked = request("grad_input", *shapes, x.dtype, *how)
+    expect_grad_y(grad_y, asked.problem, asked.batchless)
+    given, dtype = grad_y.dtype.newbyteorder("="), asked.problem.dtype
+    computed = np.dtype(dtype)
     gradient = ready(grad_y, dtype)  # converted once for all three
-    same = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "layout": layout,
-        "algorithm": algorithm,
-    }  # fmt: skip
     grad_x = grad_w = grad_bias = None
     if needs[0]:
-        grad_x = conv2d_grad_input(gradient, ready(w, dtype), x.shape, **same).astype(given, copy=False)
+        asked = request("grad_input", *shapes, computed, *how)
+        grad_x = _grad_input(asked, gradient, ready(w, dtype)).astype(given, copy=False)
     if needs[1]:
-        grad_w = conv2d_grad_weight(gradient, ready(x, dtype), problem.kernel_size, **same).astype(given, copy=False)
+        asked = request("grad_weight", *shapes, computed, *how)
+        grad_w = _grad_weight(asked, gradient, ready(x, dtype)).astype(given, copy=False)
     if needs[2]:
         grad_bias = conv2d_grad_bias(gradient, layout=layout).astype(given, copy=False)
     return grad_x, grad_w, grad_bias

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import QUIET, ready
-from fastconv.epilogue import epilogue_for
+from fastconv.epilogue import apply_activation, check_activation, epilogue_for, expect_no_failure
 from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
 from fastconv.kernels.params import address, fill
@@ -47,8 +47,10 @@ def _rows(name: str, value: Any, axis: str) -> np.ndarray:
 
 
 @QUIET
-def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Apply a fully connected layer: ``y = x @ w + bias``.
+def dense(
+    x: Any, w: Any, bias: Any = None, *, activation: Any = None, out: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
+    """Apply a fully connected layer: ``y = activation(x @ w + bias)``.
 
     Parameters
     ----------
@@ -58,6 +60,8 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
         Weights, of the dtype of x.
     bias : array of shape (units,), optional
         Added to every row.
+    activation : None, "relu" or a scalar function compiled with `numba.njit`
+        Applied to each output value.
     out : array of the result's shape and dtype, optional
         Receives the result; it must not overlap with an input.
 
@@ -69,7 +73,9 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
     Raises
     ------
     ValueError, TypeError
-        If shapes or dtypes do not fit each other.
+        If shapes or dtypes do not fit each other, or the activation is none.
+    RuntimeError
+        If the activation raises an exception; the output is then incomplete.
 
     Notes
     -----
@@ -91,6 +97,7 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
         bias = array_argument("bias", bias)
         same_dtype("bias", bias, "w", w)
         expect_shape("bias", bias, (w.shape[1],), "one value for each unit")
+    check_activation(activation)
     shape, dtype = (*x.shape[:-1], w.shape[1]), compute_dtype("x", x.dtype)
     y = allocate(shape, dtype, x.dtype, out, x=x, w=w, bias=bias)
     values, weights = ready(x, dtype), ready(w, dtype)
@@ -98,13 +105,15 @@ def dense(x: Any, w: Any, bias: Any = None, *, out: np.ndarray | None = None) ->
         start = np.zeros(w.shape[1], dtype) if bias is None else ready(bias, dtype)
         _one_row(values, weights, start, y.array)
     elif values.ndim == 2 and (plan := _plan("forward", len(values), w.shape, dtype)):
-        plan.operation.run(
-            values[None, None], weights[None, None], y.array[None, None], epilogue_for(bias, None, dtype)
-        )
+        epilogue = epilogue_for(bias, activation, dtype)
+        plan.operation.run(values[None, None], weights[None, None], y.array[None, None], epilogue)
+        expect_no_failure(epilogue)
+        activation = None  # the kernel has applied it
     else:
         np.matmul(values, weights, out=y.array)
         if bias is not None:
             y.array[...] += bias
+    apply_activation(activation, y.array)
     return y.deliver()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from fastconv.kernels import dense as kernels
 from fastconv.kernels import launch
 from fastconv.kernels.activation import compile_activation
 from fastconv.kernels.params import LINE, address, fill
+from fastconv.problem import COMPUTED
 
 _SUM_BLOCK = 1 << 13
 """Values of one partial sum: fixed, so that the sum has the same bits for any number of threads."""
+_FAILURE = "activation raised an exception for some output value"
 _SUM_WIDTH = 64
 """Sums that are kept at least where channels lie side by side."""
 
@@ -40,23 +43,51 @@ def epilogue_for(bias: np.ndarray | None, activation: Any, dtype: str) -> Epilog
     return Epilogue(None if bias is None else ready(bias, dtype), activation == "relu", function)
 
 
+def expect_no_failure(epilogue: Epilogue) -> None:
+    """RuntimeError if a user's activation raised an exception in a kernel."""
+    if epilogue.function is not None and epilogue.failed[0]:
+        raise RuntimeError(_FAILURE)
+
+
+def apply_activation(activation: Any, y: np.ndarray) -> None:
+    """Apply a checked activation in place to a contiguous result that no kernel applied it to."""
+    if activation == "relu":
+        np.maximum(y, y.dtype.type(0), out=y)
+    elif activation is not None and compile_activation(activation, y.dtype.name).ctypes(address(y), y.size):
+        raise RuntimeError(_FAILURE)
+
+
 def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:
     """Sum an image over everything but its channels, in float64."""
-    dtype = "float32" if values.dtype.name == "float16" else values.dtype.name
+    dtype = COMPUTED[values.dtype]
     values = ready(values, dtype)
     n, channels = values.shape[0], values.shape[3 if layout == "NHWC" else 1]
     if values.size == 0:
         return np.zeros(channels)
-    pixels = values[0].size // channels
+    plan = _planned_sums(dtype, layout == "NHWC", n, values[0].size // channels, channels, launch.max_threads())
+    sums = np.empty((1, 1, plan.tasks, channels))
+    plan(values, values, _unused(dtype), sums.view(dtype))
+    return sums[0, 0].sum(axis=0)
+
+
+@functools.lru_cache(maxsize=256)
+def _planned_sums(dtype: str, last: bool, n: int, pixels: int, channels: int, threads: int) -> launch.Launch:
+    """The planned sums of blocks of pixels, for channels that come last or before the pixels."""
     block = max(1, _SUM_BLOCK // channels)
-    blocks = -(-n * pixels // block)
-    threads, shared = launch.threads_for(values.size), max(1, _SUM_WIDTH // channels)
-    # Whole vectors of sums, whatever their width.
-    sums, workspace = np.empty((blocks, channels)), np.empty((threads, -(-shared * channels // LINE) * LINE))
+    shared = max(1, _SUM_WIDTH // channels)
+    # Whole vectors of sums, whatever their width; they have 8 bytes where the values have 4.
+    workspace_bytes = -(-shared * channels // LINE) * LINE * 8
     params = fill(
-        kernels.CHANNEL_SUM, values=address(values), sums=address(sums), block=block, n=n, pixels=pixels,
-        channels=channels, shared=shared, workspace=address(workspace), workspace_bytes=workspace.strides[0],
+        kernels.CHANNEL_SUM, block=block, n=n, pixels=pixels, channels=channels, shared=shared,
+        workspace_bytes=workspace_bytes,
     )  # fmt: skip
-    kernel = kernels.channel_sum(dtype, layout == "NHWC")
-    launch.run(kernel, params, blocks, threads=threads)
-    return sums.sum(axis=0)
+    threads = min(threads, launch.threads_for_bytes(n * pixels * channels * np.dtype(dtype).itemsize))
+    return launch.Launch(
+        lambda: kernels.channel_sum(dtype, last), dtype, params, -(-n * pixels // block), threads, workspace_bytes
+    )
+
+
+@functools.cache
+def _unused(dtype: str) -> np.ndarray:
+    """What a launch takes in place of a bias."""
+    return np.zeros(1, dtype)

@@ -7,7 +7,6 @@ import numpy as np
 from fastconv.arrays import ready
 from fastconv.kernels import activation as kernels
 from fastconv.kernels import launch, softmax
-from fastconv.kernels.params import address, fill
 from fastconv.operands import ArrayLike, allocate, array_argument, check_out, expect_shape, same_dtype
 from fastconv.pooling import avg_pool2d, avg_pool2d_grad_input, max_pool2d, max_pool2d_grad_input
 from fastconv.problem import compute_dtype
@@ -24,9 +23,6 @@ __all__ = [
     "sgd_update",
     "softmax_cross_entropy",
 ]
-
-_BLOCK = 1 << 14
-"""Values that a thread takes at a time."""
 
 
 def relu(x: ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -95,12 +91,8 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     others = {"y": y} if out is grad_y else {"y": y, "grad_y": grad_y}
     grad_x = allocate(grad_y.shape, dtype, grad_y.dtype, out, **others)
     gradient, values = ready(grad_y, dtype), ready(y, dtype)
-    params = fill(
-        kernels.RELU_GRADIENT, grad_y=address(gradient), y=address(values), grad_x=address(grad_x.array),
-        count=gradient.size, block=_BLOCK,
-    )  # fmt: skip
-    kernel = kernels.relu_gradient(dtype, address(gradient) == address(grad_x.array))
-    launch.run(kernel, params, -(-gradient.size // _BLOCK), threads=launch.threads_for(2 * gradient.size))
+    kernel = kernels.relu_gradient(dtype, gradient is grad_x.array)
+    launch.run_flat(kernel, dtype, gradient, values, grad_x.array, values)
     return grad_x.deliver()
 
 

@@ -37,7 +37,7 @@ def _converted(name: str, value: Any) -> np.ndarray:
 
 def same_dtype(name: str, array: np.ndarray, other_name: str, other: np.ndarray) -> None:
     """TypeError unless two operands have one dtype (byte order aside)."""
-    if array.dtype is not other.dtype and array.dtype.name != other.dtype.name:
+    if array.dtype != other.dtype and array.dtype.name != other.dtype.name:
         raise TypeError(
             f"{name} and {other_name} must have one dtype, got {array.dtype.name} and {other.dtype.name}: "
             f"convert one, for example {name}.astype({other_name}.dtype)"
@@ -62,7 +62,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[st
     """Refuse an `out` that cannot take the result, or that shares memory with an input."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy array without a mask or None, got {type(out).__name__}")
-    if out.dtype is not dtype and out.dtype.name != dtype.name:  # asking for a name takes 2 us
+    if out.dtype != dtype and out.dtype.name != dtype.name:  # asking for a name takes 2 us
         raise TypeError(f"out must have dtype {dtype.name} like the inputs, got {out.dtype}")
     expect_shape("out", out, shape, "the shape of the result")
     if not out.flags.writeable:

@@ -179,10 +179,6 @@ def _reason(chosen: str, estimates: dict[str, Estimate]) -> str:
     return "the shortest predicted time without transforming data, which would save too little, of"
 
 
-_FLOPS_OF_BYTE = 4
-"""Operations that take as long as moving a byte."""
-
-
 class Request:
     """What a caller asks for, checked, with a plan for each number of threads."""
 
@@ -194,7 +190,7 @@ class Request:
         self.batchless = batchless
         self.algorithm = check_choice("algorithm", algorithm, conv2d_algorithms())
         # Depthwise layers move a byte in the time of some operations.
-        self._work = max(conv_flops(problem), _FLOPS_OF_BYTE * conv_bytes(problem, direction))
+        self._work = max(conv_flops(problem), launch.FLOPS_OF_BYTE * conv_bytes(problem, direction))
         self._plans: dict[int, Plan] = {}
 
     @property

@@ -227,9 +227,10 @@ class _Window:
         params = fill(
             kernels.POOL, ih=ih, iw=iw, oh=oh, ow=ow, lanes=self.lanes, block=rows, workspace_bytes=workspace_bytes
         )
+        threads = launch.threads_for_bytes(values * np.dtype(dtype).itemsize)
         return launch.Launch(
-            lambda: make(dtype, *self.size, *self.stride, largest), dtype, params, tasks,
-            launch.threads_for(2 * values), workspace_bytes, max(1, tasks * _TASK_VALUES // max(values, 1)),
+            lambda: make(dtype, *self.size, *self.stride, largest), dtype, params, tasks, threads, workspace_bytes,
+            max(1, tasks * _TASK_VALUES // max(values, 1)),
         )  # fmt: skip
 
 

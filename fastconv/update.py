@@ -9,11 +9,9 @@ import numpy as np
 from fastconv.arrays import ready
 from fastconv.kernels import launch
 from fastconv.kernels import update as kernels
-from fastconv.kernels.params import address, fill
 from fastconv.operands import ArrayLike, array_argument, expect_shape, same_dtype
+from fastconv.problem import COMPUTED
 
-_BLOCK = 1 << 14
-"""Values that a thread takes at a time."""
 _CHANGEABLE = (np.dtype("float32"), np.dtype("float64"))
 
 
@@ -119,14 +117,10 @@ def _run(make: Any, w: Any, grad_w: Any, remembered: dict[str, Any], settings: t
     grad_w = array_argument("grad_w", grad_w)
     same_dtype("grad_w", grad_w, "w", w)
     expect_shape("grad_w", grad_w, w.shape, "the shape of w")
-    dtype = w.dtype.name
-    gradient, numbers = ready(grad_w, dtype), np.array(settings, np.float64)
-    first, second = (*remembered.values(), None)[:2]
-    params = fill(
-        kernels.UPDATE, w=address(w), grad=address(gradient), first=address(first), second=address(second),
-        settings=address(numbers), count=w.size, block=_BLOCK,
-    )  # fmt: skip
-    launch.run(make(dtype), params, -(-w.size // _BLOCK), threads=launch.threads_for(8 * w.size))
+    dtype = COMPUTED[w.dtype]
+    first, second = (*remembered.values(), w)[:2]
+    numbers = (*map(float, settings), *launch.NO_SETTINGS)[: len(launch.NO_SETTINGS)]
+    launch.run_flat(make(dtype), dtype, w, ready(grad_w, dtype), first, second, numbers)
 
 
 def _changeable(name: str, array: Any) -> None:

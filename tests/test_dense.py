@@ -1,5 +1,6 @@
 """The fully connected layer and its gradients, and the convolutions that it equals."""
 
+import numba
 import numpy as np
 import pytest
 
@@ -219,3 +220,43 @@ def test_out_that_overlaps_an_operand_is_refused():
     with pytest.raises(ValueError, match=r"out.*w"):
         fastconv.dense(x, w, out=out)
     assert (memory == 1).all()
+
+
+@numba.njit
+def leaky(value):
+    return value if value > 0 else value / 4
+
+
+@numba.njit
+def reject_negative(value):
+    if value < 0:
+        raise ValueError("negative")
+    return value
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 17])
+@pytest.mark.parametrize("bias", [False, True])
+@each_dtype
+def test_activation_follows_bias(dtype, bias, n):
+    x, w = integers((n, 33), dtype, 1), integers((33, 18), dtype, 2)
+    b = integers(18, dtype, 3) if bias else None
+    plain = fastconv.dense(x, w, b)
+    for activation, expected in (("relu", np.maximum(plain, 0)), (leaky, np.where(plain > 0, plain, plain / 4))):
+        result = fastconv.dense(x, w, b, activation=activation)
+        assert_owned(result, dtype)
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_activation_that_raises(n):
+    x, w = -np.ones((n, 3)), np.ones((3, 4))
+    with pytest.raises(RuntimeError, match="activation raised"):
+        fastconv.dense(x, w, activation=reject_negative)
+
+
+def test_activation_must_be_one():
+    x, w = np.ones((2, 3)), np.ones((3, 4))
+    with pytest.raises(ValueError, match="activation"):
+        fastconv.dense(x, w, activation="tanh")
+    with pytest.raises(TypeError, match=r"numba\.njit"):
+        fastconv.dense(x, w, activation=np.tanh)

@@ -29,7 +29,7 @@ SIGNATURES = {
     "correlate": "(in1, in2, mode='full', method='auto', *, boundary=None, fillvalue=None)",
     "convolve2d": "(in1, in2, mode='full', boundary='fill', fillvalue=0)",
     "correlate2d": "(in1, in2, mode='full', boundary='fill', fillvalue=0)",
-    "dense": "(x, w, bias=None, *, out=None)",
+    "dense": "(x, w, bias=None, *, activation=None, out=None)",
     "dense_grad_input": "(grad_y, w, *, out=None)",
     "dense_grad_weight": "(grad_y, x, *, out=None)",
 }

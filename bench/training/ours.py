@@ -41,8 +41,7 @@ class Step:
             elif isinstance(layer, ConvCase):
                 values.append(fastconv.conv2d(x, *next(weights), activation="relu", **layer.parameters))
             else:
-                y = fastconv.dense(_rows(x), *next(weights))
-                values.append(nn.relu(y, out=y) if layer.relu else y)
+                values.append(_dense(_rows(x), *next(weights), layer.relu))
         return values
 
     def backward(self, values: list[np.ndarray]) -> float:
@@ -114,8 +113,7 @@ def _parts(layer: Any, x: np.ndarray, y: np.ndarray, weights: Any, needs_grad_in
 
 
 def _dense(x: np.ndarray, w: np.ndarray, b: np.ndarray, relu: bool) -> np.ndarray:
-    y = fastconv.dense(x, w, b)
-    return nn.relu(y, out=y) if relu else y
+    return fastconv.dense(x, w, b, activation="relu" if relu else None)
 
 
 def _rows(x: np.ndarray) -> np.ndarray:

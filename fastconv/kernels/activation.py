@@ -11,10 +11,8 @@ from numba import carray, cfunc, types
 from numba.core.errors import NumbaError
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import record
+from fastconv.kernels.params import FLAT
 from fastconv.kernels.simd import call_activation, pointer, record_at
-
-RELU_GRADIENT = record("grad_y y grad_x count block")
 
 
 @jit.inline
@@ -54,6 +52,7 @@ def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
 def relu_gradient(dtype: str, in_place: bool) -> Any:
     """The gradient where y is not closed, else 0; a task is a block. NumPy's masked copy takes 10 times longer.
 
+    The arrays are the output's gradient, the output and the input's gradient.
     In place is a kernel of its own: LLVM's vectors need arrays that do not overlap, or are one.
     """
     REAL = np.dtype(dtype).type
@@ -61,13 +60,13 @@ def relu_gradient(dtype: str, in_place: bool) -> Any:
     IN_PLACE, ZERO = int(in_place), REAL(0)
 
     def pass_open(address, begin, end, thread):
-        p = record_at(address, RELU_GRADIENT)
+        p = record_at(address, FLAT)
         for task in range(begin, end):
             first = task * p.block * ITEM
             count = min(p.block, p.count - task * p.block)
-            y = carray(pointer(p.y + first), count, REAL)
-            grad_x = carray(pointer(p.grad_x + first), count, REAL)
-            grad_y = grad_x if IN_PLACE else carray(pointer(p.grad_y + first), count, REAL)
+            y = carray(pointer(p.second + first), count, REAL)
+            grad_x = carray(pointer(p.third + first), count, REAL)
+            grad_y = grad_x if IN_PLACE else carray(pointer(p.first + first), count, REAL)
             for k in range(count):
                 value = grad_y[k]
                 grad_x[k] = ZERO if y[k] <= ZERO else value

@@ -13,7 +13,7 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit, target
-from fastconv.kernels.params import record
+from fastconv.kernels.params import CALL, record
 from fastconv.kernels.runs import sum_runs
 from fastconv.kernels.simd import pointer, record_at, tensor
 
@@ -59,8 +59,9 @@ def forward(dtype: str) -> CFunc:
     return jit.kernel(dense_forward)
 
 
-CHANNEL_SUM = record("values sums block n pixels channels shared workspace workspace_bytes")
-"""`shared` neighbouring pixels of few channels are summed like one of many; the workspace has their sums by thread."""
+CHANNEL_SUM = record("block n pixels channels shared workspace_bytes")
+"""`shared` neighbouring pixels of few channels are summed like one of many, in the workspace. The target has a row of
+float64 for each task."""
 
 
 @functools.cache
@@ -71,29 +72,31 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
     VL = target.vector_bytes() // ITEM
 
     def sum_pixels(address, begin, end, thread):
-        p = record_at(address, CHANNEL_SUM)
+        call = record_at(address, CALL)
+        p = record_at(call.plan, CHANNEL_SUM)
         width = p.shared * p.channels
-        place = p.workspace + thread * p.workspace_bytes
+        place = call.workspace + thread * p.workspace_bytes
         wide = carray(pointer(place), width, np.float64)
         for task in range(begin, end):
-            sums = carray(pointer(p.sums + task * p.channels * 8), p.channels, np.float64)
+            sums = carray(pointer(call.target + task * p.channels * 8), p.channels, np.float64)
             first = task * p.block
             last = min(first + p.block, p.n * p.pixels)
             rows = (last - first) // p.shared
-            sum_runs(REAL, VL, rows, p.values + first * p.channels * ITEM, width * ITEM, width, place)
+            sum_runs(REAL, VL, rows, call.source + first * p.channels * ITEM, width * ITEM, width, place)
             sums[:] = 0.0
             for c in range(width):
                 sums[c % p.channels] += wide[c]
             first += rows * p.shared
-            rest = carray(pointer(p.values + first * p.channels * ITEM), (last - first, p.channels), REAL)
+            rest = carray(pointer(call.source + first * p.channels * ITEM), (last - first, p.channels), REAL)
             for pixel in range(last - first):
                 for c in range(p.channels):
                     sums[c] += rest[pixel, c]
 
     def sum_planes(address, begin, end, thread):
-        p = record_at(address, CHANNEL_SUM)
+        call = record_at(address, CALL)
+        p = record_at(call.plan, CHANNEL_SUM)
         for task in range(begin, end):
-            sums = carray(pointer(p.sums + task * p.channels * 8), p.channels, np.float64)
+            sums = carray(pointer(call.target + task * p.channels * 8), p.channels, np.float64)
             first = task * p.block
             last = min(first + p.block, p.n * p.pixels)
             sums[:] = 0.0
@@ -101,7 +104,7 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
                 image, pixel = first // p.pixels, first % p.pixels
                 count = min(last - first, p.pixels - pixel)
                 for c in range(p.channels):
-                    place = p.values + ((image * p.channels + c) * p.pixels + pixel) * ITEM
+                    place = call.source + ((image * p.channels + c) * p.pixels + pixel) * ITEM
                     values = carray(pointer(place), count, REAL)
                     total = 0.0
                     for k in range(count):

@@ -1,7 +1,8 @@
 """Runs a compiled kernel over its tasks, on one thread or on all of Numba's.
 
-Threads take tasks from a shared counter, so a thread that the operating system stops does not hold up the others.
-Which thread does a task never shows in the result: tasks write to disjoint places.
+Each thread takes its own share of the tasks from a counter, neighbours in one run, so that what one pass leaves in a
+core's caches the next finds there. Then it takes what is left of the others', so a thread that the operating system
+stops does not hold them up. Which thread does a task never shows in the result: tasks write to disjoint places.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, LINE, Buffer, address
+from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address
 from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
@@ -27,14 +28,28 @@ def _serial(entry, params, tasks):
     call_kernel(entry, params, 0, tasks, 0)
 
 
+_SHARES = 8
+"""Most shares of the tasks that are counted apart: their counters fill a cache line."""
+
+
+@jit.native(types.void(types.intp))
+def _clear(counters):
+    carray(pointer(counters), _SHARES, np.int64)[:] = 0
+
+
 @jit.native(types.void(*[types.intp] * 6), parallel=True)
-def _parallel(entry, params, counter, tasks, grain, threads):
-    # The counter belongs to the caller: an array made here would be freed before the loop, which sees its address only.
+def _parallel(entry, params, counters, tasks, grain, threads):
+    # The counters belong to the caller: an array made here would be freed before the loop, which sees its address only.
+    shares = min(threads, _SHARES)
     for thread in prange(threads):
-        begin = fetch_add(counter, grain)
-        while begin < tasks:
-            call_kernel(entry, params, begin, min(begin + grain, tasks), thread)
-            begin = fetch_add(counter, grain)
+        for turn in range(shares):
+            share = (thread + turn) % shares
+            first, end = tasks * share // shares, tasks * (share + 1) // shares
+            counter = counters + share * 8
+            begin = first + fetch_add(counter, grain)
+            while begin < end:
+                call_kernel(entry, params, begin, min(begin + grain, end), thread)
+                begin = first + fetch_add(counter, grain)
 
 
 def _is_foreign() -> bool:
@@ -98,6 +113,15 @@ def threads_for(flops: int) -> int:
     return 1 if flops < _SERIAL_FLOPS else max_threads()
 
 
+FLOPS_OF_BYTE = 4
+"""Operations that take as long as moving a byte."""
+
+
+def threads_for_bytes(count: int) -> int:
+    """Threads to use where moving that many bytes is most of the work."""
+    return threads_for(FLOPS_OF_BYTE * count)
+
+
 def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: int = 1) -> None:
     """Run tasks 0 to `tasks` of a kernel on at most `threads` threads; `params` is its record."""
     if tasks <= 0:
@@ -105,19 +129,26 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
     threads = min(threads, -(-tasks // grain))
     entry, record = cast(int, kernel.address), params.ctypes.data
     if threads > 1:
-        counter = np.zeros(1, np.int64)
+        counter = np.zeros(_SHARES, np.int64)
         if _pool.launch(entry, record, address(counter), tasks, grain, threads):
             return
     _serial()(entry, record, tasks)
 
 
 HEAD = 4 * LINE
-"""Bytes before the threads' workspaces: the call's record, then the task counter on a line of its own."""
+"""Bytes before the threads' workspaces: the call's record, the tasks' counters, settings."""
 COUNTER = 2 * LINE
+SETTINGS = 3 * LINE
 
 
 def spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -> None:
-    """Run the tasks of a kernel whose record, with the counter at its place behind it, lies at an address."""
+    """Run the tasks of a kernel whose record lies at an address, with room for counters at their place behind it."""
+    if threads > 1:
+        _clear()(record + COUNTER)
+    _spread(entry, record, tasks, threads, grain)
+
+
+def _spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -> None:
     if threads == 1 or not _pool.launch(entry, record, record + COUNTER, tasks, grain, threads):
         _serial()(entry, record, tasks)
 
@@ -130,7 +161,7 @@ def _call(entry, plan, tasks, relu, activation, failed, source, other, start, ta
     call.source, call.other = source.ctypes.data, other.ctypes.data
     call.start, call.target = start.ctypes.data, target.ctypes.data
     call.workspace = own + HEAD
-    carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
+    carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
     call_kernel(entry, own, 0, tasks, 0)
     return own
 
@@ -184,4 +215,51 @@ class Launch:
                 target, buffer,
             )  # fmt: skip
             if not serial:
-                spread(entry, own, self.tasks, self.threads, self.grain)
+                _spread(entry, own, self.tasks, self.threads, self.grain)
+
+
+NO_SETTINGS = (0.0,) * 6
+"""The settings of a kernel that has none."""
+
+
+def _call_flat(entry, tasks, block, first, second, third, fourth, settings, buffer):
+    own = buffer.ctypes.data
+    call = record_at(own, FLAT)
+    call.first, call.second = first.ctypes.data, second.ctypes.data
+    call.third, call.fourth = third.ctypes.data, fourth.ctypes.data
+    call.count, call.block, call.settings = first.size, block, own + SETTINGS
+    given = carray(pointer(own + SETTINGS), len(settings), np.float64)
+    for i in range(len(settings)):
+        given[i] = settings[i]
+    carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
+    call_kernel(entry, own, 0, tasks, 0)
+    return own
+
+
+@functools.cache
+def _flat_caller(dtype: str) -> Any:
+    """The compiled `_call_flat` for arrays of one dtype."""
+    values = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C", readonly=True)
+    settings, buffer = types.UniTuple(types.float64, len(NO_SETTINGS)), types.Array(types.uint8, 1, "C")
+    return jit.native(types.intp(*[types.intp] * 3, *[values] * 4, settings, buffer))(_call_flat)()
+
+
+_FLAT_BLOCK = 1 << 12
+"""Values that a thread takes at a time."""
+
+
+def run_flat(
+    kernel: CFunc, dtype: str, first: np.ndarray, second: np.ndarray, third: np.ndarray, fourth: np.ndarray,
+    settings: tuple[float, ...] = NO_SETTINGS,
+) -> None:  # fmt: skip
+    """Run a kernel that goes once through contiguous arrays of one size, a block of values as a task."""
+    tasks = -(-first.size // _FLAT_BLOCK)
+    if not tasks:
+        return
+    arrays = first.reshape(-1), second.reshape(-1), third.reshape(-1), fourth.reshape(-1)
+    threads = min(threads_for_bytes(3 * first.nbytes), tasks)
+    entry = cast(int, kernel.address)
+    with Buffer(HEAD) as buffer:
+        own = _flat_caller(dtype)(entry, tasks if threads == 1 else 0, _FLAT_BLOCK, *arrays, settings, buffer)
+        if threads > 1:
+            _spread(entry, own, tasks, threads)

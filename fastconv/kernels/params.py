@@ -27,6 +27,11 @@ CALL = record("plan source other start target relu activation failed workspace")
 """What a planned kernel gets: the address of its plan's record, then what belongs to this one call."""
 
 
+FLAT = record("first second third fourth settings count block")
+"""What a kernel gets that goes once through up to four arrays of `count` values: their addresses, and how many values a
+task has. `settings` is the address of an array of float64 in the kernel's order."""
+
+
 def fill(dtype: np.dtype, **values: int) -> np.ndarray:
     """One record; every field must be given."""
     names = dtype.names or ()

@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import ROW_START, RUN_FIELDS, multiply_tile, pointer, record_at, tensor
+from fastconv.kernels.simd import ROW_START, RUN_FIELDS, multiply_tile, pointer, record_at, tensor, turn_tile
 from fastconv.kernels.target import Tile
 
 STRIPS = record("""
@@ -97,12 +97,23 @@ def trace_weights(p, ITEM, MR, own, weights, first):
             table[run, MR + 1] = (line * p.strip_columns + column // p.column_step) * ITEM
 
 
+def _side(tile: Tile) -> int:
+    """Lanes of the squares in which a tile is turned: few for few channels."""
+    return min(tile.VL, 4 if tile.MR <= 4 else 8)
+
+
+def turns(tile: Tile) -> bool:
+    """Whether a tile's pixels are turned in registers where their channels lie side by side in the target."""
+    return 1 < tile.MR <= _side(tile)
+
+
 @functools.cache
 def strips(dtype: str, tile: Tile) -> CFunc:
     """The kernel for one dtype and tile; its tasks are (group, image, block of pixels, part of the channels)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+    SIDE, TURNS = _side(tile), int(turns(tile))
 
     def strip_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -162,6 +173,13 @@ def strips(dtype: str, tile: Tile) -> CFunc:
                             for m in range(depth):
                                 activate(call, written[m], width)
                         if not in_place:
+                            if TURNS and p.target_d == ITEM:
+                                for c in range(0, width, SIDE):
+                                    turn_tile(
+                                        REAL, SIDE, own + p.buffer + c * ITEM, NR * ITEM, depth,
+                                        here + c * p.target_c, p.target_c, min(SIDE, width - c),
+                                    )  # fmt: skip
+                                continue
                             tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
                             pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))
                             for c in range(width):

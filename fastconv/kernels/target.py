@@ -80,11 +80,15 @@ IN_FLIGHT = 8
 
 _LOWER = (1, 2, 3, 4, 6, 9)
 """Heights that tiles of few rows may have: each is one more kernel to compile."""
+_HIGHEST = 15
+"""Rows of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
 
 
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
     shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
+    if shape.NV == 1 and registers() == 32:
+        shape = replace(shape, MR=_HIGHEST)
 
     def steps(MR: int) -> tuple[float, int, int]:
         # Loading the vectors of a step takes about as long as half a row of it.
@@ -104,16 +108,18 @@ def sum_tile_shape(dtype: str, channels: int, pixels: int) -> Tile:
     return Tile(VL=lanes, MR=rows, NV=sums)
 
 
-def pixel_tile(dtype: str, channels: int, columns: int) -> Tile:
+def pixel_tile(dtype: str, channels: int, columns: int, beyond: bool = False) -> Tile:
     """Choose the tile for `columns` pixels in the lanes and `channels` output channels as rows.
 
     Fewer rows make room for more vectors, which hide the latency of the multiply-adds. Among the widths that fit the
-    columns the one wins that leaves the fewest lanes to compute twice or for nothing.
+    columns, or reach `beyond` them by less than a vector, the one wins that leaves the fewest lanes to compute twice or
+    for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    rows = 1 if channels == 1 else 4 if channels <= 4 or registers() == 16 else 8
+    rows = 1 if channels == 1 else 4 if channels <= 4 or registers() == 16 else 6 if channels <= 6 else 8
     widest = 2 if rows == 8 or (rows == 4 and registers() == 16) else 4
-    widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= columns] or [1]
+    room = columns + (lanes - 1 if beyond else 0)
+    widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= room] or [1]
     return Tile(VL=lanes, MR=rows, NV=min(widths, key=lambda NV: -(-columns // (NV * lanes)) * NV))
 
 

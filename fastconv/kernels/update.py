@@ -1,5 +1,7 @@
 """Updates of weights from their gradient, each in one pass through all arrays; a task is a block of values.
 
+The arrays are the weights, their gradient, and one or two that the update remembers.
+
 With NumPy an update of Adam goes through memory some 15 times.
 """
 
@@ -13,11 +15,8 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import record
+from fastconv.kernels.params import FLAT
 from fastconv.kernels.simd import pointer, record_at
-
-UPDATE = record("w grad first second settings count block")
-"""`first` and `second` are what the update remembers; `settings` is an array of float64, the order of each kernel's."""
 
 
 @functools.cache
@@ -27,13 +26,13 @@ def sgd(dtype: str) -> CFunc:
     ITEM = np.dtype(dtype).itemsize
 
     def update_sgd(address, begin, end, thread):
-        p = record_at(address, UPDATE)
+        p = record_at(address, FLAT)
         settings = carray(pointer(p.settings), 2, np.float64)
         rate, momentum = REAL(settings[0]), REAL(settings[1])
         for task in range(begin, end):
             offset, count = task * p.block * ITEM, min(p.block, p.count - task * p.block)
-            w, grad = carray(pointer(p.w + offset), count, REAL), carray(pointer(p.grad + offset), count, REAL)
-            velocity = carray(pointer(p.first + offset), count, REAL)
+            w, grad = carray(pointer(p.first + offset), count, REAL), carray(pointer(p.second + offset), count, REAL)
+            velocity = carray(pointer(p.third + offset), count, REAL)
             for k in range(count):
                 velocity[k] = momentum * velocity[k] + grad[k]
                 w[k] -= rate * velocity[k]
@@ -48,15 +47,15 @@ def adam(dtype: str) -> CFunc:
     ITEM = np.dtype(dtype).itemsize
 
     def update_adam(address, begin, end, thread):
-        p = record_at(address, UPDATE)
+        p = record_at(address, FLAT)
         settings = carray(pointer(p.settings), 6, np.float64)
         step, new1, new2 = REAL(settings[0]), REAL(settings[1]), REAL(settings[2])
         correction, epsilon, shrink = REAL(settings[3]), REAL(settings[4]), REAL(settings[5])
         for task in range(begin, end):
             offset, count = task * p.block * ITEM, min(p.block, p.count - task * p.block)
-            w, grad = carray(pointer(p.w + offset), count, REAL), carray(pointer(p.grad + offset), count, REAL)
-            first = carray(pointer(p.first + offset), count, REAL)
-            second = carray(pointer(p.second + offset), count, REAL)
+            w, grad = carray(pointer(p.first + offset), count, REAL), carray(pointer(p.second + offset), count, REAL)
+            first = carray(pointer(p.third + offset), count, REAL)
+            second = carray(pointer(p.fourth + offset), count, REAL)
             for k in range(count):
                 g = grad[k]
                 m = first[k] + new1 * (g - first[k])

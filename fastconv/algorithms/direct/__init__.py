@@ -19,6 +19,7 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.abreast import plan_abreast
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.channel_dots import plan_channel_dots
 from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
@@ -27,6 +28,7 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.planes import plan_planes
+from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.window_dots import plan_window_dots
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
 
 _PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
-_WEIGHT_KINDS = (plan_correlate, plan_exchanged, plan_dots, plan_channel_dots, plan_window_dots)
+_TOGETHER = (plan_stencil, plan_spread)
+_WEIGHT_KINDS = (plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots)
 
 
 def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tuple[Any, float]:
@@ -53,7 +56,7 @@ def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tupl
 def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
     """The kind of each pass, as one thread would do it fastest: a result's bits must not depend on the threads.
 
-    Stencils do all sub-problems in one pass.
+    Stencils and spreads do all sub-problems in one pass.
     """
     if direction == "grad_weight":
         return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS)[0],)
@@ -62,10 +65,24 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
         _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
         for part in parts
     ]
-    together = plan_stencil(problem, direction, parts, 1)
-    if together is not None and together.seconds(model.NOMINAL_RATE) < sum(seconds for _, seconds in fastest):
-        return (plan_stencil,)
+    together, kind = _fastest_together(problem, direction)
+    if together < sum(seconds for _, seconds in fastest):
+        return (kind,)
     return tuple(kind for kind, _ in fastest)
+
+
+def _together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> Pass | None:
+    """The plan of one of the kinds that do all sub-problems in one pass."""
+    if kind is plan_spread:
+        return plan_spread(problem, threads, plan_passes) if direction == "grad_input" else None
+    return plan_stencil(problem, direction, sub_problems(problem, direction), threads)
+
+
+def _fastest_together(problem: ConvProblem, direction: str) -> tuple[float, Any]:
+    """The least time of one pass for all sub-problems on one thread, and its kind."""
+    offered = [(kind, _together(kind, problem, direction, 1)) for kind in _TOGETHER]
+    times = [(step.seconds(model.NOMINAL_RATE), kind) for kind, step in offered if step is not None]
+    return min(times, key=lambda item: item[0], default=(math.inf, None))
 
 
 def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
@@ -79,9 +96,9 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     if direction == "grad_weight":
         return (kinds[0](problem, threads),)
     parts = sub_problems(problem, direction)
-    if kinds == (plan_stencil,):
-        together = plan_stencil(problem, direction, parts, threads)
-        assert together is not None  # one thread had a plan
+    if kinds[:1] in [(kind,) for kind in _TOGETHER]:
+        together = _together(kinds[0], problem, direction, threads)
+        assert together is not None  # one thread had a plan for one image
         return (together,)
     return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
 

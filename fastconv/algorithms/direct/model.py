@@ -44,14 +44,16 @@ DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
 SUM_SHARE = 0.6
 """Share of the peak that a tile whose lanes are added up reaches: it loads a vector for most multiply-adds."""
-SUM_SLOTS = 12
+SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
 STRIP_TILE_SECONDS = 30e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
+TURN_SECONDS = 0.1e-9
+"""Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
 TRANSPOSE_SECONDS = 0.35e-9
-"""Moving one value of such a tile to a pixel whose channels lie side by side."""
+"""Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 DEPTHWISE_SHARE = 0.85
@@ -72,6 +74,10 @@ STENCIL_TILE_SLOTS = 60
 """Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
+SPREAD_SECONDS = 0.05e-9
+"""Adding one value of overlapping runs to where it belongs."""
+ARRAY_SECONDS = 1.5e-6
+"""An operation of NumPy on small arrays."""
 _CALL_SECONDS = 3e-6
 """Arguments and tables."""
 _START_SECONDS = 9e-6

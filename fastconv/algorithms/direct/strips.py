@@ -19,6 +19,8 @@ from fastconv.problem import ConvProblem
 
 _STRIP_BYTES = 256 << 10
 """Strip of a block of pixels: it stays in the second cache level for all output channels."""
+_FEW_TILES = 2
+"""Tiles of channels up to which turning a pixel's channels takes the time of few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,10 @@ class StripPass(Pass):
             taps * reduction * max(shape.MR, model.STRIP_ROWS) / model.STRIP_SHARE[shape.NV]
             + runs * model.STRIP_RUN_SLOTS / shape.NV
         )
-        scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * model.TRANSPOSE_SECONDS
+        # Of many channels each tile writes a small part of every cache line.
+        turned = strips.turns(shape) and p["target_d"] == item and tiles <= _FEW_TILES
+        each = model.TURN_SECONDS if turned else model.TRANSPOSE_SECONDS
+        scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * each
         trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
@@ -74,7 +79,7 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     source, target, source_size, reduction, channels, weights, weight_group = roles(problem, direction)
     w_r, w_c, w_k, w_d = weights
 
-    shape = pixel_tile(problem.dtype, channels, columns.count)
+    shape = pixel_tile(problem.dtype, channels, columns.count, beyond=target[2] * columns.every != item)
     first_row, first_column = min(rows.offsets), min(columns.offsets)
     reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column
     column_block = min(columns.count, 16 * shape.NR)
