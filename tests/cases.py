@@ -24,7 +24,7 @@ POLICIES = ("auto", "exact")
 NAMED = tuple(name for name in ALGORITHMS if name not in POLICIES)
 UNIVERSAL = ("auto", "exact", "naive", "im2col", "direct")
 """Algorithms that the contract says take every problem; another one may decline with a ValueError."""
-INEXACT = ("winograd",)
+INEXACT = ("winograd", "fft")
 """Algorithms that do not sum the plain products, whose results are never exact; "auto" may choose them."""
 
 
