@@ -14,13 +14,16 @@ are one complex block, and what the product with the conjugate has as its real p
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, types
 from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.fft import sum_products
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, pointer, record_at
@@ -61,30 +64,99 @@ WEIGHT_SPECTRA = record(f"""
 """The same for the weight gradient; blocks are numbered through all images."""
 
 
-@jit.inline
-def load_line(REAL, ITEM, VL, line, source, pitch, first, end, scale):
-    """Fill one vector from number `first` of values that are `pitch` bytes apart; zeros where there are none."""
-    given = carray(pointer(line), VL, REAL)
-    if pitch == ITEM and first >= 0 and first + VL <= end:
-        inside = carray(pointer(source + first * ITEM), VL, REAL)
-        for lane in range(VL):
-            given[lane] = inside[lane] * scale
-        return
-    for lane in range(VL):
-        given[lane] = REAL(0)
-    for lane in range(max(0, -first), min(VL, end - first)):
-        given[lane] = carray(pointer(source + (first + lane) * pitch), 1, REAL)[0] * scale
+def _rows(emit: Emitter, count: Any, first: Any, end: Any, row: Any) -> None:
+    """Emit `row(i, mask)` for each of `count` rows; the mask has the lanes that stand for numbers from 0 to `end`.
+
+    Lane 0 is number `first`. Where all lanes are inside, the mask is None: not every CPU has masked loads.
+    """
+    builder, lanes = emit.builder, emit.const(emit.vector.count)
+    inside = builder.and_(
+        builder.icmp_signed(">=", first, emit.const(0)), builder.icmp_signed("<=", emit.add(first, lanes), end)
+    )
+    with builder.if_else(inside) as (whole, some):
+        with whole:
+            emit.loop(count, lambda i, _: row(i, None) or [], [])
+        with some:
+            mask = emit.between(builder.neg(first), builder.sub(end, first))
+            emit.loop(count, lambda i, _: row(i, mask) or [], [])
+
+
+@intrinsic(prefer_literal=True)
+def load_rows(
+    typingctx: Any, REAL: Any, VL: Any, panel: Any, source: Any, source_r: Any, count: Any, first: Any, end: Any,
+    scale: Any,
+) -> Any:  # fmt: skip
+    """Fill `count` vectors of a panel from numbers `first` and following of rows that have `end`; zeros outside."""
+    lanes = literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        panel, source, source_r, count, first, end, scale = args[2:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        factor = emit.broadcast(scale)
+        along = emit.add(source, builder.mul(first, emit.const(emit.item)))
+
+        def row(i: Any, mask: Any) -> None:
+            place = emit.add(along, builder.mul(i, source_r))
+            values = emit.load(place) if mask is None else emit.load_masked(place, mask)
+            emit.store(builder.fmul(values, factor), emit.add(panel, builder.mul(i, emit.const(2 * emit.vector_bytes))))
+
+        _rows(emit, count, first, end, row)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 6, real), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_rows(
+    typingctx: Any, REAL: Any, VL: Any, panel: Any, target: Any, target_r: Any, count: Any, width: Any, start: Any,
+    floor: Any,
+) -> Any:  # fmt: skip
+    """Store the first `width` values of `count` vectors of a panel, plus `start` and not below `floor`."""
+    lanes = literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        panel, target, target_r, count, width, start, floor = args[2:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        more, lowest = emit.broadcast(start), emit.broadcast(floor)
+
+        def row(i: Any, mask: Any) -> None:
+            value = emit.load(emit.add(panel, builder.mul(i, emit.const(2 * emit.vector_bytes))))
+            value = builder.fadd(value, more)
+            # An ordered "<" is false for NaN, which therefore passes.
+            value = builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value)
+            place = emit.add(target, builder.mul(i, target_r))
+            if mask is None:
+                emit.store(value, place)
+            else:
+                emit.store_masked(value, place, mask)
+
+        _rows(emit, count, emit.const(0), width, row)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 5, real, real), codegen
 
 
 @jit.inline
 def load_part(REAL, ITEM, VL, panel, n0, source, pitch_r, pitch_c, row, rows, column, columns, scale):
     """Fill the real or imaginary parts of a panel from an image's `rows` and `columns`, from (row, column) on."""
+    row_bytes = 2 * VL * ITEM
+    above = min(max(-row, 0), n0)
+    below = max(min(rows - row, n0), above) if columns > 0 else above
     for r in range(n0):
-        line = panel + r * 2 * VL * ITEM
-        if 0 <= row + r < rows:
-            load_line(REAL, ITEM, VL, line, source + (row + r) * pitch_r, pitch_c, column, columns, scale)
-        else:
-            carray(pointer(line), VL, REAL)[:] = REAL(0)
+        if r < above or r >= below:
+            carray(pointer(panel + r * row_bytes), VL, REAL)[:] = REAL(0)
+    first = source + (row + above) * pitch_r
+    if pitch_c == ITEM:
+        load_rows(REAL, VL, panel + above * row_bytes, first, pitch_r, below - above, column, columns, scale)
+        return
+    for r in range(below - above):
+        values = carray(pointer(panel + (above + r) * row_bytes), VL, REAL)
+        for lane in range(VL):
+            values[lane] = REAL(0)
+        for lane in range(max(0, -column), min(VL, columns - column)):
+            values[lane] = carray(pointer(first + r * pitch_r + (column + lane) * pitch_c), 1, REAL)[0] * scale
 
 
 @jit.inline
@@ -155,21 +227,17 @@ def weight_spectra(dtype: str) -> CFunc:
 @jit.inline
 def store_part(REAL, ITEM, VL, call, panel, rows, width, target, pitch_r, pitch_c, start, lowest):
     """Add `start` to the first `width` values of the panel's rows, apply the activation and store them."""
+    row_bytes = 2 * VL * ITEM
+    if pitch_c == ITEM and call.activation == 0:
+        store_rows(REAL, VL, panel, target, pitch_r, rows, width, start, lowest)
+        return
+    store_rows(REAL, VL, panel, panel, row_bytes, rows, width, start, lowest)
     for r in range(rows):
-        values = carray(pointer(panel + r * 2 * VL * ITEM), VL, REAL)
-        for lane in range(VL):
-            value = values[lane] + start
-            values[lane] = lowest if value < lowest else value
         if call.activation != 0:
-            activate(call, panel + r * 2 * VL * ITEM, width)
-        place = target + r * pitch_r
-        if pitch_c == ITEM and width == VL:
-            given = carray(pointer(place), VL, REAL)
-            for lane in range(VL):
-                given[lane] = values[lane]
-        else:
-            for lane in range(width):
-                carray(pointer(place + lane * pitch_c), 1, REAL)[0] = values[lane]
+            activate(call, panel + r * row_bytes, width)
+        values = carray(pointer(panel + r * row_bytes), VL, REAL)
+        for lane in range(width):
+            carray(pointer(target + r * pitch_r + lane * pitch_c), 1, REAL)[0] = values[lane]
 
 
 @functools.cache
