@@ -39,17 +39,19 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_STAGE_SLOTS = 0.9
-"""Slots of one octave of a transform, for each complex vector."""
-_TURN_SLOTS = 6.0
-"""Transposing one between the axes, there and back, and loading or storing it."""
-_APART_SLOTS = 40.0
+_OCTAVE_SLOTS = 3.9
+"""Slots (`direct.model`) of one octave of a transform in one direction, for each complex vector."""
+_MOVE_SLOTS = 35.0
+"""Loading one into panels, or taking it from there, and transposing it between the axes."""
+_STORE_SLOTS = 28.0
+"""Storing one that is results."""
+_APART_SLOTS = 300.0
 """Loading or storing one of an image whose pixels lie apart."""
-_PRODUCT_SLOTS = 2.5
+_PRODUCT_SLOTS = 15.0
 """Multiplying one by another from the second cache level."""
 _NEAR_BYTES = 3 << 19
 """Panels and spectra that stay in the second cache level."""
-_FAR_SHARE = 0.6
+_FAR_SHARE = 0.85
 """Speed where they do not."""
 _KEPT_BYTES = 8 << 20
 """Spectra that a prepared layer keeps."""
@@ -105,36 +107,65 @@ def _targets(problem: ConvProblem, direction: str) -> tuple[int, int]:
 def _pair_slots(problem: ConvProblem, direction: str, blocks: Blocks, sizes: Sizes) -> float:
     """Slots that one pair of blocks of one group takes."""
     ic, oc = problem.ic_per_group, problem.oc_per_group
-    vectors = blocks.points * problem.itemsize / vector_bytes()
-    move = _TURN_SLOTS + (0.0 if problem.in_planes else _APART_SLOTS)
-    slots = (ic + oc) * (math.log2(blocks.points) * _STAGE_SLOTS + move) + ic * oc * _PRODUCT_SLOTS
+    octaves = math.log2(blocks.points) * _OCTAVE_SLOTS
+    apart = 0.0 if problem.in_planes else _APART_SLOTS
+    if direction == "grad_weight":  # both are transformed; what is transformed back counts once a slab
+        slots = (ic + oc) * (octaves + _MOVE_SLOTS + apart) + 2 * ic * oc * _PRODUCT_SLOTS
+    else:
+        read, written = (ic, oc) if direction == "forward" else (oc, ic)
+        columns, results = blocks.step_c / blocks.n1, blocks.step_r * blocks.step_c / blocks.points
+        back = octaves * (1 + columns) / 2  # columns without results are not transformed back
+        slots = read * (octaves + _MOVE_SLOTS + apart) + read * written * _PRODUCT_SLOTS
+        slots += written * (back + _MOVE_SLOTS + results * (_STORE_SLOTS + apart))
     far = sizes.workspace + ic * oc * sizes.spectrum > _NEAR_BYTES
-    return vectors * slots / (_FAR_SHARE if far else 1.0)
+    return _vectors(problem, blocks) * slots / (_FAR_SHARE if far else 1.0)
+
+
+def _spectrum_slots(problem: ConvProblem, blocks: Blocks) -> float:
+    """Slots of transforming one kernel's weights, or a sum of spectra back."""
+    return _vectors(problem, blocks) * (math.log2(blocks.points) * _OCTAVE_SLOTS + _MOVE_SLOTS)
+
+
+def _vectors(problem: ConvProblem, blocks: Blocks) -> float:
+    """Complex vectors of a block."""
+    return blocks.points * problem.itemsize / vector_bytes()
+
+
+def _steps(targets: int, taps: int, lanes: int) -> list[tuple[int, int, int]]:
+    """Sizes of blocks along an axis: points, results of a block, blocks; for each number of blocks the smallest."""
+    found: dict[int, tuple[int, int, int]] = {}
+    for points in fft.good_sizes(lanes):
+        if points >= taps:
+            step = min(targets, points - taps + 1)
+            count = -(-targets // step)
+            if count not in found or points < found[count][0]:
+                found[count] = points, step, count
+    return list(found.values())
 
 
 @functools.lru_cache(maxsize=1024)
 def _blocks(problem: ConvProblem, direction: str) -> Blocks | None:
     """The quickest blocks, for one thread; None where none fit the scratch that a call may take."""
-    item, (kh, kw) = problem.itemsize, problem.kernel_size
+    item, (kh, kw), lanes = problem.itemsize, problem.kernel_size, vector_bytes() // problem.itemsize
     rows, columns = _targets(problem, direction)
     limit = scratch_limit(problem, 1)
-    found: list[tuple[float, Blocks]] = []
-    lanes = vector_bytes() // item
-    for n0 in fft.good_sizes(lanes):
-        for n1 in fft.good_sizes(lanes):
-            if n0 < kh or n1 < kw:
+    kernels = problem.ic_per_group * problem.oc_per_group
+    partial = min(SLABS_BYTES, MOST_SLABS * math.prod(problem.w_shape) * item)
+    best, quickest = None, math.inf
+    for n0, step_r, blocks_r in _steps(rows, kh, lanes):
+        for n1, step_c, blocks_c in _steps(columns, kw, lanes):
+            spectra = 2 * kernels * n0 * n1 * item  # of the weights, or the sums of the weight gradient
+            if spectra > limit:
                 continue
-            step_r, step_c = min(rows, n0 - kh + 1), min(columns, n1 - kw + 1)
-            blocks_c = -(-columns // step_c)
-            blocks = Blocks(n0, n1, step_r, step_c, blocks_c, -(-rows // step_r) * blocks_c)
+            blocks = Blocks(n0, n1, step_r, step_c, blocks_c, blocks_r * blocks_c)
             sizes = Sizes(blocks, problem, *_held(problem, direction))
-            beside = problem.ic_per_group * problem.oc_per_group * sizes.spectrum
-            if direction == "grad_weight":
-                beside = min(SLABS_BYTES, MOST_SLABS * math.prod(problem.w_shape) * item)
-            if sizes.workspace + beside <= limit:
-                pairs = -(-blocks.count // 2)
-                found.append((pairs * _pair_slots(problem, direction, blocks, sizes), blocks))
-    return min(found, key=lambda choice: choice[0])[1] if found else None
+            if sizes.workspace + (partial if direction == "grad_weight" else spectra) > limit:
+                continue
+            slots = -(-blocks.count // 2) * _pair_slots(problem, direction, blocks, sizes)
+            slots += kernels * _spectrum_slots(problem, blocks)
+            if slots < quickest:
+                best, quickest = blocks, slots
+    return best
 
 
 def _typical(problem: ConvProblem) -> ConvProblem:
@@ -262,11 +293,10 @@ class FftOperation(Operation):
     def estimate(self, machine: Machine) -> Estimate:
         problem, blocks, sizes = self.problem, self.blocks, self._sizes
         rate = model.slot_rate(machine, vector_bytes() // problem.itemsize)
-        slots = _pair_slots(problem, self.direction, blocks, sizes)
-        seconds = 0.0
-        for spectra, results in self._steps:
-            share = 0.5 / (problem.ic_per_group + problem.oc_per_group)  # of a pair: transforms in one direction
-            for launch, each in ((spectra, slots * share), (results, slots)):
+        pair, kernel = _pair_slots(problem, self.direction, blocks, sizes), _spectrum_slots(problem, blocks)
+        seconds = _moving_seconds(problem) / self._threads
+        for step in self._steps:
+            for launch, each in zip(step, (kernel, pair), strict=True):
                 work = launch.tasks * each / rate * model.balance(launch.tasks, launch.threads)
                 seconds += model.launch_seconds(launch.threads) + work / launch.threads
         traffic = conv_bytes(problem, self.direction) / machine.bandwidth
@@ -337,10 +367,9 @@ class WeightGradientOperation(Operation):
         problem, blocks = self.problem, self.blocks
         ic, oc = problem.ic_per_group, problem.oc_per_group
         rate = model.slot_rate(machine, vector_bytes() // problem.itemsize)
-        slots = _pair_slots(problem, "grad_weight", blocks, self._sizes)
-        tasks = problem.groups * self._slabs
-        work = problem.groups * slots * (self._pairs + self._slabs * 0.5 * ic * oc / (ic + oc)) / rate
-        seconds = work / self._launch.threads * model.balance(tasks, self._launch.threads)
+        pair, kernel = _pair_slots(problem, "grad_weight", blocks, self._sizes), _spectrum_slots(problem, blocks)
+        work = problem.groups * (pair * self._pairs + kernel * ic * oc * self._slabs) / rate + _moving_seconds(problem)
+        seconds = work / self._launch.threads * model.balance(problem.groups * self._slabs, self._launch.threads)
         launches = 2 if self._partial.workspace_bytes else 1
         seconds += launches * model.launch_seconds(self._launch.threads)
         traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
@@ -351,6 +380,12 @@ class WeightGradientOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         self._partial.run(self._launch, second, first, self._unused, result)
+
+
+def _moving_seconds(problem: ConvProblem) -> float:
+    """What reading and writing the images takes one thread."""
+    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
+    return values * problem.itemsize * model.STREAM_SECONDS
 
 
 def describe(problem: ConvProblem, direction: str, blocks: Blocks) -> str:
