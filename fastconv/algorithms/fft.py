@@ -51,7 +51,7 @@ _PRODUCT_SLOTS = 15.0
 """Multiplying one by another from the second cache level."""
 _NEAR_BYTES = 3 << 19
 """Panels and spectra that stay in the second cache level."""
-_FAR_SHARE = 0.85
+_FAR_SHARE = 0.7
 """Speed where they do not."""
 _KEPT_BYTES = 8 << 20
 """Spectra that a prepared layer keeps."""
@@ -150,7 +150,6 @@ def _blocks(problem: ConvProblem, direction: str) -> Blocks | None:
     rows, columns = _targets(problem, direction)
     limit = scratch_limit(problem, 1)
     kernels = problem.ic_per_group * problem.oc_per_group
-    partial = min(SLABS_BYTES, MOST_SLABS * math.prod(problem.w_shape) * item)
     best, quickest = None, math.inf
     for n0, step_r, blocks_r in _steps(rows, kh, lanes):
         for n1, step_c, blocks_c in _steps(columns, kw, lanes):
@@ -159,7 +158,7 @@ def _blocks(problem: ConvProblem, direction: str) -> Blocks | None:
                 continue
             blocks = Blocks(n0, n1, step_r, step_c, blocks_c, blocks_r * blocks_c)
             sizes = Sizes(blocks, problem, *_held(problem, direction))
-            if sizes.workspace + (partial if direction == "grad_weight" else spectra) > limit:
+            if sizes.workspace + (0 if direction == "grad_weight" else spectra) > limit:
                 continue
             slots = -(-blocks.count // 2) * _pair_slots(problem, direction, blocks, sizes)
             slots += kernels * _spectrum_slots(problem, blocks)
@@ -335,9 +334,9 @@ class WeightGradientOperation(Operation):
         self._pairs = -(-problem.n * blocks.count // 2)
         self._sizes = sizes = Sizes(blocks, problem, *_held(problem, "grad_weight"))
         slab_bytes = math.prod(problem.w_shape) * problem.itemsize
-        wanted = min(self._pairs // _SLAB_PAIRS, SLABS_BYTES // slab_bytes, MOST_SLABS // problem.groups)
-        self._slabs = slabs_up_to(wanted)
-        limit = scratch_limit(problem, threads) - self._slabs * slab_bytes
+        room = min(SLABS_BYTES, int(scratch_limit(problem, 1)) - sizes.workspace) // slab_bytes
+        self._slabs = slabs_up_to(min(self._pairs // _SLAB_PAIRS, MOST_SLABS // problem.groups, room))
+        limit = scratch_limit(problem, threads) - (self._slabs * slab_bytes if self._slabs > 1 else 0)
         self._threads = max(1, min(threads, int(limit // sizes.workspace)))
         self._partial = Slabs(problem, self._slabs, threads)
         item, layout = problem.itemsize, problem.layout
