@@ -39,11 +39,11 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_OCTAVE_SLOTS = 3.9
+_OCTAVE_SLOTS = 4.3
 """Slots (`direct.model`) of one octave of a transform in one direction, for each complex vector."""
-_MOVE_SLOTS = 35.0
+_MOVE_SLOTS = 38.0
 """Loading one into panels, or taking it from there, and transposing it between the axes."""
-_STORE_SLOTS = 28.0
+_STORE_SLOTS = 31.0
 """Storing one that is results."""
 _APART_SLOTS = 300.0
 """Loading or storing one of an image whose pixels lie apart."""
