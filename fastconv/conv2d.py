@@ -67,9 +67,9 @@ def conv2d(
     layout : {"NHWC", "NCHW"}
         Order of the axes of x, w and the result.
     algorithm : str, default "auto"
-        One of `conv2d_algorithms`. "auto" takes the one with the shortest predicted time (winograd only where that
-        saves 15 % and 20 microseconds), "exact" the same among those that sum the plain products only; a name runs
-        that algorithm or raises ValueError.
+        One of `conv2d_algorithms`. "auto" takes the one with the shortest predicted time (winograd and fft only where
+        that saves 15 % and 20 microseconds), "exact" the same among those that sum the plain products only; a name
+        runs that algorithm or raises ValueError.
     activation : None, "relu" or a scalar function compiled with `numba.njit`
         Applied to each output value before it is stored.
     out : array, optional

@@ -24,7 +24,7 @@ POLICIES = ("auto", "exact")
 NAMED = tuple(name for name in ALGORITHMS if name not in POLICIES)
 UNIVERSAL = ("auto", "exact", "naive", "im2col", "direct")
 """Algorithms that the contract says take every problem; another one may decline with a ValueError."""
-INEXACT = ("winograd",)
+INEXACT = ("winograd", "fft")
 """Algorithms that do not sum the plain products, whose results are never exact; "auto" may choose them."""
 
 
@@ -153,8 +153,31 @@ def _plane_tails() -> list[Case]:
     ]
 
 
+def _block_tails() -> list[Case]:
+    """Stride 1 under large kernels, around blocks of 32 to 160 points, two of which are transformed together."""
+    sizes = ((1, 1), (18, 34), (19, 50), (37, 17), (40, 90), (66, 67))
+    cases = [Case(f"blocks-{h}x{w}", 1, 1, (h, w), (15, 15), padding=7) for h, w in sizes]
+    return [
+        *cases,
+        Case("blocks-valid", 1, 1, (61, 83), (17, 22), n=3),
+        Case("blocks-padding-asymmetric", 1, 1, (30, 41), (12, 19), padding=((0, 9), (14, 1))),
+        Case("blocks-padding-wide", 1, 1, (5, 7), (11, 13), padding=((40, 12), (17, 60))),
+        Case("blocks-kernel-beyond-image", 2, 2, (9, 12), (31, 29), padding=((15, 20), (14, 15)), groups=2),
+        Case("blocks-one-row", 1, 1, (1, 300), (1, 45), padding=(0, 22)),
+        Case("blocks-one-column", 1, 1, (300, 1), (45, 1), padding=(22, 0)),
+        Case("blocks-full", 1, 2, (20, 25), (16, 18), padding="full"),
+        Case("blocks-depthwise", 5, 5, (26, 45), (13, 13), padding=6, groups=5, n=2),
+        Case("blocks-depth-multiplier", 3, 9, (23, 30), (14, 11), padding=5, groups=3),
+        Case("blocks-3to4", 3, 4, (22, 31), (16, 13), padding=6, n=2),
+        Case("blocks-groups-2to3", 4, 6, (25, 20), (11, 15), padding=(5, 7), groups=2),
+        Case("threads-blocks", 1, 1, (130, 141), (25, 31), padding=(12, 15), n=2),
+        Case("threads-blocks-depthwise", 33, 33, (40, 37), (15, 15), padding=7, groups=33, n=3),
+    ]
+
+
 CASES: tuple[Case, ...] = (
     *_tails(),
+    *_block_tails(),
     *_winograd_tails(),
     *_plane_tails(),
     # one tap, one cell, one window
@@ -261,7 +284,7 @@ CASES: tuple[Case, ...] = (
 _TARGETS = (
     "depthwise", "planes-stride2-5x5", "planes-9x5", "stride-beyond-kernel", "threads-plain", "threads-all-together",
     "winograd-7x9", "winograd-oc33", "winograd-groups", "winograd-k5-7x5",
-    "winograd-d2x3",
+    "winograd-d2x3", "blocks-40x90", "blocks-padding-wide", "blocks-groups-2to3",
 )  # fmt: skip
 TARGET_CASES = tuple(case for case in CASES if case.name.startswith(("tail-", "all-together")) or case.name in _TARGETS)
 """Rich in tails: for running again in other processes, with other vector widths."""

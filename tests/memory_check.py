@@ -20,6 +20,8 @@ WORK = [
     ("threads-winograd", "winograd", "forward", "NHWC"),
     ("threads-winograd", "winograd", "grad_input", "NCHW"),
     ("threads-winograd-slabs", "winograd", "grad_weight", "NHWC"),
+    ("threads-blocks", "fft", "forward", "NHWC"),
+    ("threads-blocks", "fft", "grad_weight", "NCHW"),
 ]
 _NOISE_MEGABYTES = 6
 """What the allocator may keep more at one time than at another; a leak of 100 bytes a call is more over 100,000."""

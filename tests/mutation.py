@@ -25,6 +25,7 @@ MODULES = {
     "channel_dots": "direct", "window_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
     "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
     "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
+    "fft": "fft", "overlap_save": "fft",
     "patches": "im2col", "naive": "naive",
 }  # fmt: skip
 """Modules of kernels, where they exist, and the algorithm whose results depend on them."""

@@ -48,7 +48,7 @@ def _size(rng, spans, low, high):
 
 def draw_case(rng: np.random.Generator) -> Case:
     """Draw geometry around the tiles: channels and columns below, at and above them."""
-    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter"])
+    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large"])
     n = int(rng.integers(1, 4))
     if kind == "winograd":
         groups = int(rng.choice([1, 1, 2]))
@@ -61,6 +61,11 @@ def draw_case(rng: np.random.Generator) -> Case:
         kernel = int(rng.choice([1, 2, 3, 5])), int(rng.choice([1, 2, 3, 4, 5, 7, 9]))
         stride = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2, 3, 4]))
         dilation = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2]))
+    if kind == "large":
+        groups = int(rng.choice([1, 1, 2, 5]))
+        ic, oc = (groups * int(rng.choice([1, 1, 2, 3])) for _ in range(2))
+        kernel = int(rng.choice([1, 9, 16, 19])), int(rng.choice([2, 12, 17, 31]))
+        stride = dilation = 1, 1
     if kind == "depthwise":
         groups = ic = int(rng.choice([2, 8, 16, 17, 33, 40]))
         oc = ic * int(rng.choice([1, 1, 1, 2]))

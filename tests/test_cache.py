@@ -60,6 +60,10 @@ y = fastconv.conv2d(x, w, algorithm="winograd")
 fastconv.conv2d_grad_weight(y, x, 3, algorithm="winograd")
 fastconv.conv2d(x, np.ones((3, 3, 1, 16), np.float32), groups=16, algorithm="direct")
 
+x, w = np.ones((1, 40, 40, 1), np.float32), np.ones((15, 15, 1, 1), np.float32)
+y = fastconv.conv2d(x, w, algorithm="fft")
+fastconv.conv2d_grad_weight(y, x, 15, algorithm="fft")
+
 x, w = np.ones((2, 5), np.float32), np.ones((5, 7), np.float32)
 y = fastconv.dense(x, w)
 fastconv.dense_grad_input(y, w)

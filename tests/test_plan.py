@@ -245,7 +245,7 @@ def test_predicted_time_is_not_below_what_the_peak_allows():
 
 
 @each_direction
-@pytest.mark.parametrize("algorithm", NAMED)
+@pytest.mark.parametrize("algorithm", [name for name in NAMED if name != "fft"])  # which declines 100 channels
 def test_workspace_is_bounded(algorithm, direction):
     """No algorithm holds anything like the patch matrix of a large problem, 3.8 GB here."""
     shapes = (4, 512, 512, 100), (3, 3, 100, 100)

@@ -16,6 +16,8 @@ SHAPES = (
     "threads-winograd-dilated",
     "tail-17to31-ow13",
     "threads-planes-stride2",
+    "threads-blocks",
+    "threads-blocks-depthwise",
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_shape = pytest.mark.parametrize("name", SHAPES)

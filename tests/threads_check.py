@@ -25,7 +25,11 @@ WORK = [
     for algorithm in NAMED
     if algorithm in UNIVERSAL
     for direction in DIRECTIONS
-] + [("threads-winograd-slabs", "winograd", direction) for direction in DIRECTIONS]
+] + [
+    (name, algorithm, direction)
+    for name, algorithm in (("threads-winograd-slabs", "winograd"), ("threads-blocks", "fft"))
+    for direction in DIRECTIONS
+]
 
 
 def compute(work: tuple[str, str, str]) -> bytes:

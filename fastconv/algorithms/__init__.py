@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from fastconv.algorithms.base import Algorithm
 from fastconv.algorithms.direct import Direct
+from fastconv.algorithms.fft import Fft
 from fastconv.algorithms.im2col import Im2col
 from fastconv.algorithms.naive import Naive
 from fastconv.algorithms.winograd import Winograd
 
-REGISTRY: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (Direct(), Winograd(), Im2col(), Naive())}
+REGISTRY: dict[str, Algorithm] = {
+    algorithm.name: algorithm for algorithm in (Direct(), Winograd(), Fft(), Im2col(), Naive())
+}
 """Name to algorithm; the plain reference comes last."""

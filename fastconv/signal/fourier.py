@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from fastconv.kernels import fourier, launch
+from fastconv.kernels import fft, fourier, launch
 from fastconv.kernels.params import Buffer, address, aligned, fill
 from fastconv.kernels.target import vector_bytes
 from fastconv.signal.blocks import Blocks, blocks_of
@@ -37,7 +37,7 @@ class Fourier:
         self._swapped = math.prod(sizes[0]) < math.prod(sizes[1])
         self._dtype = problem.computed
         self._lanes = vector_bytes() // self._dtype.itemsize
-        whole, some = (_good_size, _good_sizes) if len(problem.axes) == 2 else (_folded_size, _folded_sizes)
+        whole, some = (fft.good_size, fft.good_sizes) if len(problem.axes) == 2 else (_folded_size, _folded_sizes)
         sides = [side(axis, self._swapped) for axis in problem.axes]
         of_axes = (blocks_of(side, functools.partial(whole, self._lanes), some(self._lanes)) for side in sides)
         few = ([b for b in blocks if b.points <= 2 * _MOST_POINTS] for blocks in of_axes)
@@ -96,13 +96,14 @@ class Fourier:
     def _planned(self) -> tuple[np.ndarray, ...]:
         """The record, and the arrays that it points to."""
         (n0, n1), linear, name = self._points, len(self.blocks) == 1, self._dtype.name
-        tables = _table(n0, name), _table(n1, name)
+        tables = fft.table(n0, name), fft.table(n1, name)
         factors = _factors(n0, n1, self._lanes, name) if linear else None
         columns = self.blocks[-1]
         rows = Blocks(1, 1, 1, 1, 1, 0, 0, n0) if linear else self.blocks[0]
         plan = fill(
             fourier.FOURIER, linear=linear, n0=n0, n1=n1, panel_bytes=self._panel_bytes,
             workspace_bytes=self._workspace_bytes, blocks_c=columns.count,
+            transform=cast(int, fft.transform(name, self._lanes).address),
             tables_0=tables[0][0].ctypes.data, tables_1=tables[1][0].ctypes.data, factors=address(factors),
             source_r=rows.source, source_c=columns.source, taps_r=rows.taps, taps_c=columns.taps,
             rows=rows.size, columns=columns.size, start_r=rows.start, start_c=columns.start, step_r=rows.step,
@@ -130,31 +131,6 @@ class Fourier:
         return out
 
 
-def _radices(n: int) -> list[int]:
-    found = []
-    for radix in fourier.RADICES:
-        while n % radix == 0:
-            found.append(radix)
-            n //= radix
-    return found
-
-
-def _smooth(n: int) -> bool:
-    return math.prod(_radices(n)) == n
-
-
-@functools.lru_cache(maxsize=1024)
-def _good_size(lanes: int, least: int) -> int:
-    """The smallest size of an axis that is not less: whole vectors, with no prime factor above 5."""
-    return next(n for n in itertools.count(-(-least // lanes) * lanes, lanes) if _smooth(n))
-
-
-@functools.cache
-def _good_sizes(lanes: int) -> tuple[int, ...]:
-    """Sizes of blocks along one of two axes."""
-    return tuple(n for n in (m << e for e in range(3, 9) for m in (4, 5, 6)) if n % lanes == 0)
-
-
 def _folded(lanes: int, points: int) -> tuple[int, int]:
     """The two axes that one of so many points is folded into, the second at least as long."""
     n = math.isqrt(points) // lanes * lanes
@@ -169,8 +145,8 @@ def _folded_size(lanes: int, least: int) -> int:
     best = 0
     n = lanes
     while not best or n * n < best:
-        if _smooth(n):
-            other = _good_size(lanes, max(n, -(-least // n)))
+        if fft.is_smooth(n):
+            other = fft.good_size(lanes, max(n, -(-least // n)))
             if other <= max(2 * n, n + lanes) and (not best or n * other < best):
                 best = n * other
         n += lanes
@@ -183,36 +159,10 @@ def _folded_sizes(lanes: int) -> tuple[int, ...]:
     return tuple(1 << e for e in range(6, 17) if (1 << e) % (lanes * lanes) == 0)
 
 
-def _frequencies(n: int) -> np.ndarray:
-    """The frequency at each place after a forward transform."""
-    order = np.zeros(1, np.int64)
-    for radix in reversed(_radices(n)):
-        order = np.concatenate([j + radix * order for j in range(radix)])
-    return order
-
-
-def _unit(numerators: np.ndarray, denominator: int) -> np.ndarray:
-    """exp(-2 pi i numerator / denominator) as real and imaginary parts along a new last axis."""
-    angles = (numerators % denominator) * (-2 * np.pi / denominator)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-@functools.cache
-def _table(n: int, dtype: str) -> tuple[np.ndarray, ...]:
-    """The record of an axis, and the arrays that it points to."""
-    radices, twiddles, m = _radices(n), [], n
-    for radix in radices:
-        length, m = m, m // radix
-        twiddles.append(_unit(np.outer(np.arange(m), np.arange(1, radix)), length).ravel())
-    stages, values = np.array(radices, np.int64), np.concatenate(twiddles).astype(dtype)
-    record = fill(fourier.TABLE, stages=len(radices), radices=address(stages), twiddles=address(values))
-    return record, stages, values
-
-
 @functools.cache
 def _factors(n0: int, n1: int, lanes: int, dtype: str) -> np.ndarray:
     """What lies between the transforms of a folded axis, in the order in which the kernel's rows meet it."""
-    units = _unit(np.outer(_frequencies(n0), np.arange(n1)), n0 * n1)
+    units = fft.unit(np.outer(fft.frequencies(n0), np.arange(n1)), n0 * n1)
     ordered = units.reshape(n0 // lanes, lanes, n1, 2).transpose(0, 2, 3, 1)
     table = aligned(ordered.shape, dtype)
     table[...] = ordered
