@@ -7,6 +7,7 @@ AVX2, 6 by 8 with SSE; half the channels for float64): below, at, above and not 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -297,17 +298,31 @@ TARGET_CASES = tuple(case for case in CASES if case.name.startswith(("tail-", "a
 class Data:
     """The arrays of a case in one layout and dtype, and what the oracle says about them.
 
-    `expected` is the float64 result of each direction; `magnitude` the same sums over absolute values.
+    `expected` is the float64 result of each direction.
     """
 
     x: np.ndarray
     w: np.ndarray
     grad_y: np.ndarray
     expected: dict[str, np.ndarray]
-    magnitude: dict[str, np.ndarray]
+    magnitudes: Callable[[], dict[str, np.ndarray]] = dict
+
+    @functools.cached_property
+    def magnitude(self) -> dict[str, np.ndarray]:
+        """The sums of `expected` over absolute values."""
+        return self.magnitudes()
 
 
-def _oracle(case: Case, x, w, grad_y) -> dict[str, np.ndarray]:
+def _arrays(case: Case, kind: str, dtype: str) -> list[np.ndarray]:
+    rng = np.random.default_rng(np.frombuffer(case.name.encode(), np.uint8))
+    if kind == "integers":
+        return [rng.integers(-4, 5, shape).astype(dtype) for shape in case.shapes("NHWC")]
+    return [rng.uniform(-1, 1, shape).astype(dtype) for shape in case.shapes("NHWC")]
+
+
+@functools.cache
+def _oracle(case: Case, kind: str, dtype: str, change: Callable) -> dict[str, np.ndarray]:
+    x, w, grad_y = map(change, _arrays(case, kind, dtype))
     return {
         "forward": reference.conv2d(x, w, **case.arguments),
         "grad_input": reference.conv2d_grad_input(grad_y, w, x.shape, **case.arguments),
@@ -316,21 +331,8 @@ def _oracle(case: Case, x, w, grad_y) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _nhwc(case: Case, kind: str, dtype: str) -> Data:
-    seed = np.frombuffer(case.name.encode(), np.uint8)
-    rng = np.random.default_rng(seed)
-    if kind == "integers":
-        arrays = [rng.integers(-4, 5, shape).astype(dtype) for shape in case.shapes("NHWC")]
-    else:
-        arrays = [rng.uniform(-1, 1, shape).astype(dtype) for shape in case.shapes("NHWC")]
-    magnitudes = _oracle(case, *map(np.abs, arrays))
-    return Data(*arrays, _oracle(case, *arrays), magnitudes)
-
-
-@functools.cache
 def data(case: Case, kind: str, layout: str, dtype: str) -> Data:
     """The arrays of a case; `kind` is "integers" (every sum is exact, also in float32) or "floats"."""
-    base = _nhwc(case, kind, dtype)
 
     def images(array):
         return reference.images_from_nhwc(array, layout)
@@ -338,12 +340,14 @@ def data(case: Case, kind: str, layout: str, dtype: str) -> Data:
     def weights(array):
         return reference.weights_from_hwio(array, layout)
 
-    def results(found):
+    def results(change):
+        # Integers are the same in every dtype, and so are their sums.
+        found = _oracle(case, kind, "float64" if kind == "integers" else dtype, change)
         turn = {"forward": images, "grad_input": images, "grad_weight": weights}
         return {direction: turn[direction](array) for direction, array in found.items()}
 
-    arrays = (images(base.x), weights(base.w), images(base.grad_y))
-    return Data(*arrays, results(base.expected), results(base.magnitude))
+    x, w, grad_y = _arrays(case, kind, dtype)
+    return Data(images(x), weights(w), images(grad_y), results(np.positive), lambda: results(np.abs))
 
 
 def call(case: Case, given: Data, direction: str, **keywords) -> np.ndarray:

@@ -28,8 +28,8 @@ def test_memory_layout_does_not_show(algorithm, layout, direction, memory):
     odd = [MEMORY_LAYOUTS[memory](array) for array in (given.x, given.w, given.grad_y)]
     plain = [np.array(array, "float32", order="C") for array in odd]
     before = [array.tobytes() for array in odd]
-    result = call(case, Data(*odd, {}, {}), direction, algorithm=algorithm, layout=layout)
-    expected = call(case, Data(*plain, {}, {}), direction, algorithm=algorithm, layout=layout)
+    result = call(case, Data(*odd, {}), direction, algorithm=algorithm, layout=layout)
+    expected = call(case, Data(*plain, {}), direction, algorithm=algorithm, layout=layout)
     assert_owned(result, "float32")
     assert_same_bits(result, expected)
     assert [array.tobytes() for array in odd] == before
@@ -66,7 +66,7 @@ def test_memory_layout_of_grad_bias_and_prepared_weights_does_not_show(layout, m
 def test_float16_is_float32_rounded_once(algorithm, layout, direction):
     case = by_name("channels-130to70")
     given = data(case, "floats", layout, "float16")
-    wide = Data(*(array.astype(np.float32) for array in (given.x, given.w, given.grad_y)), {}, {})
+    wide = Data(*(array.astype(np.float32) for array in (given.x, given.w, given.grad_y)), {})
     result = call(case, given, direction, algorithm=algorithm, layout=layout)
     expected = call(case, wide, direction, algorithm=algorithm, layout=layout)
     assert_owned(result, "float16")
@@ -108,7 +108,7 @@ def test_out_is_filled_and_nothing_around_the_arrays_matters(algorithm, layout, 
     operands = [fenced(array)[0] for array in (given.x, given.w, given.grad_y)]
     out, memory = fenced(np.full(expected.shape, np.nan, dtype))
     around = np.isnan(memory).sum() - expected.size
-    result = call(case, Data(*operands, {}, {}), direction, algorithm=algorithm, layout=layout, out=out)
+    result = call(case, Data(*operands, {}), direction, algorithm=algorithm, layout=layout, out=out)
     assert result is out
     np.testing.assert_array_equal(out, expected)
     assert np.isnan(memory).sum() == around
@@ -130,7 +130,7 @@ def test_memory_layout_of_out_does_not_show(layout, direction, memory):
 def test_out_is_native_where_operands_are_byte_swapped(direction):
     case = by_name("all-together")
     given = data(case, "integers", "NHWC", "float32")
-    swapped = Data(*(a.astype(a.dtype.newbyteorder()) for a in (given.x, given.w, given.grad_y)), {}, {})
+    swapped = Data(*(a.astype(a.dtype.newbyteorder()) for a in (given.x, given.w, given.grad_y)), {})
     out = np.empty(given.expected[direction].shape, np.float32)
     assert call(case, swapped, direction, out=out) is out
     np.testing.assert_array_equal(out, given.expected[direction])
@@ -141,7 +141,7 @@ def test_out_is_native_where_operands_are_byte_swapped(direction):
 def test_missing_batch_axis(algorithm, layout):
     case = by_name("dilated-stride")
     given = data(case, "integers", layout, "float32")
-    single = Data(given.x[0], given.w, given.grad_y[0], {}, {})
+    single = Data(given.x[0], given.w, given.grad_y[0], {})
     for direction in DIRECTIONS:
         result = call(case, single, direction, algorithm=algorithm, layout=layout)
         expected = given.expected[direction]
@@ -165,7 +165,7 @@ def test_missing_batch_axis(algorithm, layout):
 def test_empty_batch(algorithm, layout, dtype):
     case = by_name("all-together")
     full = data(case, "integers", layout, dtype)
-    empty = Data(full.x[:0], full.w, full.grad_y[:0], {}, {})
+    empty = Data(full.x[:0], full.w, full.grad_y[:0], {})
     forward = call(case, empty, "forward", algorithm=algorithm, layout=layout, activation="relu")
     assert_owned(forward, dtype)
     assert forward.shape == empty.grad_y.shape
@@ -222,7 +222,7 @@ def test_nan_and_inf_reach_just_what_reads_them(algorithm, direction, name, valu
         dirty = clean.copy()
         dirty[index] = value
         arrays = {"x": given.x, "w": given.w, "grad_y": given.grad_y, source: dirty}
-        result = call(case, Data(**arrays, expected={}, magnitude={}), direction, algorithm=algorithm)
+        result = call(case, Data(**arrays, expected={}), direction, algorithm=algorithm)
         with np.errstate(invalid="ignore"):
             expected = {
                 "forward": lambda a: reference.conv2d(a["x"], a["w"], **case.arguments),

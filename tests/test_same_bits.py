@@ -36,7 +36,7 @@ def results(name, given, layout, direction):
 
 def with_operands(change, given):
     """The data with its operands changed."""
-    return Data(*(change(array) for array in (given.x, given.w, given.grad_y)), {}, {})
+    return Data(*(change(array) for array in (given.x, given.w, given.grad_y)), {})
 
 
 @each_shape

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import (
     PLAIN,
@@ -38,6 +40,7 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, tile, vector_bytes
+from fastconv.kernels.transforms import GRADIENT, INPUT
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
@@ -168,17 +171,15 @@ class WinogradOperation(Operation):
         self._block, self._parts, self._held, self._slots = self._blocking()
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
-        kernel = lambda: kernels.winograd(problem.dtype, self.tile, form.m, form.r)  # noqa: E731
         tasks = problem.groups * -(-self._tiles // self._block) * self._parts
         self._launches = []
         for transformed in (False, True):
             plan, workspace = self._record(rows, columns, zeros, transformed)
-            self._launches.append(Launch(kernel, problem.dtype, plan, tasks, threads, workspace))
+            self._launches.append(Launch(self._kernel(plan), problem.dtype, plan, tasks, threads, workspace))
         pack, workspace = self._record(rows, columns, zeros, False)
         self._pack = Launch(
-            lambda: kernels.pack(problem.dtype, self.tile, form.m, form.r), problem.dtype, pack,
-            problem.groups * self._panels, threads, workspace,
-        )  # fmt: skip
+            self._pack_kernel(pack), problem.dtype, pack, problem.groups * self._panels, threads, workspace
+        )
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
         self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
@@ -190,6 +191,29 @@ class WinogradOperation(Operation):
         else:
             self._saved_slots = 0.0
         self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
+
+    def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
+        """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
+
+        def compiled() -> CFunc:
+            form, dtype = self.form, self.problem.dtype
+            plan["transform_weights"] = kernels.transform_weights(dtype, form.m, form.r).address
+            return kernels.pack()
+
+        return compiled
+
+    def _kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
+        """The same for the kernel that multiplies."""
+
+        def compiled() -> CFunc:
+            form, dtype = self.form, self.problem.dtype
+            if not plan["transformed"][0]:
+                plan["transform_weights"] = kernels.transform_weights(dtype, form.m, form.r).address
+            plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.m, form.r).address
+            plan["transform_outputs"] = kernels.transform_products(dtype, form.m, form.r).address
+            return kernels.winograd(dtype, self.tile, form.m, form.r)
+
+        return compiled
 
     def _blocking(self) -> tuple[int, int, int, float]:
         """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
@@ -292,6 +316,7 @@ class WinogradOperation(Operation):
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
             value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
+            transform_inputs=0, transform_outputs=0, transform_weights=0, panel_lanes=shape.NR,
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
             weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,
@@ -352,10 +377,14 @@ class WeightGradientOperation(Operation):
         self._partial = Slabs(problem, self._slabs, threads, apart=threads > 1)
         plan, workspace = self._record(self._partial.bytes_each)
         tasks = self._slabs * problem.groups * self._blocks
-        self._launch = Launch(
-            lambda: kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.m, form.r), problem.dtype,
-            plan, tasks, threads, workspace,
-        )  # fmt: skip
+
+        def compiled() -> CFunc:
+            for name, kind in (("transform_inputs", INPUT), ("transform_gradients", GRADIENT)):
+                plan[name] = kernels.transform_pixels(problem.dtype, kind, form.m, form.r).address
+            plan["transform_sums"] = kernels_of_weights.transform_sums(problem.dtype, form.m, form.r).address
+            return kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.m, form.r)
+
+        self._launch = Launch(compiled, problem.dtype, plan, tasks, threads, workspace)
         self.workspace_bytes = self._launch.workspace_bytes + self._partial.workspace_bytes
 
     def _slab_count(self) -> int:
@@ -405,7 +434,8 @@ class WeightGradientOperation(Operation):
             output_blocks=-(-problem.oc_per_group // self._outputs),
             input_pitch=input_pitch, output_pitch=output_pitch,
             value_step=value_step, gradient_step=gradient_step, product_step=product_step,
-            zeros=address(self._zeros), workspace_bytes=total, values=values, gradients=gradients, products=products,
+            zeros=address(self._zeros), transform_inputs=0, transform_gradients=0, transform_sums=0,
+            workspace_bytes=total, values=values, gradients=gradients, products=products,
             value_table=value_table, gradient_table=gradient_table, product_table=product_table,
             target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare, run=run,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import ADDRESSES, call_part, pitched_places, pointer, record_at, trace_places
 from fastconv.kernels.target import RowTile
 
 DEPTHWISE = record("""
@@ -33,11 +33,13 @@ DEPTHWISE = record("""
     n rows columns row_step column_step phases
     taps_r chunks row_offsets row_weights first_column
     channels zeros row_block row_blocks parts
+    entry pixels reach reach_rest chunk_taps vectors
     workspace_bytes tile_bytes places table rest targets unused
 """)
 """Strides are in bytes. The columns of each phase are `phases` apart, in source and target alike; a kernel row is cut
-into chunks of KW taps and a rest. `tile_bytes` are those of a tile at
-`places`, which with the rest of the last line's fields are offsets into each thread's workspace."""
+into chunks of `chunk_taps` taps and a rest. A tile of `pixels` reads `reach` pixels of a row for a chunk, `reach_rest`
+for the rest if there is one; `entry` is the address of the compiled `row_of_vectors`. `tile_bytes` are those of a tile
+at `places`, which with the rest of the last line's fields are offsets into each thread's workspace."""
 
 
 @intrinsic(prefer_literal=True)
@@ -118,36 +120,60 @@ def trace_columns(p, Q, table, column):
 
 
 @jit.inline
-def trace_row(p, Q, columns, entry, above, weight):
+def trace_row(p, LANES, Q, columns, entry, above, weight):
     """Write the addresses of a tile's source pixels in the row at `above`, and the offset of their weights."""
-    places = carray(pointer(columns), Q, np.int64)
-    addresses = carray(pointer(entry), Q + 1, np.int64)
-    for q in range(Q):
-        addresses[q] = above + places[q] if places[q] >= 0 else p.zeros
-    addresses[Q] = weight
+    trace_places(LANES, Q, columns, above, p.zeros, entry)
+    carray(pointer(entry), Q + 1, np.int64)[Q] = weight
 
 
 @functools.cache
-def depthwise(dtype: str, tile: RowTile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (image, block of rows, part of the channels)."""
+def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: a traced tile's vectors of channels, from `first` to `last`.
+
+    `there` of its pixels are in the image.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
     G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
-    Q, Q_REST = (MR - 1) * S + KW, (MR - 1) * S + REST
+
+    def depthwise_vectors(address, own, rows, first, last, there):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, DEPTHWISE)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        for v in range(first, last):
+            channel, lanes = v * LANES, LANES
+            if MASKED:
+                lanes = min(LANES, p.channels - channel)
+            else:  # The last vector overlaps the one before where channels do not fill it.
+                channel = min(channel, p.channels - VL)
+            offset = channel * ITEM
+            row_tile(
+                REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED,
+                rows * p.chunks, own + p.table, rows, own + p.rest, offset // T * G, offset, lanes,
+                call.other + p.weight_offset, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
+            )  # fmt: skip
+            if call.activation != 0:
+                for m in range(there):
+                    activate(call, carray(pointer(own + p.targets), there, np.int64)[m] + offset, lanes)
+
+    return jit.part(depthwise_vectors)
+
+
+@functools.cache
+def depthwise() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (image, block of rows, part of the channels)."""
+    LANES = ADDRESSES
 
     def depthwise_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, DEPTHWISE)
         own = call.workspace + thread * p.workspace_bytes
-        targets = carray(pointer(own + p.targets), MR, np.int64)
-        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
-        weights = call.other + p.weight_offset
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         row_weights = carray(pointer(p.row_weights), p.taps_r, np.int64)
-        vectors = (p.channels + LANES - 1) // LANES
         phases = min(p.phases, p.columns)
-        tiles = (p.columns + MR * p.phases - 1) // (MR * p.phases)
+        tiles = (p.columns + p.pixels * p.phases - 1) // (p.pixels * p.phases)
+        row_bytes, tile_bytes = (p.reach + 1) * 8, p.tile_bytes
         for task in range(begin, end):
             part = task % p.parts
             block = task // p.parts % p.row_blocks
@@ -155,20 +181,23 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
             source = call.source + image * p.source_n
             for phase in range(phases):
                 for t in range(tiles):
-                    columns = own + p.places + (phase * tiles + t) * p.tile_bytes
-                    column = (phase + t * MR * p.phases) * S + p.first_column
+                    columns = own + p.places + (phase * tiles + t) * tile_bytes
+                    column = (phase + t * p.pixels * p.phases) * p.column_step + p.first_column
                     for chunk in range(p.chunks):
-                        trace_columns(p, Q, columns + chunk * Q * 8, column + chunk * KW * p.phases)
-                    if REST:
-                        trace_columns(p, Q_REST, columns + p.chunks * Q * 8, column + p.chunks * KW * p.phases)
+                        trace_columns(
+                            p, p.reach, columns + chunk * p.reach * 8, column + chunk * p.chunk_taps * p.phases
+                        )
+                    if p.reach_rest != 0:
+                        left = column + p.chunks * p.chunk_taps * p.phases
+                        trace_columns(p, p.reach_rest, columns + p.chunks * p.reach * 8, left)
             for i in range(block * p.row_block, min((block + 1) * p.row_block, p.rows)):
                 line = call.target + p.target_offset + image * p.target_n + i * p.target_r
                 for phase in range(phases):
                     for t in range(tiles):
-                        j = phase + t * MR * p.phases
+                        j = phase + t * p.pixels * p.phases
                         if j >= p.columns:
                             continue
-                        columns = own + p.places + (phase * tiles + t) * p.tile_bytes
+                        columns = own + p.places + (phase * tiles + t) * tile_bytes
                         rows = 0
                         for a in range(p.taps_r):
                             row = i * p.row_step + row_offsets[a]
@@ -176,31 +205,21 @@ def depthwise(dtype: str, tile: RowTile) -> CFunc:
                                 continue
                             above, weight = source + row * p.source_r, row_weights[a]
                             for chunk in range(p.chunks):
-                                entry = own + p.table + (rows * p.chunks + chunk) * (Q + 1) * 8
-                                trace_row(p, Q, columns + chunk * Q * 8, entry, above, weight)
-                                weight += KW * p.weight_c
-                            if REST:
-                                entry = own + p.rest + rows * (Q_REST + 1) * 8
-                                trace_row(p, Q_REST, columns + p.chunks * Q * 8, entry, above, weight)
+                                entry = own + p.table + (rows * p.chunks + chunk) * row_bytes
+                                trace_row(p, LANES, p.reach, columns + chunk * p.reach * 8, entry, above, weight)
+                                weight += p.chunk_taps * p.weight_c
+                            if p.reach_rest != 0:
+                                entry = own + p.rest + rows * (p.reach_rest + 1) * 8
+                                beyond = columns + p.chunks * p.reach * 8
+                                trace_row(p, LANES, p.reach_rest, beyond, entry, above, weight)
                             rows += 1
-                        there = min(MR, (p.columns - j + p.phases - 1) // p.phases)
-                        for m in range(MR):
-                            # Pixels of the tile past the end of the row are written to a place that nobody reads.
-                            targets[m] = line + (j + m * p.phases) * p.target_c if m < there else own + p.unused
-                        for v in range(vectors * part // p.parts, vectors * (part + 1) // p.parts):
-                            channel, lanes = v * LANES, LANES
-                            if MASKED:
-                                lanes = min(LANES, p.channels - channel)
-                            else:  # The last vector overlaps the one before where channels do not fill it.
-                                channel = min(channel, p.channels - VL)
-                            offset = channel * ITEM
-                            row_tile(
-                                REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED,
-                                rows * p.chunks, own + p.table, rows, own + p.rest, offset // T * G, offset, lanes,
-                                weights, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
-                            )  # fmt: skip
-                            if call.activation != 0:
-                                for m in range(there):
-                                    activate(call, targets[m] + offset, lanes)
+                        there = min(p.pixels, (p.columns - j + p.phases - 1) // p.phases)
+                        # Pixels of the tile past the end of the row are written to a place that nobody reads.
+                        pitched_places(
+                            LANES, p.pixels, 0, 1, there, line + j * p.target_c, p.phases * p.target_c,
+                            own + p.unused, own + p.targets,
+                        )  # fmt: skip
+                        first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
+                        call_part(p.entry, (address, own, rows, first, last, there))
 
     return jit.kernel(depthwise_tiles)

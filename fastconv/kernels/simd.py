@@ -321,6 +321,66 @@ def write_pitched(typingctx: Any, MR: Any, place: Any, first: Any, pitch: Any) -
 
 
 @intrinsic(prefer_literal=True)
+def trace_places(
+    typingctx: Any, VL: Any, count: Any, places: Any, first: Any, outside: Any, table: Any
+) -> Any:  # fmt: skip
+    """Write the addresses of `count` pixels: `first` plus their places, or `outside` where a place is negative.
+
+    VL of them are read and written at once, so the table's last ones are followed by up to VL - 1 others.
+    """
+    lanes = literal(VL)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, count, places, first, outside, table = args
+        emit, many = Emitter(builder, ir.FloatType(), 1), _Integers(builder, lanes)
+        base, elsewhere = many.splat(first), many.splat(outside)
+
+        def trace(k: Any, _: list[Any]) -> list[Any]:
+            along = builder.mul(k, emit.const(8 * lanes))
+            place = many.load(emit.add(places, along))
+            inside = builder.icmp_signed(">=", place, many.zero)
+            many.store(builder.select(inside, builder.add(base, place), elsewhere), emit.add(table, along))
+            return []
+
+        emit.loop(builder.sdiv(emit.add(count, emit.const(lanes - 1)), emit.const(lanes)), trace, [])
+        return context.get_dummy_value()
+
+    return types.void(VL, *[types.intp] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def pitched_places(
+    typingctx: Any, VL: Any, count: Any, first: Any, step: Any, limit: Any, base: Any, stride: Any, outside: Any,
+    table: Any,
+) -> Any:  # fmt: skip
+    """Write the places of `count` positions, `step` apart from the `first` one on, VL at once as `trace_places` does.
+
+    A place is `base` plus the position times `stride`; `outside` for a position that is negative or not below `limit`.
+    """
+    lanes = literal(VL)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, count, first, step, limit, base, stride, outside, table = args
+        emit, many = Emitter(builder, ir.FloatType(), 1), _Integers(builder, lanes)
+        steps, start, pitch, most = (many.splat(value) for value in (step, base, stride, limit))
+        elsewhere, ahead = many.splat(outside), builder.mul(many.lanes, steps)
+
+        def trace(k: Any, _: list[Any]) -> list[Any]:
+            begin = builder.add(first, builder.mul(builder.mul(k, emit.const(lanes)), step))
+            position = builder.add(many.splat(begin), ahead)
+            # As unsigned integers, negative positions are too large as well.
+            inside = builder.icmp_unsigned("<", position, most)
+            place = builder.select(inside, builder.add(start, builder.mul(position, pitch)), elsewhere)
+            many.store(place, emit.add(table, builder.mul(k, emit.const(8 * lanes))))
+            return []
+
+        emit.loop(builder.sdiv(emit.add(count, emit.const(lanes - 1)), emit.const(lanes)), trace, [])
+        return context.get_dummy_value()
+
+    return types.void(VL, *[types.intp] * 8), codegen
+
+
+@intrinsic(prefer_literal=True)
 def turn_line(
     typingctx: Any, REAL: Any, VL: Any, MASKED: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
     target: Any, slots: Any, period: Any, target_step: Any,
@@ -450,6 +510,8 @@ def turn_tile(
     return types.void(REAL, VL, *[types.intp] * 6), codegen
 
 
+ADDRESSES = 8
+"""Addresses that are written at once, and for which tables have room behind their last."""
 UNROLLED = 4
 """Steps of a tile that share their address arithmetic in most kernels."""
 ANYWHERE = 0

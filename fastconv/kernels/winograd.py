@@ -26,13 +26,14 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import (
     CHANNEL_START,
     RUN_FIELDS,
+    call_part,
     copy_first_lanes,
     multiply_tile,
     pointer,
     prefetch,
     record_at,
 )
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
 from fastconv.kernels.transpose import transpose_square
 
@@ -44,11 +45,13 @@ WINOGRAD = record("""
     reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
     value_pitch value_step weight_step product_step zeros
+    transform_inputs transform_outputs transform_weights panel_lanes
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
     weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
-The last lines' fields are offsets into each thread's workspace."""
+`transform_*` are the addresses of the compiled parts of these names, which know no register tile; a panel has
+`panel_lanes` target channels. The last lines' fields are offsets into each thread's workspace."""
 
 
 @jit.inline
@@ -100,26 +103,33 @@ def trace_matrix(count, table, base, step):
         addresses[e] = base + e * step
 
 
-@jit.inline
-def transform_channels(
-    REAL, ITEM, VL, KIND, M, R, SIZE, traced, offset, channels, table, place, spare, spare_table, zeros
-):  # fmt: skip
-    """Transform the SIZE x SIZE pixels that are traced, `channels` channels from an offset on, to a place in a table.
+@functools.cache
+def transform_pixels(dtype: str, kind: int, m: int, r: int) -> CFunc:
+    """The part that transforms what is traced of a tile, by KIND's matrix of F(m x m, r x r).
 
-    Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros.
+    These are `channels` channels from an offset on, and they go to a place in a table. Channels that do not fill a
+    vector are copied to `spare` first; the vector's other lanes are zeros.
     """
-    pixels = carray(pointer(traced), SIZE * SIZE, np.int64)
-    for v in range(0, channels, VL):
-        source, shift = traced, offset + v * ITEM
-        if channels - v < VL:
-            for e in range(SIZE * SIZE):
-                copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
-            source, shift = spare_table, 0
-        transform_tile(REAL, VL, KIND, M, R, source, shift, table, place + v * ITEM, zeros, REAL(0))
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KIND, M, R = vector_bytes() // ITEM, kind, m, r
+    COUNT = (m + r - 1) ** 2 if kind == INPUT else m * m
+
+    def transform_channels(traced, offset, channels, table, place, spare, spare_table, zeros):
+        pixels = carray(pointer(traced), COUNT, np.int64)
+        for v in range(0, channels, VL):
+            source, shift = traced, offset + v * ITEM
+            if channels - v < VL:
+                for e in range(COUNT):
+                    copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
+                source, shift = spare_table, 0
+            transform_tile(REAL, VL, KIND, M, R, source, shift, table, place + v * ITEM, zeros, REAL(0))
+
+    return jit.part(transform_channels)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M, R, p, own, tap, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
     taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
     for k in range(rows):
@@ -133,13 +143,14 @@ def transform_in_place(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, rows):
                         taps[a, b] = own + p.buffer + (a * R + b) * VL * ITEM
                         copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
             transform_tile(
-                REAL, VL, WEIGHTS, M, R, own + p.weight_source, 0, own + p.weight_table, (k * NR + v) * ITEM,
+                REAL, VL, WEIGHTS, M, R, own + p.weight_source, 0, own + p.weight_table,
+                (k * p.panel_lanes + v) * ITEM,
                 p.zeros, REAL(0),
             )  # fmt: skip
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
     """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
@@ -161,25 +172,73 @@ def transform_turned(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, before, rows)
             for i in range(k, min(k + VL, rows)):
                 transform_tile(
                     REAL, VL, WEIGHTS, M, R, own + p.weight_source, (i - first) * VL * ITEM,
-                    own + p.weight_table, (i * NR + v) * ITEM, p.zeros, REAL(0),
+                    own + p.weight_table, (i * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
-@jit.inline
-def transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, first, packed):
-    """Transform a panel's weights of the source channels from `first` on into `packed`.
+@functools.cache
+def transform_weights(dtype: str, m: int, r: int) -> CFunc:
+    """The part that transforms a panel's weights of the source channels from `first` on into `packed`.
 
-    These are (M + R - 1)^2 matrices of at most `chunk` source channels x NR target channels. Lanes past the last
-    channel hold anything; their products are not used.
+    These are (m + r - 1)^2 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
+    last channel hold anything; their products are not used.
     """
-    trace_matrix((M + R - 1) * (M + R - 1), own + p.weight_table, packed, p.weight_step)
-    lanes = min(NR, p.channels - panel * NR)
-    rows = min(p.chunk, p.reduction - first)
-    tap = weights + first * p.weight_k + panel * NR * p.weight_d
-    if p.weight_d == ITEM:
-        transform_in_place(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, rows)
-    else:
-        transform_turned(REAL, ITEM, VL, NR, M, R, p, own, tap, lanes, first, rows)
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, M, R = vector_bytes() // ITEM, m, r
+
+    def transform_panel(plan, own, weights, panel, first, packed):
+        p = record_at(plan, WINOGRAD)
+        trace_matrix((M + R - 1) * (M + R - 1), own + p.weight_table, packed, p.weight_step)
+        lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
+        rows = min(p.chunk, p.reduction - first)
+        tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d
+        if p.weight_d == ITEM:
+            transform_in_place(REAL, ITEM, VL, M, R, p, own, tap, lanes, rows)
+        else:
+            transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, first, rows)
+
+    return jit.part(transform_panel)
+
+
+@functools.cache
+def transform_products(dtype: str, m: int, r: int) -> CFunc:
+    """The part that transforms the products of `tiles` tiles with a panel of weights back into the target."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, M, R = vector_bytes() // ITEM, m, r
+
+    def transform_back(address, own, tiles, group, panel):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, WINOGRAD)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
+        start = call.start + group * p.start_group + panel * p.panel_lanes * ITEM
+        for t in range(tiles):
+            table = own + p.sources + t * M * M * 8
+            written = carray(pointer(table), M * M, np.int64)
+            for v in range(0, lanes, VL):
+                there = min(VL, lanes - v)
+                place = (panel * p.panel_lanes + v) * ITEM
+                transform_tile(
+                    REAL, VL, OUTPUT, M, R, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
+                    table if there == VL else own + p.buffer_table, place if there == VL else 0,
+                    start + v * ITEM, lowest,
+                )  # fmt: skip
+                if there == VL and call.activation == 0:
+                    continue
+                for e in range(M * M):
+                    if written[e] == own + p.unused:
+                        continue
+                    if there < VL:
+                        row = carray(pointer(own + p.buffer + e * VL * ITEM), VL, REAL)
+                        pixel = carray(pointer(written[e] + place), there, REAL)
+                        for d in range(there):
+                            pixel[d] = row[d]
+                    if call.activation != 0:
+                        activate(call, written[e] + place, there)
+
+    return jit.part(transform_back)
 
 
 @functools.cache
@@ -188,13 +247,12 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    M, R, N = m, r, m + r - 1
+    M, N = m, m + r - 1
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
-        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         capacity = (p.block + MR - 1) // MR * MR
         trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
@@ -225,21 +283,23 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
-                lanes = min(NR, p.channels - panel * NR)
                 run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
                 for k in range(0, p.reduction, p.chunk):
                     if p.transformed != 0:
                         packed = weights + panel * p.weight_panel + k // p.chunk * p.weight_chunk
                     else:
                         packed = own + p.weights
-                        transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, k, packed)
+                        call_part(p.transform_weights, (call.plan, own, weights, panel, k, packed))
                     if p.held < p.reduction or not filled:
                         filled = True
                         for t in range(tiles):
-                            transform_channels(
-                                REAL, ITEM, VL, INPUT, M, R, N, own + p.pixels + t * N * N * 8, k * ITEM,
-                                min(p.held, p.reduction - k), own + p.value_table, t * p.value_pitch,
-                                own + p.buffer, own + p.buffer_table, p.zeros,
+                            call_part(
+                                p.transform_inputs,
+                                (
+                                    own + p.pixels + t * N * N * 8, k * ITEM, min(p.held, p.reduction - k),
+                                    own + p.value_table, t * p.value_pitch, own + p.buffer, own + p.buffer_table,
+                                    p.zeros,
+                                ),
                             )  # fmt: skip
                     run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
                     for e in range(N * N):
@@ -254,41 +314,14 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                                 packed + e * p.weight_step, NR * ITEM, 0, rows if k > 0 else own + p.starts,
                                 e * p.product_step if k > 0 else 0, REAL(-np.inf), rows, e * p.product_step, NR,
                             )  # fmt: skip
-                start = call.start + group * p.start_group + panel * NR * ITEM
-                for t in range(tiles):
-                    table = own + p.sources + t * M * M * 8
-                    written = carray(pointer(table), M * M, np.int64)
-                    for v in range(0, lanes, VL):
-                        there = min(VL, lanes - v)
-                        place = (panel * NR + v) * ITEM
-                        transform_tile(
-                            REAL, VL, OUTPUT, M, R, own + p.product_table, (t * NR + v) * ITEM,
-                            table if there == VL else own + p.buffer_table, place if there == VL else 0,
-                            start + v * ITEM, lowest,
-                        )  # fmt: skip
-                        if there == VL and call.activation == 0:
-                            continue
-                        for e in range(M * M):
-                            if written[e] == own + p.unused:
-                                continue
-                            if there < VL:
-                                row = carray(pointer(own + p.buffer + e * VL * ITEM), VL, REAL)
-                                pixel = carray(pointer(written[e] + place), there, REAL)
-                                for d in range(there):
-                                    pixel[d] = row[d]
-                            if call.activation != 0:
-                                activate(call, written[e] + place, there)
+                call_part(p.transform_outputs, (address, own, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)
 
 
 @functools.cache
-def pack(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
+def pack() -> CFunc:
     """Transform all weights once; a task is one panel of one group."""
-    REAL = np.dtype(dtype).type
-    ITEM = np.dtype(dtype).itemsize
-    VL, NR = tile.VL, tile.NR
-    M, R = m, r
 
     def transform_panels(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -299,6 +332,6 @@ def pack(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             panel, target = task % p.panels, call.target + task * p.weight_panel
             for k in range(0, p.reduction, p.chunk):
                 packed = target + k // p.chunk * p.weight_chunk
-                transform_weights(REAL, ITEM, VL, NR, M, R, p, own, weights, panel, k, packed)
+                call_part(p.transform_weights, (call.plan, own, weights, panel, k, packed))
 
     return jit.kernel(transform_panels)

@@ -19,10 +19,10 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import RUN_FIELDS, added_tile, pointer, record_at
-from fastconv.kernels.target import Tile
-from fastconv.kernels.transforms import GRADIENT, INPUT, SUMS, transform_tile
-from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile, transform_channels
+from fastconv.kernels.simd import RUN_FIELDS, added_tile, call_part, pointer, record_at
+from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.transforms import SUMS, transform_tile
+from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
@@ -32,34 +32,44 @@ WINOGRAD_WEIGHTS = record("""
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros
+    transform_inputs transform_gradients transform_sums
     workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
     spare_table spare run
 """)
 """Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on.
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
-`slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient. The
-last lines' fields are offsets into each thread's workspace."""
+`slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient.
+`transform_*` are the addresses of compiled parts, which know no register tile. The last lines' fields are offsets into
+each thread's workspace."""
 
 
-@jit.inline
-def write_gradient(REAL, ITEM, VL, M, R, p, own, inputs, outputs, adds):
-    """Transform the sums of a block of channels into the gradient, or add them to it."""
-    targets = carray(pointer(own + p.target_table), R * R, np.int64)
-    for k in range(inputs):
-        for v in range(0, outputs, VL):
-            there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
-            direct = there == VL and not adds
-            transform_tile(
-                REAL, VL, SUMS, M, R, own + p.product_table, k * p.output_pitch + v * ITEM,
-                own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
-            )  # fmt: skip
-            if direct:
-                continue
-            for e in range(R * R):
-                row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
-                weights = carray(pointer(targets[e] + place), there, REAL)
-                for d in range(there):
-                    weights[d] = weights[d] + row[d] if adds else row[d]
+@functools.cache
+def transform_sums(dtype: str, m: int, r: int) -> CFunc:
+    """The part that transforms the sums of a block of channels into the gradient, or adds them to it."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, M, R = vector_bytes() // ITEM, m, r
+
+    def write_gradient(plan, own, inputs, outputs, adds):
+        p = record_at(plan, WINOGRAD_WEIGHTS)
+        targets = carray(pointer(own + p.target_table), R * R, np.int64)
+        for k in range(inputs):
+            for v in range(0, outputs, VL):
+                there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
+                direct = there == VL and adds == 0
+                transform_tile(
+                    REAL, VL, SUMS, M, R, own + p.product_table, k * p.output_pitch + v * ITEM,
+                    own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
+                )  # fmt: skip
+                if direct:
+                    continue
+                for e in range(R * R):
+                    row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
+                    weights = carray(pointer(targets[e] + place), there, REAL)
+                    for d in range(there):
+                        weights[d] = weights[d] + row[d] if adds != 0 else row[d]
+
+    return jit.part(write_gradient)
 
 
 @functools.cache
@@ -96,17 +106,23 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                         N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
                         p.source_columns, p.source_r, p.source_c, own + p.pixels,
                     )  # fmt: skip
-                    transform_channels(
-                        REAL, ITEM, VL, INPUT, M, R, N, own + p.pixels, first_input * ITEM, inputs, own + p.value_table,
-                        t * p.input_pitch, own + p.spare, own + p.spare_table, p.zeros,
+                    call_part(
+                        p.transform_inputs,
+                        (
+                            own + p.pixels, first_input * ITEM, inputs, own + p.value_table, t * p.input_pitch,
+                            own + p.spare, own + p.spare_table, p.zeros,
+                        ),
                     )  # fmt: skip
                     trace_tile(
                         M, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
                         own + p.pixels,
                     )  # fmt: skip
-                    transform_channels(
-                        REAL, ITEM, VL, GRADIENT, M, R, M, own + p.pixels, first_output * ITEM, outputs,
-                        own + p.gradient_table, t * p.output_pitch, own + p.spare, own + p.spare_table, p.zeros,
+                    call_part(
+                        p.transform_gradients,
+                        (
+                            own + p.pixels, first_output * ITEM, outputs, own + p.gradient_table, t * p.output_pitch,
+                            own + p.spare, own + p.spare_table, p.zeros,
+                        ),
                     )  # fmt: skip
                 run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
                 for e in range(N * N):
@@ -125,6 +141,7 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             for a in range(R):
                 for b in range(R):
                     targets[a, b] = target + a * p.target_r + b * p.target_c
-            write_gradient(REAL, ITEM, VL, M, R, p, own, inputs, outputs, slab > 0 and p.slab_bytes == 0)
+            adds = 1 if slab > 0 and p.slab_bytes == 0 else 0
+            call_part(p.transform_sums, (call.plan, own, inputs, outputs, adds))
 
     return jit.kernel(winograd_gradient)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
@@ -14,6 +15,7 @@ from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, 
 from fastconv.kernels import depthwise
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
+from fastconv.kernels.simd import ADDRESSES
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
@@ -112,8 +114,8 @@ def plan_depthwise(
     reach_rest = reach - shape.KW + shape.REST
     tile_bytes = (chunks * reach + reach_rest) * 8
     places, table, rest, targets, unused, total = workspace_offsets(
-        tiles * tile_bytes, taps_r * chunks * (reach + 1) * 8, taps_r * (reach_rest + 1) * 8, shape.MR * 8,
-        channels * item,
+        tiles * tile_bytes, (taps_r * chunks * (reach + 1) + ADDRESSES) * 8,
+        (taps_r * (reach_rest + 1) + ADDRESSES) * 8, (shape.MR + ADDRESSES) * 8, channels * item,
     )  # fmt: skip
     zeros = np.zeros(problem.groups * max(group, others), problem.dtype)
     row_offsets = np.array(rows.offsets, np.int64)
@@ -129,9 +131,15 @@ def plan_depthwise(
         phases=spread, taps_r=taps_r, chunks=chunks, row_offsets=address(row_offsets),
         row_weights=address(row_weights), first_column=min(columns.offsets),
         channels=channels, zeros=address(zeros), row_block=row_block, row_blocks=-(-rows.count // row_block),
-        parts=parts, workspace_bytes=total, tile_bytes=tile_bytes, places=places, table=table, rest=rest,
-        targets=targets, unused=unused,
+        parts=parts, entry=0, pixels=shape.MR, reach=reach, reach_rest=reach_rest if shape.REST else 0,
+        chunk_taps=shape.KW, vectors=-(-channels // shape.lanes), workspace_bytes=total, tile_bytes=tile_bytes,
+        places=places, table=table, rest=rest, targets=targets, unused=unused,
     )  # fmt: skip
     tasks = problem.n * -(-rows.count // row_block) * parts
-    launch = Launch(lambda: depthwise.depthwise(problem.dtype, shape), problem.dtype, template, tasks, threads, total)
+
+    def compiled() -> CFunc:
+        template["entry"] = depthwise.row_of_vectors(problem.dtype, shape).address
+        return depthwise.depthwise()
+
+    launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
     return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights))
