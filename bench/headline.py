@@ -235,9 +235,11 @@ def _conv_rows(
 
 def _compile(case: ConvCase, direction: str, contenders: list[Fastconv]) -> None:
     """Run the case on a small image first: the compiler's own memory is not the layer's."""
-    small = Task.make(replace(case, ih=_WARM_UP_SIZE, iw=_WARM_UP_SIZE), direction)
+    small = replace(case, ih=_WARM_UP_SIZE, iw=_WARM_UP_SIZE)
     for contender in contenders:
-        contender.prepare(small).run()
+        # fft may decline a small image for keeping more than that is worth.
+        taken = small if contender.supports(small, direction) is None else case
+        contender.prepare(Task.make(taken, direction)).run()
 
 
 def _figures(taken: timing.Timing) -> dict[str, Any]:
