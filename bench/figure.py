@@ -152,8 +152,9 @@ def _lanes(rows: list[Row]) -> dict[tuple[str, str], float]:
     lanes: dict[tuple[str, str], float] = {}
     for layer in {row.layer for row in rows}:
         names = [row.algorithm for row in rows if row.layer == layer]
+        apart = min(0.27, 0.76 / max(1, len(names) - 1))
         for number, name in enumerate(names):
-            lanes[layer, name] = 0.27 * (number - (len(names) - 1) / 2)
+            lanes[layer, name] = apart * (number - (len(names) - 1) / 2)
     return lanes
 
 
