@@ -1,5 +1,6 @@
 """What holds for products of spectra: their error bound, blocks, prepared layers, NaN, and where `auto` takes them."""
 
+import functools
 import re
 
 import numba
@@ -13,17 +14,13 @@ from fastconv.kernels import fft
 from . import reference
 from .cases import CASES, DIRECTIONS, DTYPES, INEXACT, LAYOUTS, by_name, data, inexact_tolerance
 from .checks import assert_same_bits
+from .transformed import assert_error_near_plain_sums, assert_prepared_as_called, each_activation
 
 IN_BLOCKS = [case for case in CASES if case.name.startswith(("blocks-", "threads-blocks"))]
 each_block_case = pytest.mark.parametrize("case", IN_BLOCKS, ids=lambda case: case.name)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
-
-
-@numba.njit
-def leaky(value):
-    return value if value > 0 else value / 4
 
 
 @pytest.mark.parametrize("n", [16, 32, 40, 48, 60, 80, 96, 125, 1536])
@@ -45,20 +42,9 @@ def test_frequencies_are_those_of_the_stages(n):
 @each_block_case
 @each_layout
 @each_dtype
-@pytest.mark.parametrize("activation", [None, "relu", leaky], ids=["none", "relu", "leaky"])
+@each_activation
 def test_prepared_layer_has_the_bits_of_the_call(activation, dtype, layout, case):
-    given = data(case, "floats", layout, dtype)
-    bias = np.linspace(-1, 1, case.oc).astype(dtype)
-    keywords = {"layout": layout, "algorithm": "fft", "activation": activation, **case.arguments}
-    result = fastconv.conv2d(given.x, given.w, bias, **keywords)
-    assert_same_bits(fastconv.prepare_conv2d(given.w, bias, **keywords)(given.x), result)
-
-    by_channel = bias if layout == "NHWC" else bias[:, None, None]
-    expected = given.expected["forward"] + by_channel
-    if activation is not None:
-        expected = np.where(expected > 0, expected, 0 if activation == "relu" else expected / 4)
-    limit = inexact_tolerance(dtype, case.reduction_length("forward") + 1, given.magnitude["forward"] + 1)
-    assert np.all(np.abs(result - expected) <= limit)
+    assert_prepared_as_called("fft", activation, dtype, layout, case)
 
 
 @each_dtype
@@ -68,11 +54,8 @@ def test_error_is_near_that_of_the_plain_sum(size, dtype):
     x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 90, 70, 1), (size, size, 1, 1)))
     exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), padding=size // 2)
 
-    def error(algorithm):
-        result = fastconv.conv2d(x, w, padding=size // 2, algorithm=algorithm)
-        return float(np.sqrt(np.mean((result - exact) ** 2)))
-
-    assert error("fft") < 4 * max(error("direct"), np.finfo(dtype).eps)
+    compute = functools.partial(fastconv.conv2d, x, w, padding=size // 2)
+    assert_error_near_plain_sums("fft", compute, exact, dtype)
 
 
 @each_dtype
@@ -81,11 +64,8 @@ def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(dtype):
     x, grad_y = (rng.standard_normal((1, edge, edge, 1)).astype(dtype) for edge in (160, 145))
     exact = reference.conv2d_grad_weight(grad_y.astype(np.longdouble), x.astype(np.longdouble), (16, 16))
 
-    def error(algorithm):
-        result = fastconv.conv2d_grad_weight(grad_y, x, 16, algorithm=algorithm)
-        return float(np.sqrt(np.mean((result - exact) ** 2)))
-
-    assert error("fft") < 4 * max(error("direct"), np.finfo(dtype).eps)
+    compute = functools.partial(fastconv.conv2d_grad_weight, grad_y, x, 16)
+    assert_error_near_plain_sums("fft", compute, exact, dtype)
 
 
 @each_dtype

@@ -1,5 +1,6 @@
 """What holds for the algorithms that transform data: the identity behind them, their error bound, epilogues, NaN."""
 
+import functools
 import re
 
 import numba
@@ -11,19 +12,15 @@ from fastconv.algorithms.winograd import FORMS
 from fastconv.kernels.toomcook import transforms
 
 from . import reference
-from .cases import CASES, DIRECTIONS, DTYPES, LAYOUTS, by_name, data, inexact_tolerance
+from .cases import CASES, DIRECTIONS, DTYPES, LAYOUTS, by_name, data
 from .checks import assert_same_bits
+from .transformed import assert_error_near_plain_sums, assert_prepared_as_called, each_activation
 
 TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-winograd"))]
 each_tiled = pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_kernel = pytest.mark.parametrize("size", FORMS)
-
-
-@numba.njit
-def leaky(value):
-    return value if value > 0 else value / 4
 
 
 @pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (2, 5), (3, 4), (1, 4), (4, 1)])
@@ -38,20 +35,9 @@ def test_transforms_compute_a_correlation(m, r):
 @each_tiled
 @each_layout
 @each_dtype
-@pytest.mark.parametrize("activation", [None, "relu", leaky], ids=["none", "relu", "leaky"])
+@each_activation
 def test_prepared_layer_has_the_bits_of_the_call(activation, dtype, layout, case):
-    given = data(case, "floats", layout, dtype)
-    bias = np.linspace(-1, 1, case.oc).astype(dtype)
-    keywords = {"layout": layout, "algorithm": "winograd", "activation": activation, **case.arguments}
-    result = fastconv.conv2d(given.x, given.w, bias, **keywords)
-    assert_same_bits(fastconv.prepare_conv2d(given.w, bias, **keywords)(given.x), result)
-
-    by_channel = bias if layout == "NHWC" else bias[:, None, None]
-    expected = given.expected["forward"] + by_channel
-    if activation is not None:
-        expected = np.where(expected > 0, expected, 0 if activation == "relu" else expected / 4)
-    limit = inexact_tolerance(dtype, case.reduction_length("forward") + 1, given.magnitude["forward"] + 1)
-    assert np.all(np.abs(result - expected) <= limit)
+    assert_prepared_as_called("winograd", activation, dtype, layout, case)
 
 
 @each_dtype
@@ -61,11 +47,8 @@ def test_error_is_near_that_of_the_plain_sum(size, dtype):
     x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 32, 32, 64), (size, size, 64, 32)))
     exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), padding=1)
 
-    def error(algorithm):
-        result = fastconv.conv2d(x, w, padding=1, algorithm=algorithm)
-        return float(np.sqrt(np.mean((result - exact) ** 2)))
-
-    assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
+    compute = functools.partial(fastconv.conv2d, x, w, padding=1)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype)
 
 
 @each_dtype
@@ -76,11 +59,8 @@ def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(size, dtype)
     x, grad_y = (rng.standard_normal((1, edge, edge, 16)).astype(dtype) for edge in (160, 161 - size))
     exact = reference.conv2d_grad_weight(grad_y.astype(np.longdouble), x.astype(np.longdouble), (size, size))
 
-    def error(algorithm):
-        result = fastconv.conv2d_grad_weight(grad_y, x, size, algorithm=algorithm)
-        return float(np.sqrt(np.mean((result - exact) ** 2)))
-
-    assert error("winograd") < 4 * max(error("direct"), np.finfo(dtype).eps)
+    compute = functools.partial(fastconv.conv2d_grad_weight, grad_y, x, size)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype)
 
 
 @pytest.mark.parametrize(
