@@ -55,6 +55,7 @@ GATHER = record("""
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
+    tile_pixels tile_channels row_bytes trace multiply
     workspace_bytes
     table counts targets numbers row_parts column_parts spare starts buffer copies packed strip
 """)
@@ -65,8 +66,9 @@ lie inside the image, relative to its first pixel. Where weights are read `in_pl
 `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
 `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
 `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
-`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. The
-last line's fields are offsets into each thread's workspace."""
+`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. Rows
+of `tile_channels` weights and of a tile's results are `row_bytes` long; `trace` and `multiply` are the addresses of the
+compiled parts that know the tile. The last line's fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -202,11 +204,12 @@ PACK = record("""
     target_group target_panel
     taps_r taps_c rows columns reduction channels panels
     lines line line_offsets line_bytes slots period
+    entry
 """)
 """Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
 has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
 every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
-on the next row."""
+on the next row. `entry` is the address of the compiled `pack_part`."""
 
 
 @jit.inline
@@ -260,8 +263,38 @@ def runs_until(MR, table_at, runs, tap):
 
 
 @functools.cache
-def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (group, block of pixels, part of the channel panels).
+def trace(dtype: str, pixels: int) -> CFunc:
+    """The part of kernels that lists what tiles of so many pixels read and write: of `tiles` tiles from one on."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    MR = pixels
+
+    def trace_tiles(plan, own, source, target, first, tiles):
+        p = record_at(plan, GATHER)
+        counts = carray(pointer(own + p.counts), tiles, np.int64)
+        for t in range(tiles):
+            counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
+
+    return jit.part(trace_tiles)
+
+
+@functools.cache
+def pack_part(dtype: str, lanes: int) -> CFunc:
+    """The part of kernels that packs the weights of a panel of so many channels."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    NR = lanes
+    VL = min(NR, vector_bytes() // ITEM)
+
+    def pack_taps(plan, source, panel, target, begin, end):
+        pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, source, panel, target, begin, end)
+
+    return jit.part(pack_taps)
+
+
+@functools.cache
+def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
+    """The part of the kernel that knows its register tile: the tiles of a task, by the taps of a panel from one on.
 
     `unroll` is that of `fastconv.kernels.simd.multiply_tile`. Sums begin with a value for each channel in the lanes, or
     for each pixel.
@@ -271,21 +304,82 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
     UNROLL, START = unroll, start_kind
 
+    def multiply_tiles(address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, GATHER)
+        counts = carray(pointer(own + p.counts), tiles, np.int64)
+        taps = p.taps_r * p.taps_c
+        next_tap = min(tap + p.chunk, taps)
+        lanes = min(NR, p.channels - panel * NR)
+        pitch = p.column_step * p.source_c
+        start = group % p.groups * p.start_group + panel * NR * ITEM
+        shift = panel * NR * p.target_d
+        in_place = p.target_d == ITEM
+        floor = REAL(0) if call.relu != 0 and next_tap == taps else REAL(-np.inf)
+        for t in range(tiles):
+            if START == ROW_START:
+                start = group % p.groups * p.start_group + (first + t) * MR * ITEM
+            table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
+            targets_at = own + p.targets + t * 8 * MR
+            targets = carray(pointer(targets_at), MR, np.int64)
+            kept = t % SCATTERED * MR * NR * ITEM
+            if START == ROW_START:  # the rows are planes, whose pages the CPU does not foresee either
+                for m in range(MR):
+                    for line in range(0, NR * ITEM, LINE):
+                        prefetch(targets[m] + shift + line)
+            if counts[t] < 0:
+                pitched_tile(
+                    REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
+                    carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
+                    call.start + start, floor, targets[0] + shift if in_place else own + p.buffer + kept,
+                    p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
+                )  # fmt: skip
+            else:
+                runs, starts = counts[t], own + p.starts if START == CHANNEL_START else call.start
+                if p.chunk < taps:
+                    before = runs_until(MR, table, runs, tap)
+                    runs = runs_until(MR, table, runs, next_tap) - before
+                    table += before * (MR + RUN_FIELDS) * 8
+                if tap > 0:  # the sums so far lie in the target
+                    starts, start = targets_at, shift
+                rows = targets_at if in_place else own + p.targets + p.tiles_per_block * 8 * MR
+                multiply_tile(
+                    REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap, starts, start,
+                    floor, rows, shift if in_place else kept, lanes if in_place else NR,
+                )  # fmt: skip
+            there = min(MR, p.n * p.rows * p.columns - (first + t) * MR)
+            if call.activation != 0 and next_tap == taps:
+                for m in range(there):
+                    written = targets[m] + shift if in_place else own + p.buffer + kept + m * NR * ITEM
+                    activate(call, written, lanes)
+            if not in_place and (t + 1 == tiles or (t + 1) % SCATTERED == 0):
+                begin_tile = t - t % SCATTERED
+                there += (t - begin_tile) * MR
+                at = own + p.targets + begin_tile * 8 * MR
+                call_part(p.scatter, (own + p.buffer, NR * ITEM, at, shift, p.target_d, there, lanes))
+
+    return jit.part(multiply_tiles)
+
+
+@functools.cache
+def gather() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (group, block of pixels, part of the channel panels)."""
+
     def gather_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
-        counts = carray(pointer(own + p.counts), p.tiles_per_block, np.int64)
-        buffer_rows = own + p.targets + p.tiles_per_block * 8 * MR
-        for m in range(MR):
-            carray(pointer(buffer_rows), MR, np.int64)[m] = own + p.buffer + m * NR * ITEM
-            carray(pointer(own + p.starts), MR, np.int64)[m] = call.start
-        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
-        panels = (p.channels + NR - 1) // NR
+        starts = carray(pointer(own + p.starts), p.tile_pixels, np.int64)
+        buffer_rows = carray(
+            pointer(own + p.targets + p.tiles_per_block * 8 * p.tile_pixels), p.tile_pixels, np.int64
+        )
+        for m in range(p.tile_pixels):
+            buffer_rows[m] = own + p.buffer + m * p.row_bytes
+            starts[m] = call.start
+        panels = (p.channels + p.tile_channels - 1) // p.tile_channels
         pixels = p.n * p.rows * p.columns
         taps = p.taps_r * p.taps_c
         chunks = (taps + p.chunk - 1) // p.chunk
-        pitch = p.column_step * p.source_c
         for task in range(begin, end):
             part = task % p.panel_parts
             block = task // p.panel_parts % p.blocks
@@ -295,95 +389,48 @@ def gather(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
             source = call.source
             if p.padding != 0:
                 frame = record_at(p.padding, PAD)
-                top = padded_row(p, frame, first * MR)
-                bottom = padded_row(p, frame, min((first + tiles) * MR, pixels) - 1) + p.last_row + 1
+                top = padded_row(p, frame, first * p.tile_pixels)
+                last = min((first + tiles) * p.tile_pixels, pixels) - 1
+                bottom = padded_row(p, frame, last) + p.last_row + 1
                 given = call.source + group * frame.source_group
                 call_part(frame.entry, (p.padding, given, own + p.strip, top, bottom))
                 source = own + p.strip - top * frame.row_bytes
             source += group % p.groups * p.source_group
             target = call.target + p.target_offset + group * p.target_group
-            for t in range(tiles):
-                counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
+            call_part(p.trace, (call.plan, own, source, target, first, tiles))
             first_panel, last_panel = panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts
             for turn in range(first_panel * chunks, last_panel * chunks):
                 panel, tap = turn // chunks, turn % chunks * p.chunk
-                next_tap = min(tap + p.chunk, taps)
-                lanes = min(NR, p.channels - panel * NR)
-                weight_step, weight_tap = NR * ITEM, p.reduction * NR * ITEM
-                if p.in_place != 0 and lanes == NR:
+                weight_step, weight_tap = p.row_bytes, p.reduction * p.row_bytes
+                if p.in_place != 0 and (panel + 1) * p.tile_channels <= p.channels:
                     weight_step, weight_tap = p.weight_step, p.weight_tap
                     weights = call.other + group * p.weight_group + panel * p.weight_panel
                 elif p.packing != 0:
                     q = record_at(p.packing, PACK)
                     given = call.other + group * q.source_group
-                    pack_panel(q, REAL, ITEM, VL, NR, given, panel, own + p.packed, tap, next_tap)
+                    call_part(q.entry, (p.packing, given, panel, own + p.packed, tap, min(tap + p.chunk, taps)))
                     weights = own + p.packed - tap * weight_tap
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
-                start = group % p.groups * p.start_group + panel * NR * ITEM
-                shift = panel * NR * p.target_d
-                in_place = p.target_d == ITEM
-                floor = lowest if next_tap == taps else REAL(-np.inf)
-                for t in range(tiles):
-                    if START == ROW_START:
-                        start = group % p.groups * p.start_group + (first + t) * MR * ITEM
-                    table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
-                    targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
-                    kept = t % SCATTERED * MR * NR * ITEM
-                    if START == ROW_START:  # the rows are planes, whose pages the CPU does not foresee either
-                        for m in range(MR):
-                            for line in range(0, NR * ITEM, LINE):
-                                prefetch(targets[m] + shift + line)
-                    if counts[t] < 0:
-                        pitched_tile(
-                            REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
-                            carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
-                            call.start + start, floor, targets[0] + shift if in_place else own + p.buffer + kept,
-                            p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
-                        )  # fmt: skip
-                    else:
-                        runs, starts = counts[t], own + p.starts if START == CHANNEL_START else call.start
-                        if chunks > 1:
-                            before = runs_until(MR, table, runs, tap)
-                            runs = runs_until(MR, table, runs, next_tap) - before
-                            table += before * (MR + RUN_FIELDS) * 8
-                        if tap > 0:  # the sums so far lie in the target
-                            starts, start = targets.ctypes.data, shift
-                        multiply_tile(
-                            REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap,
-                            starts, start, floor, targets.ctypes.data if in_place else buffer_rows,
-                            shift if in_place else kept, lanes if in_place else NR,
-                        )  # fmt: skip
-                    there = min(MR, pixels - (first + t) * MR)
-                    if call.activation != 0 and next_tap == taps:
-                        for m in range(there):
-                            written = targets[m] + shift if in_place else own + p.buffer + kept + m * NR * ITEM
-                            activate(call, written, lanes)
-                    if not in_place and (t + 1 == tiles or (t + 1) % SCATTERED == 0):
-                        begin_tile = t - t % SCATTERED
-                        there += (t - begin_tile) * MR
-                        at = own + p.targets + begin_tile * 8 * MR
-                        call_part(p.scatter, (own + p.buffer, NR * ITEM, at, shift, p.target_d, there, lanes))
+                call_part(
+                    p.multiply,
+                    (address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap),
+                )
 
     return jit.kernel(gather_tiles)
 
 
 @functools.cache
-def pack(dtype: str, lanes: int) -> CFunc:
-    """Pack all weights in panels of so many channels; tasks are (group, panel)."""
-    REAL = np.dtype(dtype).type
-    ITEM = np.dtype(dtype).itemsize
-    NR = lanes
-    VL = min(NR, vector_bytes() // ITEM)
+def pack() -> CFunc:
+    """The kernel that packs all weights; tasks are (group, panel)."""
 
     def pack_panels(address, begin, end, thread):
         call = record_at(address, CALL)
         q = record_at(call.plan, PACK)
         for task in range(begin, end):
             group, panel = task // q.panels, task % q.panels
+            source = call.source + group * q.source_group
             target = call.target + group * q.target_group + panel * q.target_panel
-            pack_panel(
-                q, REAL, ITEM, VL, NR, call.source + group * q.source_group, panel, target, 0, q.taps_r * q.taps_c
-            )
+            call_part(q.entry, (call.plan, source, panel, target, 0, q.taps_r * q.taps_c))
 
     return jit.kernel(pack_panels)

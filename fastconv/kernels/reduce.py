@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.gather import GATHER, trace_tile
+from fastconv.kernels.gather import GATHER
 from fastconv.kernels.params import CALL
-from fastconv.kernels.simd import RUN_FIELDS, pointer, record_at, write_pitched
+from fastconv.kernels.simd import RUN_FIELDS, call_part, pointer, record_at, write_pitched
 from fastconv.kernels.target import Tile
 
 
@@ -116,7 +116,8 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
             start = carray(pointer(call.start + group * p.start_group), p.channels, REAL)
             for t in range(first, min(first + p.tiles_per_block, p.tiles)):
                 # Tiles are traced one by one, in the place of the block's first.
-                runs = trace_tile(p, REAL, ITEM, MR, source, target, own, 0, t * MR)
+                call_part(p.trace, (call.plan, own, source, target, t, 1))
+                runs = carray(pointer(own + p.counts), 1, np.int64)[0]
                 if runs < 0:
                     runs = list_inside(p, MR, own + p.table)
                 targets = carray(pointer(own + p.targets), MR, np.int64)

@@ -389,7 +389,7 @@ def _plan(
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
-        workspace_bytes=total,
+        tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, trace=0, multiply=0, workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
         strip=strip,
@@ -398,13 +398,18 @@ def _plan(
     tasks = groups * -(-tiles // size) * parts
 
     def compile_(plan: np.ndarray) -> CFunc:
+        plan["trace"] = gather.trace(problem.dtype, shape.MR).address
         if sums:
             return reduce.reduce(problem.dtype, shape)
         if frame is not None:
             frame.record["entry"] = pad.rows(problem.dtype).address
+        if plan["packing"]:
+            pack.plan["entry"] = gather.pack_part(problem.dtype, lanes).address
         if target[3] != item:
             plan["scatter"] = gather.scatter(problem.dtype).address
-        return gather.gather(problem.dtype, shape, ANYWHERE if apart else unrolling(reduction * joined), CHANNEL_START)
+        unroll = ANYWHERE if apart else unrolling(reduction * joined)
+        plan["multiply"] = gather.multiply(problem.dtype, shape, unroll, CHANNEL_START).address
+        return gather.gather()
 
     def launch_of(plan: np.ndarray) -> Launch:
         return Launch(lambda: compile_(plan), problem.dtype, plan, tasks, threads, total)
@@ -415,7 +420,7 @@ def _plan(
     if packs or in_place:
         as_they_lie = template.copy()
         as_they_lie["in_place"] = in_place
-        as_they_lie["packing"] = pack.plan.ctypes.data
+        as_they_lie["packing"] = pack.plan.ctypes.data if packs or packs_tail else 0
         unpacked = launch_of(as_they_lie)
     elif sums and _in_lines(part, problem, taps):
         unpacked = launch_of(template)
@@ -453,9 +458,14 @@ def _plan_pack(
         taps_r=len(row_taps), taps_c=len(column_taps), rows=address(row_taps), columns=address(column_taps),
         reduction=reduction, channels=part.channels, panels=panels,
         lines=len(lines), line=line, line_offsets=address(line_offsets), line_bytes=line_bytes,
-        slots=address(tap_slots), period=len(slots),
+        slots=address(tap_slots), period=len(slots), entry=0,
     )  # fmt: skip
     tasks = groups * panels
     grain = max(1, _LAUNCH_WEIGHTS * tasks // math.prod(packed_shape))
-    pack = Launch(lambda: gather.pack(problem.dtype, lanes), problem.dtype, template, tasks, threads, 0, grain)
+
+    def compiled() -> CFunc:
+        template["entry"] = gather.pack_part(problem.dtype, lanes).address
+        return gather.pack()
+
+    pack = Launch(compiled, problem.dtype, template, tasks, threads, 0, grain)
     return pack, (row_taps, column_taps, line_offsets, tap_slots)

@@ -95,7 +95,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         gather.PACK, source_r=0, source_c=0, source_k=source[3], source_d=item, source_group=reduction * source[3],
         target_group=0, target_panel=0, taps_r=1, taps_c=1, rows=address(taps), columns=address(taps),
         reduction=reduction, channels=pixels, panels=panels,
-        lines=0, line=0, line_offsets=0, line_bytes=0, slots=0, period=1,
+        lines=0, line=0, line_offsets=0, line_bytes=0, slots=0, period=1, entry=0,
     )  # fmt: skip
     template = fill(
         gather.GATHER,
@@ -112,14 +112,21 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         start_group=tiles * shape.MR * item,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
+        tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, trace=0, multiply=0,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
     )  # fmt: skip
     unroll = UNROLLED if weights[2] == item else ANYWHERE
     tasks = matrices * -(-tiles // count) * parts
-    launch = Launch(
-        lambda: gather.gather(problem.dtype, shape, unroll, ROW_START), problem.dtype, template, tasks, threads, total
-    )
+
+    def compiled() -> CFunc:
+        if packs:
+            pack["entry"] = gather.pack_part(problem.dtype, shape.NR).address
+        template["trace"] = gather.trace(problem.dtype, shape.MR).address
+        template["multiply"] = gather.multiply(problem.dtype, shape, unroll, ROW_START).address
+        return gather.gather()
+
+    launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
     return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack))
