@@ -22,7 +22,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import RowTile
 
 CHANNEL_DOTS = record("""
@@ -30,11 +30,14 @@ CHANNEL_DOTS = record("""
     gradient_n gradient_r gradient_c
     rows columns row_step column_step phases
     taps_r row_offsets first_column
-    channels zeros row_block row_blocks blocks parts slabs slab_bytes
+    channels zeros row_block row_blocks blocks parts slabs slab_bytes line_bytes
+    entry pixels taps_c reach sums vectors vector_bytes
     workspace_bytes table singles
 """)
 """Strides are in bytes. The columns of each phase are `phases` apart in the input. The target is an array (slabs,
-taps_r, KW, G, channels), slabs `slab_bytes` apart; the last two fields are offsets into a thread's workspace."""
+taps_r, `sums`, channels), slabs `slab_bytes` and lines of channels `line_bytes` apart. A tile of `pixels` reads `reach`
+pixels of a row; `entry` is the address of the compiled `row_of_sums`. The last two fields are offsets into a thread's
+workspace."""
 
 _CHAINS = 8
 """Sums that are added to in turn: fewer would wait for their own results."""
@@ -107,40 +110,52 @@ def row_dots(
 
 
 @jit.inline
-def trace_pixel(p, REACH, HEIGHT, place, above, column, gradient):
-    """Write the addresses of the REACH source pixels from `column` on and of HEIGHT gradient pixels."""
-    entry = carray(pointer(place), REACH + HEIGHT, np.int64)
-    for q in range(REACH):
+def trace_pixel(p, reach, height, place, above, column, gradient):
+    """Write the addresses of `reach` source pixels from `column` on and of `height` gradient pixels."""
+    entry = carray(pointer(place), reach + height, np.int64)
+    for q in range(reach):
         at = column + q * p.phases
         entry[q] = above + at * p.source_c if 0 <= at < p.source_columns else p.zeros
-    for m in range(HEIGHT):
-        entry[REACH + m] = gradient + m * p.phases * p.gradient_c
+    for m in range(height):
+        entry[reach + m] = gradient + m * p.phases * p.gradient_c
 
 
 @functools.cache
-def channel_dots(dtype: str, tile: RowTile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels)."""
+def row_of_sums(dtype: str, tile: RowTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: a kernel row's sums for vectors from `first` to `last`."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, KW, S = tile.VL, tile.MR, tile.KW, tile.S
     G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
-    REACH = (MR - 1) * S + KW
+
+    def channel_dot_vectors(plan, own, tiles, singles, first, last, target):
+        p = record_at(plan, CHANNEL_DOTS)
+        for v in range(first, last):
+            lanes, along = min(LANES, p.channels - v * LANES), v * LANES * ITEM
+            row_dots(
+                REAL, VL, MR, KW, S, G, AT_ONCE, T, MASKED, tiles, own + p.table, singles, own + p.singles,
+                along // T * G, along, lanes, target + along, G * p.line_bytes, p.line_bytes,
+            )  # fmt: skip
+
+    return jit.part(channel_dot_vectors)
+
+
+@functools.cache
+def channel_dots() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (slab of blocks of rows, part of the channels)."""
 
     def channel_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, CHANNEL_DOTS)
         own = call.workspace + thread * p.workspace_bytes
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-        vectors = (p.channels + LANES - 1) // LANES
-        line_bytes = p.channels * ITEM
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
-            first_vector, last_vector = vectors * part // p.parts, vectors * (part + 1) // p.parts
+            first_vector, last_vector = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
             slab_target = call.target + slab * p.slab_bytes
-            for line in range(p.taps_r * KW * G):
-                gradient = carray(pointer(slab_target + line * line_bytes), p.channels, REAL)
-                for k in range(first_vector * LANES, min(last_vector * LANES, p.channels)):
-                    gradient[k] = REAL(0)
+            first_byte, last_byte = first_vector * p.vector_bytes, min(last_vector * p.vector_bytes, p.line_bytes)
+            for line in range(p.taps_r * p.sums):
+                carray(pointer(slab_target + line * p.line_bytes), p.line_bytes, np.uint8)[first_byte:last_byte] = 0
             for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
                 image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
                 source = call.source + image * p.source_n
@@ -155,25 +170,19 @@ def channel_dots(dtype: str, tile: RowTile) -> CFunc:
                         for phase in range(min(p.phases, p.columns)):
                             j = phase
                             while j < p.columns:
-                                column, place = j * S + p.first_column, line_gradient + j * p.gradient_c
-                                if j + (MR - 1) * p.phases < p.columns:
-                                    entry = own + p.table + tiles * (REACH + MR) * 8
-                                    trace_pixel(p, REACH, MR, entry, above, column, place)
+                                column, place = j * p.column_step + p.first_column, line_gradient + j * p.gradient_c
+                                if j + (p.pixels - 1) * p.phases < p.columns:
+                                    entry = own + p.table + tiles * (p.reach + p.pixels) * 8
+                                    trace_pixel(p, p.reach, p.pixels, entry, above, column, place)
                                     tiles += 1
-                                    j += MR * p.phases
+                                    j += p.pixels * p.phases
                                 else:
                                     # Pixels that do not fill a tile are added one by one: 0 times a NaN would be NaN.
-                                    entry = own + p.singles + singles * (KW + 1) * 8
-                                    trace_pixel(p, KW, 1, entry, above, column, place)
+                                    entry = own + p.singles + singles * (p.taps_c + 1) * 8
+                                    trace_pixel(p, p.taps_c, 1, entry, above, column, place)
                                     singles += 1
                                     j += p.phases
-                    for v in range(first_vector, last_vector):
-                        lanes = min(LANES, p.channels - v * LANES)
-                        along = v * LANES * ITEM
-                        row_dots(
-                            REAL, VL, MR, KW, S, G, AT_ONCE, T, MASKED, tiles, own + p.table, singles, own + p.singles,
-                            along // T * G, along, lanes, slab_target + a * KW * G * line_bytes + along,
-                            G * line_bytes, line_bytes,
-                        )  # fmt: skip
+                    target = slab_target + a * p.sums * p.line_bytes
+                    call_part(p.entry, (call.plan, own, tiles, singles, first_vector, last_vector, target))
 
     return jit.kernel(channel_dot_tiles)

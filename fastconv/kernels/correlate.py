@@ -23,9 +23,18 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import RUN_FIELDS, added_tile, copy_first_lanes, copy_run, pointer, record_at, turn_line
+from fastconv.kernels.simd import (
+    RUN_FIELDS,
+    added_tile,
+    call_part,
+    copy_first_lanes,
+    copy_run,
+    pointer,
+    record_at,
+    turn_line,
+)
 from fastconv.kernels.spans import end_inside, first_inside
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import Tile, vector_bytes
 
 CORRELATE = record("""
     source_n source_r source_c source_k source_group source_rows source_columns
@@ -36,72 +45,93 @@ CORRELATE = record("""
     target_a target_b target_k target_d target_group slab_bytes
     image_block row_block column_block image_blocks row_blocks column_blocks slabs
     panels panel_parts channel_tiles channel_parts
+    tile_rows tile_channels row_bytes pack_source pack_gradient add
     packed_rows packed_columns packed_row_step packed_column_step pixel_bytes slot
     workspace_bytes packed panel table buffer
 """)
 """Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`, its
 pixels `pixel_bytes` apart. `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps.
 `in_place` tells that output gradients are read as they lie, `even` that a tile's rows of the weight gradient are
-`target_k` apart and their output channels side by side. `slot` is the address of a 0. The last line's fields are
-offsets into a thread's workspace."""
+`target_k` apart and their output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in
+a panel; `pack_source`, `pack_gradient` and `add` are the addresses of compiled parts. `slot` is the address of a 0. The
+last line's fields are offsets into a thread's workspace."""
 
 
-@jit.inline
-def pack_source(p, REAL, ITEM, VL, source, packed, image, images, i, j, channels):
-    """Copy the inputs of a block, the channels of a pixel side by side.
+@functools.cache
+def pack_source(dtype: str) -> CFunc:
+    """The part of the kernel that copies the inputs of a block, the channels of a pixel side by side.
 
     What lies in the padding is left as it is, or zero beside a row whose taps are joined.
     """
-    top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
-    begin = min(first_inside(left, p.packed_column_step), p.packed_columns)
-    end = max(end_inside(left, p.packed_column_step, p.source_columns, p.packed_columns), begin)
-    step = p.packed_column_step * p.source_c
-    for slot in range(images):
-        for r in range(p.packed_rows):
-            row = top + r * p.packed_row_step
-            if row < 0 or row >= p.source_rows:
-                continue
-            line = source + (image + slot) * p.source_n + row * p.source_r + left * p.source_c
-            place = packed + (slot * p.packed_rows + r) * p.packed_columns * p.pixel_bytes
-            if p.source_k == ITEM and step == p.pixel_bytes == channels * ITEM:
-                copy_run(REAL, VL, line + begin * step, place + begin * step, (end - begin) * channels)
-            elif p.source_k == ITEM:
-                for c in range(begin, end):
-                    copy_run(REAL, VL, line + c * step, place + c * p.pixel_bytes, channels)
-            elif step == ITEM and (p.joined == 0 or channels <= VL):
-                # Lanes past the last channel fall on what is not read, or on what is written after them.
-                for k in range(0, channels, VL):
-                    turn_line(
-                        REAL, VL, 0, line + begin * ITEM, k, channels, p.source_k, end - begin,
-                        place + begin * p.pixel_bytes + k * ITEM, p.slot, 1, p.pixel_bytes,
-                    )  # fmt: skip
-            else:
-                for k in range(channels):
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL = vector_bytes() // ITEM
+
+    def pack_pixels(plan, source, packed, image, images, i, j, channels):
+        p = record_at(plan, CORRELATE)
+        top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
+        begin = min(first_inside(left, p.packed_column_step), p.packed_columns)
+        end = max(end_inside(left, p.packed_column_step, p.source_columns, p.packed_columns), begin)
+        step = p.packed_column_step * p.source_c
+        for slot in range(images):
+            for r in range(p.packed_rows):
+                row = top + r * p.packed_row_step
+                if row < 0 or row >= p.source_rows:
+                    continue
+                line = source + (image + slot) * p.source_n + row * p.source_r + left * p.source_c
+                place = packed + (slot * p.packed_rows + r) * p.packed_columns * p.pixel_bytes
+                if p.source_k == ITEM and step == p.pixel_bytes == channels * ITEM:
+                    copy_run(REAL, VL, line + begin * step, place + begin * step, (end - begin) * channels)
+                elif p.source_k == ITEM:
                     for c in range(begin, end):
-                        value = carray(pointer(line + c * step + k * p.source_k), 1, REAL)[0]
-                        carray(pointer(place + c * p.pixel_bytes + k * ITEM), 1, REAL)[0] = value
-            if p.joined != 0:
-                copy_run(REAL, VL, 0, place, begin * channels)
-                copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
+                        copy_run(REAL, VL, line + c * step, place + c * p.pixel_bytes, channels)
+                elif step == ITEM and (p.joined == 0 or channels <= VL):
+                    # Lanes past the last channel fall on what is not read, or on what is written after them.
+                    for k in range(0, channels, VL):
+                        turn_line(
+                            REAL, VL, 0, line + begin * ITEM, k, channels, p.source_k, end - begin,
+                            place + begin * p.pixel_bytes + k * ITEM, p.slot, 1, p.pixel_bytes,
+                        )  # fmt: skip
+                else:
+                    for k in range(channels):
+                        for c in range(begin, end):
+                            value = carray(pointer(line + c * step + k * p.source_k), 1, REAL)[0]
+                            carray(pointer(place + c * p.pixel_bytes + k * ITEM), 1, REAL)[0] = value
+                if p.joined != 0:
+                    copy_run(REAL, VL, 0, place, begin * channels)
+                    copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
+
+    return jit.part(pack_pixels)
 
 
-@jit.inline
-def pack_gradient(p, REAL, ITEM, VL, NV, gradient, panel, images, lines, columns, lanes):
-    """Copy a block of output gradients into a panel [pixel][NR]; lanes past the last channel are not used."""
+@functools.cache
+def pack_gradient(dtype: str, vectors: int) -> CFunc:
+    """The part of the kernel that copies a block of output gradients into a panel of so many vectors a pixel.
+
+    Lanes past the last channel are not used.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, NV = vector_bytes() // ITEM, vectors
     NR = VL * NV
-    for r in range(images * lines):
-        base = gradient + r // lines * p.gradient_n + r % lines * p.gradient_r
-        place = panel + r * columns * NR * ITEM
-        if p.gradient_d == ITEM:
-            for j in range(columns):
-                for v in range(NV):
-                    part = v * VL * ITEM
-                    copy_first_lanes(
-                        REAL, VL, lanes - v * VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part
-                    )
-            continue
-        for v in range(0, NR, VL):
-            turn_line(REAL, VL, 0, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
+
+    def pack_panel(plan, gradient, panel, images, lines, columns, lanes):
+        p = record_at(plan, CORRELATE)
+        for r in range(images * lines):
+            base = gradient + r // lines * p.gradient_n + r % lines * p.gradient_r
+            place = panel + r * columns * NR * ITEM
+            if p.gradient_d == ITEM:
+                for j in range(columns):
+                    for v in range(NV):
+                        part = v * VL * ITEM
+                        copy_first_lanes(
+                            REAL, VL, lanes - v * VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part
+                        )
+                continue
+            for v in range(0, NR, VL):
+                turn_line(REAL, VL, 0, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
+
+    return jit.part(pack_panel)
 
 
 @jit.inline
@@ -153,11 +183,32 @@ def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
 
 
 @functools.cache
-def correlate(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile; tasks are (group, slab, part of the input channels, of the panels)."""
+def add_tiles(dtype: str, tile: Tile) -> CFunc:
+    """The part of the kernel that knows its register tile: a tap's tiles from `first_tile` to `end_tile`."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
+
+    def add_tap(plan, own, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds):
+        p = record_at(plan, CORRELATE)
+        for t in range(first_tile, end_tile):
+            rows = min(MR, p.reduction - t * MR)
+            place, pitch, added = target + t * MR * p.target_k, p.target_k, adds
+            if p.even == 0:
+                place, pitch, added = own + p.buffer, NR * ITEM, 0
+            added_tile(
+                REAL, VL, MR, NV, runs, own + p.table, own + p.packed + (t - first_tile) * MR * ITEM,
+                vectors, vector_c, place, pitch, rows, lanes, added,
+            )  # fmt: skip
+            if p.even == 0:
+                scatter_tile(p, REAL, ITEM, NR, place, target, t * MR, rows, lanes, adds)
+
+    return jit.part(add_tap)
+
+
+@functools.cache
+def correlate() -> CFunc:
+    """The kernel for all dtypes and tiles; tasks are (group, slab, part of the input channels, of the panels)."""
 
     def correlate_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -170,7 +221,7 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
             group = task // p.panel_parts // p.channel_parts // p.slabs
             first_tile = p.channel_tiles * part // p.channel_parts
             end_tile = p.channel_tiles * (part + 1) // p.channel_parts
-            source = call.source + group * p.source_group
+            source = call.source + group * p.source_group + first_tile * p.tile_rows * p.source_k
             blocks = p.image_blocks * p.row_blocks * p.column_blocks
             first_block = blocks * slab // p.slabs
             for block in range(first_block, blocks * (slab + 1) // p.slabs):
@@ -179,20 +230,19 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                 j = block % p.column_blocks * p.column_block
                 images, lines = min(p.image_block, p.n - image), min(p.row_block, p.rows - i)
                 columns = min(p.column_block, p.columns - j)
-                channels = min(end_tile * MR, p.reduction) - first_tile * MR
+                channels = min(end_tile * p.tile_rows, p.reduction) - first_tile * p.tile_rows
                 if p.joined != 0:
                     channels = p.inputs
-                first = source + first_tile * MR * p.source_k
-                pack_source(p, REAL, ITEM, VL, first, own + p.packed, image, images, i, j, channels)
+                call_part(p.pack_source, (call.plan, source, own + p.packed, image, images, i, j, channels))
                 first_panel = p.panels * panel_part // p.panel_parts
                 for panel in range(first_panel, p.panels * (panel_part + 1) // p.panel_parts):
-                    lanes = min(NR, p.channels - panel * NR)
-                    vectors = call.other + group * p.gradient_group + panel * NR * p.gradient_d
+                    lanes = min(p.tile_channels, p.channels - panel * p.tile_channels)
+                    vectors = call.other + group * p.gradient_group + panel * p.tile_channels * p.gradient_d
                     vectors += image * p.gradient_n + i * p.gradient_r + j * p.gradient_c
                     vector_n, vector_r, vector_c = p.gradient_n, p.gradient_r, p.gradient_c
                     if p.in_place == 0:
-                        pack_gradient(p, REAL, ITEM, VL, NV, vectors, own + p.panel, images, lines, columns, lanes)
-                        vectors, vector_c = own + p.panel, NR * ITEM
+                        call_part(p.pack_gradient, (call.plan, vectors, own + p.panel, images, lines, columns, lanes))
+                        vectors, vector_c = own + p.panel, p.row_bytes
                         vector_r, vector_n = columns * vector_c, lines * columns * vector_c
                     for tap in range(p.taps_r * p.taps_c):
                         a, b = tap // p.taps_c, tap % p.taps_c
@@ -202,19 +252,11 @@ def correlate(dtype: str, tile: Tile) -> CFunc:
                         if runs == 0 and block > first_block:
                             continue
                         target = call.target + slab * p.slab_bytes + group * p.target_group
-                        target += panel * NR * p.target_d + a * p.target_a + b * p.target_b
-                        for t in range(first_tile, end_tile):
-                            depth = min(MR, p.reduction - t * MR)
-                            place, pitch, adds = target + t * MR * p.target_k, p.target_k, block > first_block
-                            if p.even == 0:
-                                place, pitch, adds = own + p.buffer, NR * ITEM, False
-                            added_tile(
-                                REAL, VL, MR, NV, runs, own + p.table, own + p.packed + (t - first_tile) * MR * ITEM,
-                                vectors, vector_c, place, pitch, depth, lanes, adds,
-                            )  # fmt: skip
-                            if p.even == 0:
-                                scatter_tile(
-                                    p, REAL, ITEM, NR, place, target, t * MR, depth, lanes, block > first_block
-                                )
+                        target += panel * p.tile_channels * p.target_d + a * p.target_a + b * p.target_b
+                        adds = 1 if block > first_block else 0
+                        call_part(
+                            p.add,
+                            (call.plan, own, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds),
+                        )
 
     return jit.kernel(correlate_tiles)

@@ -370,9 +370,7 @@ def gather() -> CFunc:
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
         starts = carray(pointer(own + p.starts), p.tile_pixels, np.int64)
-        buffer_rows = carray(
-            pointer(own + p.targets + p.tiles_per_block * 8 * p.tile_pixels), p.tile_pixels, np.int64
-        )
+        buffer_rows = carray(pointer(own + p.targets + p.tiles_per_block * 8 * p.tile_pixels), p.tile_pixels, np.int64)
         for m in range(p.tile_pixels):
             buffer_rows[m] = own + p.buffer + m * p.row_bytes
             starts[m] = call.start

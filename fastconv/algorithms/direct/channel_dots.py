@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
@@ -110,10 +111,15 @@ def plan_channel_dots(problem: ConvProblem, threads: int) -> ChannelDotPass | No
         rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step, phases=spread,
         taps_r=len(rows.taps), row_offsets=address(row_offsets), first_column=min(columns.offsets),
         channels=problem.oc, zeros=address(zeros), row_block=row_block, row_blocks=row_blocks,
-        blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
+        blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each, line_bytes=problem.oc * item,
+        entry=0, pixels=shape.MR, taps_c=shape.KW, reach=(shape.MR - 1) * shape.S + shape.KW, sums=shape.KW * shape.G,
+        vectors=vectors, vector_bytes=shape.lanes * item,
         workspace_bytes=total, table=table, singles=singles,
     )  # fmt: skip
-    launch = Launch(
-        lambda: kernels.channel_dots(problem.dtype, shape), problem.dtype, template, slabs * parts, threads, total
-    )
+
+    def compiled() -> CFunc:
+        template["entry"] = kernels.row_of_sums(problem.dtype, shape).address
+        return kernels.channel_dots()
+
+    launch = Launch(compiled, problem.dtype, template, slabs * parts, threads, total)
     return ChannelDotPass(problem, threads, shape, launch, partial, (row_offsets, zeros))

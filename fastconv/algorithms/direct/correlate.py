@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides
 from fastconv.algorithms.direct import model
@@ -176,14 +177,20 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         image_block=block.images, row_block=block.rows, column_block=block.columns,
         image_blocks=blocks[0], row_blocks=blocks[1], column_blocks=blocks[2], slabs=slabs,
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
+        tile_rows=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, pack_source=0, pack_gradient=0, add=0,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
         packed_column_step=column_step, pixel_bytes=pixel_bytes, slot=address(slot),
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
-    launch = Launch(
-        lambda: correlate.correlate(problem.dtype, shape), problem.dtype, template,
-        groups * slabs * channel_parts * panel_parts, threads, total,
-    )  # fmt: skip
+
+    def compiled() -> CFunc:
+        template["pack_source"] = correlate.pack_source(problem.dtype).address
+        if not in_place:
+            template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NV).address
+        template["add"] = correlate.add_tiles(problem.dtype, shape).address
+        return correlate.correlate()
+
+    launch = Launch(compiled, problem.dtype, template, groups * slabs * channel_parts * panel_parts, threads, total)
     unused, tables = np.zeros(1, problem.dtype), (row_offsets, column_offsets, slot)
     return CorrelatePass(problem, threads, shape, launch, partial, unused, tables)
 

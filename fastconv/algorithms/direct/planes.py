@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
