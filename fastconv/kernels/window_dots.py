@@ -24,19 +24,21 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import IN_FLIGHT, WindowTile, window_pixels
 
 WINDOW_DOTS = record("""
     source_n source_r source_c source_rows source_columns
     gradient_n gradient_r gradient_c
-    rows columns row_step taps_r tap_rows phases first_row first_column
+    rows columns row_step column_step taps_r tap_rows phases first_row first_column
     channels outputs row_block row_blocks blocks parts slabs slab_bytes
+    all_rows one_row taps_c together pixels tile_channels item
 """)
 """Strides are in bytes. Kernel rows lie `tap_rows` source rows apart, the columns of each phase `phases` columns. The
-target is an array (slabs, taps_r, KW, outputs, channels), slabs `slab_bytes` apart, where `channels` are those in the
-lanes and `outputs` those that are not."""
+target is an array (slabs, taps_r, taps_c, outputs, channels), slabs `slab_bytes` apart, where `channels` are those in
+the lanes and `outputs` those that are not. A tile takes `together` kernel rows and `pixels` pixels; `all_rows` and
+`one_row` are the addresses of the compiled `rows_of_taps` for these kernel rows, and for one."""
 
 
 class _Window:
@@ -192,31 +194,54 @@ def slide_window(
 
 
 @functools.cache
-def window_dots(dtype: str, tile: WindowTile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (slab of blocks of rows, part of the channels)."""
+def rows_of_taps(dtype: str, tile: WindowTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: KH kernel rows over `lines` rows of pixels.
+
+    Channels are those from `first_channel` to `end_channel`; `x`, `y` and `target` are the addresses of the first line,
+    of its gradient and of the first kernel row's sums. The others are the arguments of `slide_window`.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KH, KW, S, NV, ND, MASKED = tile.VL, tile.KH, tile.KW, tile.S, tile.NV, tile.ND, int(tile.masked)
-    LANES, OUTPUTS, PIXELS = VL * NV, max(1, ND), window_pixels(KW)
+    LANES, OUTPUTS = VL * NV, max(1, ND)
+
+    def slide_over_lines(
+        plan, x, y, target, lines, columns, inside, tiles, first, size, first_channel, end_channel
+    ):  # fmt: skip
+        p = record_at(plan, WINDOW_DOTS)
+        target_output = p.channels * ITEM
+        target_step = p.outputs * target_output
+        for k in range(first_channel, end_channel, LANES):
+            for d in range(0, p.outputs, OUTPUTS):
+                slide_window(
+                    REAL, VL, KH, KW, S, NV, ND, MASKED, lines, columns, inside, tiles, first, size,
+                    x + k * ITEM, p.row_step * p.source_r, p.tap_rows * p.source_r, p.phases * p.source_c,
+                    y + (d if ND > 0 else k) * ITEM, p.gradient_r, p.phases * p.gradient_c,
+                    target + d * target_output + k * ITEM, KW * target_step, target_step, target_output,
+                    p.channels - k, p.outputs - d,
+                )  # fmt: skip
+
+    return jit.part(slide_over_lines)
+
+
+@functools.cache
+def window_dots() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (slab of blocks of rows, part of the channels)."""
 
     def window_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINDOW_DOTS)
-        source_line, source_tap, source_step = p.row_step * p.source_r, p.tap_rows * p.source_r, p.phases * p.source_c
-        gradient_step = p.phases * p.gradient_c
-        target_output = p.channels * ITEM
-        target_step = p.outputs * target_output
-        target_row = KW * target_step
-        tiles_c = (p.channels + LANES - 1) // LANES
+        line_bytes = p.channels * p.item
+        row_bytes = p.taps_c * p.outputs * line_bytes
+        tiles_c = (p.channels + p.tile_channels - 1) // p.tile_channels
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
-            first_channel = tiles_c * part // p.parts * LANES
-            end_channel = min(tiles_c * (part + 1) // p.parts * LANES, p.channels)
+            first_channel = tiles_c * part // p.parts * p.tile_channels
+            end_channel = min(tiles_c * (part + 1) // p.parts * p.tile_channels, p.channels)
             slab_target = call.target + slab * p.slab_bytes
-            for line in range(p.taps_r * KW * p.outputs):
-                total = carray(pointer(slab_target + line * target_output), p.channels, REAL)
-                for k in range(first_channel, end_channel):
-                    total[k] = REAL(0)
+            for line in range(p.taps_r * p.taps_c * p.outputs):
+                sums = carray(pointer(slab_target + line * line_bytes), line_bytes, np.uint8)
+                sums[first_channel * p.item : end_channel * p.item] = 0
             for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
                 image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
                 last = min(first + p.row_block, p.rows)
@@ -225,53 +250,36 @@ def window_dots(dtype: str, tile: WindowTile) -> CFunc:
                     base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
                     size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
                     columns = (p.columns - phase + p.phases - 1) // p.phases
-                    inside = first_inside(at, S)
-                    tiles = max(0, end_inside(at + KW - 1, S, size, columns) - inside) // PIXELS
+                    inside = first_inside(at, p.column_step)
+                    tiles = max(0, end_inside(at + p.taps_c - 1, p.column_step, size, columns) - inside) // p.pixels
                     source = call.source + image * p.source_n + base * p.source_c
                     gradient = call.other + image * p.gradient_n + phase * p.gradient_c
-                    for a in range(0, p.taps_r, KH):
-                        # Rows where KH taps at once lie inside the image; before and after them, each tap for itself.
+                    for a in range(0, p.taps_r, p.together):
+                        # Rows where all taps at once lie inside the image; before and after them, each for itself.
                         row, low, high = p.first_row + a * p.tap_rows, first, first
-                        if a + KH <= p.taps_r:
+                        if a + p.together <= p.taps_r:
                             low = min(max(first, first_inside(row, p.row_step)), last)
-                            below = row + (KH - 1) * p.tap_rows
+                            below = row + (p.together - 1) * p.tap_rows
                             high = max(low, end_inside(below, p.row_step, p.source_rows, last))
-                        if low < high:
-                            x = source + (row + low * p.row_step) * p.source_r
-                            y = gradient + low * p.gradient_r
-                            target = slab_target + a * target_row
-                            for k in range(first_channel, end_channel, LANES):
-                                for d in range(0, p.outputs, OUTPUTS):
-                                    slide_window(
-                                        REAL, VL, KH, KW, S, NV, ND, MASKED,
-                                        high - low, columns, inside, tiles, at, size,
-                                        x + k * ITEM, source_line, source_tap, source_step,
-                                        y + (d if ND > 0 else k) * ITEM, p.gradient_r, gradient_step,
-                                        target + d * target_output + k * ITEM, target_row, target_step, target_output,
-                                        p.channels - k, p.outputs - d,
-                                    )  # fmt: skip
-                        for side in range(2 * min(KH, p.taps_r - a)):
-                            tap = a + side // 2
-                            row = p.first_row + tap * p.tap_rows
-                            top = max(first, first_inside(row, p.row_step))
-                            bottom = end_inside(row, p.row_step, p.source_rows, last)
-                            if side % 2 == 0:
-                                bottom = min(bottom, low)
-                            else:
-                                top = max(top, high)
+                        for side in range(-1, 2 * min(p.together, p.taps_r - a)):
+                            entry, tap, top, bottom = p.all_rows, a, low, high
+                            if side >= 0:
+                                entry, tap = p.one_row, a + side // 2
+                                row = p.first_row + tap * p.tap_rows
+                                top = max(first, first_inside(row, p.row_step))
+                                bottom = end_inside(row, p.row_step, p.source_rows, last)
+                                if side % 2 == 0:
+                                    bottom = min(bottom, low)
+                                else:
+                                    top = max(top, high)
                             if top >= bottom:
                                 continue
-                            x, y = source + (row + top * p.row_step) * p.source_r, gradient + top * p.gradient_r
-                            target = slab_target + tap * target_row
-                            for k in range(first_channel, end_channel, LANES):
-                                for d in range(0, p.outputs, OUTPUTS):
-                                    slide_window(
-                                        REAL, VL, 1, KW, S, NV, ND, MASKED,
-                                        bottom - top, columns, inside, tiles, at, size,
-                                        x + k * ITEM, source_line, source_tap, source_step,
-                                        y + (d if ND > 0 else k) * ITEM, p.gradient_r, gradient_step,
-                                        target + d * target_output + k * ITEM, target_row, target_step, target_output,
-                                        p.channels - k, p.outputs - d,
-                                    )  # fmt: skip
+                            x = source + (p.first_row + tap * p.tap_rows + top * p.row_step) * p.source_r
+                            y, target = gradient + top * p.gradient_r, slab_target + tap * row_bytes
+                            call_part(
+                                entry,
+                                (call.plan, x, y, target, bottom - top, columns, inside, tiles, at, size, first_channel,
+                                 end_channel),
+                            )  # fmt: skip
 
     return jit.kernel(window_dot_tiles)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
 from fastconv.algorithms.direct import model
@@ -16,7 +17,7 @@ from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
 from fastconv.kernels import window_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import WindowTile, vector_bytes, window_tile_shape
+from fastconv.kernels.target import WindowTile, vector_bytes, window_pixels, window_tile_shape
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 _MOST_SLABS = 32
@@ -124,13 +125,21 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
         source_n=x[0], source_r=x[1], source_c=x[2],
         source_rows=problem.input_size[0], source_columns=problem.input_size[1],
         gradient_n=y[0], gradient_r=y[1], gradient_c=y[2],
-        rows=rows.count, columns=columns.count, row_step=rows.step, taps_r=len(rows.taps),
+        rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step, taps_r=len(rows.taps),
         tap_rows=problem.dilation[0], phases=spread, first_row=rows.offsets[0], first_column=columns.offsets[0],
         channels=problem.ic, outputs=problem.oc if shape.ND else 1, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
+        all_rows=0, one_row=0, taps_c=shape.KW, together=shape.KH, pixels=window_pixels(shape.KW),
+        tile_channels=shape.VL * shape.NV, item=item,
     )  # fmt: skip
+
+    def compiled() -> CFunc:
+        template["all_rows"] = kernels.rows_of_taps(problem.dtype, shape).address
+        template["one_row"] = kernels.rows_of_taps(problem.dtype, replace(shape, KH=1)).address
+        return kernels.window_dots()
+
     launch = Launch(
-        lambda: kernels.window_dots(problem.dtype, shape), problem.dtype, template, slabs * parts, threads,
+        compiled, problem.dtype, template, slabs * parts, threads,
         grain=max(1, slabs * parts // (_RUNS_PER_THREAD * threads)),
     )  # fmt: skip
     return WindowDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))
