@@ -20,10 +20,11 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.addresses import pitched_places, trace_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import ADDRESSES, call_part, pitched_places, pointer, record_at, trace_places
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import RowTile
 
 DEPTHWISE = record("""
@@ -111,19 +112,16 @@ def row_tile(
 
 
 @jit.inline
-def trace_columns(p, Q, table, column):
-    """Write where in a row the Q source pixels from `column` on lie, -1 for those in the padding."""
-    places = carray(pointer(table), Q, np.int64)
-    for q in range(Q):
-        at = column + q * p.phases
-        places[q] = at * p.source_c if 0 <= at < p.source_columns else -1
+def trace_columns(p, count, table, column):
+    """Write where in a row the `count` source pixels from `column` on lie, -1 for those in the padding."""
+    pitched_places(count, column, p.phases, p.source_columns, 0, p.source_c, -1, table)
 
 
 @jit.inline
-def trace_row(p, LANES, Q, columns, entry, above, weight):
+def trace_row(p, count, columns, entry, above, weight):
     """Write the addresses of a tile's source pixels in the row at `above`, and the offset of their weights."""
-    trace_places(LANES, Q, columns, above, p.zeros, entry)
-    carray(pointer(entry), Q + 1, np.int64)[Q] = weight
+    trace_places(count, columns, above, p.zeros, entry)
+    carray(pointer(entry), count + 1, np.int64)[count] = weight
 
 
 @functools.cache
@@ -163,7 +161,6 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
 @functools.cache
 def depthwise() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (image, block of rows, part of the channels)."""
-    LANES = ADDRESSES
 
     def depthwise_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -206,17 +203,17 @@ def depthwise() -> CFunc:
                             above, weight = source + row * p.source_r, row_weights[a]
                             for chunk in range(p.chunks):
                                 entry = own + p.table + (rows * p.chunks + chunk) * row_bytes
-                                trace_row(p, LANES, p.reach, columns + chunk * p.reach * 8, entry, above, weight)
+                                trace_row(p, p.reach, columns + chunk * p.reach * 8, entry, above, weight)
                                 weight += p.chunk_taps * p.weight_c
                             if p.reach_rest != 0:
                                 entry = own + p.rest + rows * (p.reach_rest + 1) * 8
                                 beyond = columns + p.chunks * p.reach * 8
-                                trace_row(p, LANES, p.reach_rest, beyond, entry, above, weight)
+                                trace_row(p, p.reach_rest, beyond, entry, above, weight)
                             rows += 1
                         there = min(p.pixels, (p.columns - j + p.phases - 1) // p.phases)
                         # Pixels of the tile past the end of the row are written to a place that nobody reads.
                         pitched_places(
-                            LANES, p.pixels, 0, 1, there, line + j * p.target_c, p.phases * p.target_c,
+                            p.pixels, 0, 1, there, line + j * p.target_c, p.phases * p.target_c,
                             own + p.unused, own + p.targets,
                         )  # fmt: skip
                         first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts

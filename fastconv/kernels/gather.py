@@ -23,6 +23,15 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.addresses import (
+    ADDRESS_BYTES,
+    ADDRESSES,
+    number_pixels,
+    pitched_places,
+    trace_axis,
+    trace_run,
+    write_places,
+)
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
@@ -31,17 +40,12 @@ from fastconv.kernels.simd import (
     RUN_FIELDS,
     call_part,
     multiply_tile,
-    number_pixels,
     pitched_tile,
     pointer,
     prefetch,
     record_at,
-    trace_axis,
-    trace_run,
     turn_line,
     turn_tile,
-    write_pitched,
-    write_places,
 )
 from fastconv.kernels.target import Tile, vector_bytes
 
@@ -55,9 +59,9 @@ GATHER = record("""
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
-    tile_pixels tile_channels row_bytes trace multiply
+    tile_pixels tile_channels row_bytes item trace multiply
     workspace_bytes
-    table counts targets numbers row_parts column_parts spare starts buffer copies packed strip
+    table counts targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps
@@ -67,8 +71,8 @@ lie inside the image, relative to its first pixel. Where weights are read `in_pl
 `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
 `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
 `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. Rows
-of `tile_channels` weights and of a tile's results are `row_bytes` long; `trace` and `multiply` are the addresses of the
-compiled parts that know the tile. The last line's fields are offsets into each thread's workspace."""
+of `tile_channels` weights and of a tile's results are `row_bytes` long; `trace` and `multiply` are the addresses of
+these compiled parts. The last line's fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -77,83 +81,84 @@ AHEAD = 16
 
 
 @jit.inline
-def copy_traced(p, REAL, MR, destination, row_parts, column_parts, source):
+def copy_traced(p, WORD, destination, row_parts, column_parts, source):
     """Copy what a run reads, channel by channel, with zeros for pixels in the padding."""
-    copy = carray(pointer(destination), (p.reduction, MR), REAL)
-    for m in range(MR):
+    copy = carray(pointer(destination), (p.reduction, p.tile_pixels), WORD)
+    for m in range(p.tile_pixels):
         offset = row_parts[m] + column_parts[m]
         if offset < 0:
             for k in range(p.reduction):
-                copy[k, m] = REAL(0)
+                copy[k, m] = WORD(0)
         else:
             for k in range(p.reduction):
-                copy[k, m] = carray(pointer(source + offset + k * p.source_k), 1, REAL)[0]
+                copy[k, m] = carray(pointer(source + offset + k * p.source_k), 1, WORD)[0]
 
 
 @jit.inline
-def trace_tile(p, REAL, ITEM, MR, source, target, own, t, first):
+def trace_tile(p, source, target, own, t, first):
     """Write the runs and targets of the tile that begins at pixel `first`; the number of runs.
 
     -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: what is
     written then is the address of its first pixel, and the targets.
     """
+    MR = p.tile_pixels
     image = first // (p.rows * p.columns)
     i = first // p.columns - image * p.rows
     j = first - (image * p.rows + i) * p.columns
     left, right = j * p.column_step + p.first_column, (j + MR - 1) * p.column_step + p.last_column
     above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
     within = left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows
-    if j + MR <= p.columns and within and p.chunk == p.taps_r * p.taps_c:
-        table = carray(pointer(own + p.table + t * p.taps_r * p.taps_c * (MR + RUN_FIELDS) * 8), 1, np.int64)
+    taps, entry_bytes = p.taps_r * p.taps_c, (MR + RUN_FIELDS) * 8
+    table_at, targets = own + p.table + t * taps * entry_bytes, own + p.targets + t * 8 * MR
+    if j + MR <= p.columns and within and p.chunk == taps:
+        table = carray(pointer(table_at), 1, np.int64)
         table[0] = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
-        write_pitched(
-            MR, own + p.targets + t * 8 * MR, target + image * p.target_n + i * p.target_r + j * p.target_c, p.target_c
-        )
+        here = target + image * p.target_n + i * p.target_r + j * p.target_c
+        pitched_places(MR, 0, 1, MR, here, p.target_c, here, targets)
         return -1
     # Tile rows past the end repeat the last pixel: they write the same value to the same place.
     left = p.n * p.rows * p.columns - 1 - first
-    numbers = own + p.numbers
-    number_pixels(MR, image, i, j, left, p.rows, p.columns, numbers)
-    write_places(MR, own + p.targets + t * 8 * MR, target, p.target_n, p.target_r, p.target_c, numbers)
+    numbers, pitch = own + p.numbers, (MR + ADDRESSES - 1) // ADDRESSES * ADDRESS_BYTES
+    number_pixels(MR, image, i, j, left, p.rows, p.columns, numbers, pitch)
+    write_places(MR, targets, target, p.target_n, p.target_r, p.target_c, numbers, pitch)
     trace_axis(
-        MR, numbers + MR * 8, p.row_step, p.taps_r, p.row_offsets, p.source_rows, p.source_r, numbers, p.source_n,
-        own + p.row_parts,
+        MR, numbers + pitch, p.row_step, p.taps_r, p.row_offsets, p.source_rows, p.source_r, numbers, p.source_n,
+        own + p.row_parts, pitch,
     )  # fmt: skip
     trace_axis(
-        MR, numbers + MR * 16, p.column_step, p.taps_c, p.column_offsets, p.source_columns, p.source_c, numbers, 0,
-        own + p.column_parts,
+        MR, numbers + 2 * pitch, p.column_step, p.taps_c, p.column_offsets, p.source_columns, p.source_c, numbers, 0,
+        own + p.column_parts, pitch,
     )  # fmt: skip
-    taps = p.taps_r * p.taps_c
-    row_parts = carray(pointer(own + p.row_parts), (p.taps_r, MR), np.int64)
-    column_parts = carray(pointer(own + p.column_parts), (p.taps_c, MR), np.int64)
-    table_at = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
-    table = carray(pointer(table_at), (taps, MR + RUN_FIELDS), np.int64)
     runs = 0
     for a in range(p.taps_r):
-        row_at = own + p.row_parts + a * MR * 8
+        row_at = own + p.row_parts + a * pitch
         joined = False
         for b in range(p.taps_c):
-            place = table_at + runs * (MR + RUN_FIELDS) * 8
-            column_at = own + p.column_parts + b * MR * 8
+            place = table_at + runs * entry_bytes
+            column_at = own + p.column_parts + b * pitch
             inside = trace_run(MR, row_at, column_at, source, p.zeros, place)
             if b == 0 and p.touching != 0 and inside == MR:
                 # Touching taps are one run where the last of them lies inside too; the first one's addresses hold.
-                last = own + p.column_parts + (p.taps_c - 1) * MR * 8
-                spare = own + p.spare
-                joined = trace_run(MR, row_at, last, source, p.zeros, spare) == MR
+                last = own + p.column_parts + (p.taps_c - 1) * pitch
+                joined = trace_run(MR, row_at, last, source, p.zeros, own + p.spare) == MR
             if inside == 0:
                 continue
             step = p.source_k
-            if inside < MR and p.source_k != ITEM:
+            run = carray(pointer(place), MR + RUN_FIELDS, np.int64)
+            if inside < MR and p.source_k != p.item:
                 # A row of zeros can stand for a pixel only where its channels lie side by side.
-                copy = own + p.copies + (t * taps + a * p.taps_c + b) * p.reduction * MR * ITEM
-                copy_traced(p, REAL, MR, copy, row_parts[a], column_parts[b], source)
+                copy = own + p.copies + (t * taps + a * p.taps_c + b) * p.reduction * MR * p.item
+                rows, columns = carray(pointer(row_at), MR, np.int64), carray(pointer(column_at), MR, np.int64)
+                if p.item == 4:
+                    copy_traced(p, np.int32, copy, rows, columns, source)
+                else:
+                    copy_traced(p, np.int64, copy, rows, columns, source)
                 for m in range(MR):
-                    table[runs, m] = copy + m * ITEM
-                step = MR * ITEM
-            table[runs, MR] = step
-            table[runs, MR + 1] = a * p.taps_c + b
-            table[runs, MR + 2] = p.reduction * (p.taps_c if joined else 1)
+                    run[m] = copy + m * p.item
+                step = MR * p.item
+            run[MR] = step
+            run[MR + 1] = a * p.taps_c + b
+            run[MR + 2] = p.reduction * (p.taps_c if joined else 1)
             runs += 1
             if joined:
                 break
@@ -263,17 +268,14 @@ def runs_until(MR, table_at, runs, tap):
 
 
 @functools.cache
-def trace(dtype: str, pixels: int) -> CFunc:
-    """The part of kernels that lists what tiles of so many pixels read and write: of `tiles` tiles from one on."""
-    REAL = np.dtype(dtype).type
-    ITEM = np.dtype(dtype).itemsize
-    MR = pixels
+def trace() -> CFunc:
+    """The part of kernels that lists what `tiles` tiles from one on read and write."""
 
     def trace_tiles(plan, own, source, target, first, tiles):
         p = record_at(plan, GATHER)
         counts = carray(pointer(own + p.counts), tiles, np.int64)
         for t in range(tiles):
-            counts[t] = trace_tile(p, REAL, ITEM, MR, source, target, own, t, (first + t) * MR)
+            counts[t] = trace_tile(p, source, target, own, t, (first + t) * p.tile_pixels)
 
     return jit.part(trace_tiles)
 
@@ -342,7 +344,7 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                     table += before * (MR + RUN_FIELDS) * 8
                 if tap > 0:  # the sums so far lie in the target
                     starts, start = targets_at, shift
-                rows = targets_at if in_place else own + p.targets + p.tiles_per_block * 8 * MR
+                rows = targets_at if in_place else own + p.buffer_rows
                 multiply_tile(
                     REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap, starts, start,
                     floor, rows, shift if in_place else kept, lanes if in_place else NR,
@@ -370,7 +372,7 @@ def gather() -> CFunc:
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
         starts = carray(pointer(own + p.starts), p.tile_pixels, np.int64)
-        buffer_rows = carray(pointer(own + p.targets + p.tiles_per_block * 8 * p.tile_pixels), p.tile_pixels, np.int64)
+        buffer_rows = carray(pointer(own + p.buffer_rows), p.tile_pixels, np.int64)
         for m in range(p.tile_pixels):
             buffer_rows[m] = own + p.buffer + m * p.row_bytes
             starts[m] = call.start

@@ -17,10 +17,11 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.gather import GATHER
 from fastconv.kernels.params import CALL
-from fastconv.kernels.simd import RUN_FIELDS, call_part, pointer, record_at, write_pitched
+from fastconv.kernels.simd import RUN_FIELDS, call_part, pointer, record_at
 from fastconv.kernels.target import Tile
 
 
@@ -84,7 +85,7 @@ def list_inside(p, MR, table_at):
     first = carray(pointer(table_at), 1, np.int64)[0]
     for run in range(p.inside_runs):
         entry = table_at + run * (MR + RUN_FIELDS) * 8
-        write_pitched(MR, entry, first + inside[run, 0], p.column_step * p.source_c)
+        pitched_places(MR, 0, 1, MR, first + inside[run, 0], p.column_step * p.source_c, 0, entry)
         fields = carray(pointer(entry), MR + RUN_FIELDS, np.int64)
         for q in range(RUN_FIELDS):
             fields[MR + q] = inside[run, 1 + q]

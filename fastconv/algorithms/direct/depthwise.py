@@ -13,9 +13,9 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
 from fastconv.kernels import depthwise
+from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.simd import ADDRESSES
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
@@ -114,8 +114,8 @@ def plan_depthwise(
     reach_rest = reach - shape.KW + shape.REST
     tile_bytes = (chunks * reach + reach_rest) * 8
     places, table, rest, targets, unused, total = workspace_offsets(
-        tiles * tile_bytes, (taps_r * chunks * (reach + 1) + ADDRESSES) * 8,
-        (taps_r * (reach_rest + 1) + ADDRESSES) * 8, (shape.MR + ADDRESSES) * 8, channels * item,
+        tiles * tile_bytes + ADDRESS_BYTES, taps_r * chunks * (reach + 1) * 8 + ADDRESS_BYTES,
+        taps_r * (reach_rest + 1) * 8 + ADDRESS_BYTES, shape.MR * 8 + ADDRESS_BYTES, channels * item,
     )  # fmt: skip
     zeros = np.zeros(problem.groups * max(group, others), problem.dtype)
     row_offsets = np.array(rows.offsets, np.int64)

@@ -23,6 +23,7 @@ from fastconv.algorithms.direct.grids import (
     workspace_offsets,
 )
 from fastconv.kernels import gather, pad, reduce
+from fastconv.kernels.addresses import ADDRESS_BYTES, ADDRESSES
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
@@ -343,15 +344,16 @@ def _plan(
     chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
     chunk = taps_of_chunk(taps, len(columns.taps), reduction * lanes * item) if chunked else taps
 
+    listed = -(-shape.MR // ADDRESSES) * ADDRESS_BYTES
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
 
     (
-        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer, copies, packed, strip,
-        total,
+        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer_rows, buffer, copies, packed,
+        strip, total,
     ) = workspace_offsets(
-        size * entry_bytes, size * 8, (size + 1) * shape.MR * 8, 3 * shape.MR * 8, len(rows.taps) * shape.MR * 8,
-        len(columns.taps) * shape.MR * 8, shape.MR * 8, max(shape.MR, shape.NV) * 8,
+        size * entry_bytes + ADDRESS_BYTES, size * 8, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
+        len(rows.taps) * listed, len(columns.taps) * listed, listed, max(shape.MR, shape.NV) * 8, shape.MR * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
         size * copy_bytes, panel_bytes // taps * chunk if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
@@ -389,16 +391,16 @@ def _plan(
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
-        tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, trace=0, multiply=0, workspace_bytes=total,
+        tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
+        workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
-        spare=spare, starts=starts, buffer=buffer, copies=copies, packed=packed,
-        strip=strip,
+        spare=spare, starts=starts, buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
     )  # fmt: skip
     tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
     tasks = groups * -(-tiles // size) * parts
 
     def compile_(plan: np.ndarray) -> CFunc:
-        plan["trace"] = gather.trace(problem.dtype, shape.MR).address
+        plan["trace"] = gather.trace().address
         if sums:
             return reduce.reduce(problem.dtype, shape)
         if frame is not None:

@@ -19,6 +19,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather
+from fastconv.kernels.addresses import ADDRESS_BYTES, ADDRESSES
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
@@ -86,9 +87,10 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
         count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
+    listed = -(-shape.MR // ADDRESSES) * ADDRESS_BYTES
     table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
-        count * entry_bytes, count * 8, (count + 1) * shape.MR * 8, *[3 * shape.MR * 8] * 3, shape.MR * 8,
-        shape.MR * shape.NR * item, panel_bytes if packs else 0,
+        count * entry_bytes + ADDRESS_BYTES, count * 8, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
+        *[listed] * 3, shape.MR * shape.NR * item, panel_bytes if packs else 0,
     )  # fmt: skip
     taps = np.zeros(1, np.int64)
     inside = np.array([(0, weights[2], 0, reduction)], np.int64)
@@ -113,10 +115,11 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         start_group=tiles * shape.MR * item,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
-        tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, trace=0, multiply=0,
+        tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
+        multiply=0,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
-        spare=spare, starts=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
+        spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
     )  # fmt: skip
     unroll = UNROLLED if weights[2] == item else ANYWHERE
     tasks = matrices * -(-tiles // count) * parts
@@ -124,7 +127,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     def compiled() -> CFunc:
         if packs:
             pack["entry"] = gather.pack_part(problem.dtype, shape.NR).address
-        template["trace"] = gather.trace(problem.dtype, shape.MR).address
+        template["trace"] = gather.trace().address
         template["multiply"] = gather.multiply(problem.dtype, shape, unroll, ROW_START).address
         return gather.gather()
 
