@@ -74,9 +74,14 @@ def _wider(problem: ConvProblem, pixels: int) -> ConvProblem:
 
 
 def plan_abreast(problem: ConvProblem, threads: int) -> AbreastPass | None:
-    """Plan the launch; None where the channels of a pixel fill a vector, or rows have no whole number of groups."""
+    """Plan the launch; None where the channels of a pixel fill a vector, or rows have no whole number of groups.
+
+    Nor where windows are apart: most taps of the wider kernels would be no pixel's, and there may be millions.
+    """
     lanes = vector_bytes() // problem.itemsize
     if problem.layout == "NCHW" or problem.groups > 1 or problem.dilation[1] > 1 or 2 * problem.oc > lanes:
+        return None
+    if problem.stride[1] > problem.kernel_size[1]:
         return None
     fitting = [m for m in range(2, _MOST_ABREAST + 1) if problem.output_size[1] % m == 0 and m * problem.oc <= lanes]
     passes = [AbreastPass(problem, threads, other.tile, other.launch, other, m) for m in fitting
