@@ -23,7 +23,7 @@ from .process import ROOT
 MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
     "channel_dots": "direct", "window_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
-    "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
+    "addresses": "direct", "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
     "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
     "fft": "fft", "overlap_save": "fft",
     "patches": "im2col", "naive": "naive",

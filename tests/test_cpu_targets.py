@@ -42,6 +42,6 @@ def reports(tmp_path_factory):
 def test_tails_are_right_on(cpu, reports):
     report = json.loads(reports[cpu].result())
     assert report["vector_bytes"] == TARGETS[cpu]
-    always = sum(name in UNIVERSAL for name in NAMED)
+    always = sum(name in UNIVERSAL for name in NAMED if name != "naive")
     assert report["cases"] > 15
     assert report["compared"] >= always * report["cases"] * len(DIRECTIONS) * COMBINATIONS

@@ -19,9 +19,10 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
+from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import StencilTile
 
 STENCIL = record("""
@@ -31,15 +32,17 @@ STENCIL = record("""
     start_group
     parts_of_problem groups rows columns phases first_row first_column column_spread
     chunks rest_rows taps_c reduction channels
+    entry tile_rows row_step chunk_rows sources sources_rest
     zeros row_tiles phase_tiles row_block shares parts
     workspace_bytes table rest
 """)
 """Strides and `*_group` are in bytes; the groups of all images follow one another. A group has `shares` tasks: blocks
 of rows, each in `parts` parts of the target channels. The rows of a tile are `phases` apart, as are the source rows of
 its taps; a phase has `phase_tiles` tiles from top to bottom, and all phases `row_tiles`. The kernel's rows are cut into
-`chunks` of KH and `rest_rows`, which are REST or none. A strided input gradient has `parts_of_problem` such records one
-after another, for every phase of the stride, and its tasks take blocks of all. The last line's fields but the first are
-offsets into each thread's workspace."""
+`chunks` of `chunk_rows` and `rest_rows`, which are REST or none; a tile of `tile_rows` reads `sources` rows for a chunk
+and `sources_rest` for the rest. `entry` is the address of the compiled `columns`. A strided input gradient has
+`parts_of_problem` such records one after another, for every phase of the stride, and its tasks take blocks of all. The
+last line's fields but the first are offsets into each thread's workspace."""
 
 
 @intrinsic(prefer_literal=True)
@@ -156,41 +159,68 @@ def stencil_tile(
 
 
 @jit.inline
-def trace_rows(p, SOURCES, entries, count, plane, row, weight):
-    """Write the run of SOURCES source rows from `row` on, unless all lie outside; the number of runs there are then."""
-    last = row + (SOURCES - 1) * p.phases
+def trace_rows(p, sources, entries, count, plane, row, weight):
+    """Write the run of so many source rows from `row` on, unless all lie outside; the number of runs there are then."""
+    last = row + (sources - 1) * p.phases
     if last < 0 or row >= p.source_rows:
         return count
-    run = carray(pointer(entries + count * (SOURCES + 1) * 8), SOURCES + 1, np.int64)
-    for q in range(SOURCES):
-        at = row + q * p.phases
-        run[q] = plane + at * p.source_r if 0 <= at < p.source_rows else p.zeros
-    run[SOURCES] = weight
+    run = entries + count * (sources + 1) * 8
+    pitched_places(sources, row, p.phases, p.source_rows, plane, p.source_r, p.zeros, run)
+    carray(pointer(run), sources + 1, np.int64)[sources] = weight
     return count + 1
 
 
 @functools.cache
-def stencil(dtype: str, tile: StencilTile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (group of an image, block of rows, part of the channels)."""
+def columns(dtype: str, tile: StencilTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: traced rows from left to right, for channels `first` to `last`.
+
+    `plan` is the record of the part of the problem that the rows belong to.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR, KH, REST = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST
     SR, SC, EC = tile.SR, tile.SC, tile.EC
-    SOURCES, SOURCES_REST = (MR - 1) * SR + KH, (MR - 1) * SR + REST
+
+    def stencil_columns(address, plan, own, runs, rest_runs, target, weights, start, rows, first, last):
+        call = record_at(address, CALL)
+        p = record_at(plan, STENCIL)
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        for d in range(first, last):
+            for left in range(0, p.columns, NR):
+                width = min(NR, p.columns - left)
+                here = target + d * p.target_d + left * EC * ITEM
+                stencil_tile(
+                    REAL, VL, MR, NV, KH, REST, SR, SC, EC, runs, own + p.table, rest_runs, own + p.rest,
+                    left * SC + p.first_column, p.column_spread, p.source_columns,
+                    weights + d * p.weight_d, p.weight_r, p.weight_c, p.taps_c,
+                    start + d * ITEM, lowest, here, p.target_r * p.phases, rows, width,
+                )  # fmt: skip
+                if call.activation != 0:
+                    for m in range(rows):
+                        activate(call, here + m * p.target_r * p.phases, width)
+
+    return jit.part(stencil_columns)
+
+
+@functools.cache
+def stencil() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (group of an image, block of rows, part of the channels)."""
     RECORD = STENCIL.itemsize
 
     def stencil_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         common = record_at(call.plan, STENCIL)
         own = call.workspace + thread * common.workspace_bytes
-        table, rest = own + common.table, own + common.rest
-        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
-        for task in range(begin, end):
-            # Divisions take as long as a small plane does, so none is made whose result is known.
-            plane, share = task, 0
-            if common.shares > 1:
-                plane, share = task // common.shares, task % common.shares
-            group = plane % common.groups
+        table, rest, height = own + common.table, own + common.rest, common.tile_rows
+        # Divisions take as long as a small plane does: tasks are counted, and none is made whose result is known.
+        plane = begin // common.shares
+        group, share = plane % common.groups, begin - plane * common.shares - 1
+        for _ in range(begin, end):
+            share += 1
+            if share == common.shares:
+                share, plane, group = 0, plane + 1, group + 1
+                if group == common.groups:
+                    group = 0
             block, part = share, 0
             if common.parts > 1:
                 block, part = share // common.parts, share % common.parts
@@ -199,47 +229,42 @@ def stencil(dtype: str, tile: StencilTile) -> CFunc:
                 first * common.parts_of_problem, (first + common.row_block) * common.parts_of_problem
             ):
                 # All parts of the problem write to the same lines, which are then still in the first cache level.
-                p, t = common, tile_of_all
+                plan, t = call.plan, tile_of_all
                 if common.parts_of_problem > 1:
-                    p = record_at(call.plan + tile_of_all % common.parts_of_problem * RECORD, STENCIL)
+                    plan = call.plan + tile_of_all % common.parts_of_problem * RECORD
                     t = tile_of_all // common.parts_of_problem
+                p = record_at(plan, STENCIL)
                 if t >= p.row_tiles:
                     continue
-                top = t * MR
+                top = t * height
                 if p.phases > 1:
-                    top = t // p.phase_tiles + t % p.phase_tiles * MR * p.phases
+                    top = t // p.phase_tiles + t % p.phase_tiles * height * p.phases
                 if top >= p.rows:
                     continue
                 source = call.source + plane * p.source_group
-                target = call.target + p.target_offset + plane * p.target_group
+                target = call.target + p.target_offset + plane * p.target_group + top * p.target_r
                 weights = call.other + p.weight_offset + group * p.weight_group
                 start = call.start + group * p.start_group
                 rows = p.rows - top
                 if p.phases > 1:
                     rows = (rows + p.phases - 1) // p.phases
-                rows = min(MR, rows)
+                rows = min(height, rows)
                 runs = rest_runs = 0
                 for k in range(p.reduction):
-                    above, row = source + k * p.source_k, top * SR + p.first_row
-                    for chunk in range(p.chunks):
-                        weight = k * p.weight_k + chunk * KH * p.weight_r
-                        runs = trace_rows(p, SOURCES, table, runs, above, row + chunk * KH * p.phases, weight)
-                    if REST and p.rest_rows != 0:
-                        weight = k * p.weight_k + p.chunks * KH * p.weight_r
-                        row += p.chunks * KH * p.phases
-                        rest_runs = trace_rows(p, SOURCES_REST, rest, rest_runs, above, row, weight)
-                for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
-                    for left in range(0, p.columns, NR):
-                        width = min(NR, p.columns - left)
-                        here = target + d * p.target_d + top * p.target_r + left * EC * ITEM
-                        stencil_tile(
-                            REAL, VL, MR, NV, KH, REST, SR, SC, EC, runs, table, rest_runs, rest,
-                            left * SC + p.first_column, p.column_spread, p.source_columns,
-                            weights + d * p.weight_d, p.weight_r, p.weight_c, p.taps_c,
-                            start + d * ITEM, lowest, here, p.target_r * p.phases, rows, width,
-                        )  # fmt: skip
-                        if call.activation != 0:
-                            for m in range(rows):
-                                activate(call, here + m * p.target_r * p.phases, width)
+                    above, row = source + k * p.source_k, top * p.row_step + p.first_row
+                    weight = k * p.weight_k
+                    for _ in range(p.chunks):
+                        runs = trace_rows(p, p.sources, table, runs, above, row, weight)
+                        weight += p.chunk_rows * p.weight_r
+                        row += p.chunk_rows * p.phases
+                    if p.rest_rows != 0:
+                        rest_runs = trace_rows(p, p.sources_rest, rest, rest_runs, above, row, weight)
+                begin_channel, end_channel = 0, p.channels
+                if p.parts > 1:
+                    begin_channel, end_channel = p.channels * part // p.parts, p.channels * (part + 1) // p.parts
+                call_part(
+                    common.entry,
+                    (address, plan, own, runs, rest_runs, target, weights, start, rows, begin_channel, end_channel),
+                )
 
     return jit.kernel(stencil_tiles)

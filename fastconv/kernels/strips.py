@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import ROW_START, RUN_FIELDS, multiply_tile, pointer, record_at, tensor, turn_tile
+from fastconv.kernels.simd import ROW_START, RUN_FIELDS, call_part, multiply_tile, pointer, record_at, tensor, turn_tile
 from fastconv.kernels.target import Tile
 
 STRIPS = record("""
@@ -29,10 +29,12 @@ STRIPS = record("""
     taps_r taps_c row_taps column_taps row_offsets column_offsets first_row first_column
     reduction channels along_taps
     row_block column_block row_blocks column_blocks parts strip_rows strip_columns
+    tile_rows item fill_strip multiply
     workspace_bytes strip table targets rows_of_buffer buffer
 """)
 """Strides and `*_group` are in bytes. `first_row` and `first_column` are the smallest offsets of a tap. Where
-`along_taps` is set, the steps of a run are the taps of one kernel row, else the channels of one tap."""
+`along_taps` is set, the steps of a run are the taps of one kernel row, else the channels of one tap. `fill_strip` and
+`multiply` are the addresses of compiled parts; a tile has `tile_rows`."""
 
 
 @jit.inline
@@ -71,9 +73,26 @@ def fill_strip(
                         copied[c] = REAL(0)
 
 
+@functools.cache
+def strip_part(dtype: str) -> CFunc:
+    """The part of the kernel that fills a strip, with as many rows as `rows` say, from a source pixel on."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+
+    def fill_planes(plan, strip, source, row, column, rows):
+        p = record_at(plan, STRIPS)
+        fill_strip(
+            REAL, ITEM, strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
+            source, p.source_r, p.source_c, p.source_k, p.source_rows, p.source_columns, row, column, rows,
+        )  # fmt: skip
+
+    return jit.part(fill_planes)
+
+
 @jit.inline
-def trace_weights(p, ITEM, MR, own, weights, first):
+def trace_weights(p, own, weights, first):
     """Write the runs of the output channels from `first`: their weights' addresses and their place in the strip."""
+    MR = p.tile_rows
     row_taps = carray(pointer(p.row_taps), p.taps_r, np.int64)
     column_taps = carray(pointer(p.column_taps), p.taps_c, np.int64)
     row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
@@ -94,7 +113,7 @@ def trace_weights(p, ITEM, MR, own, weights, first):
             table[run, MR] = p.weight_k
             if p.along_taps != 0:
                 table[run, MR] = (column_taps[1] - column_taps[0]) * p.weight_c
-            table[run, MR + 1] = (line * p.strip_columns + column // p.column_step) * ITEM
+            table[run, MR + 1] = (line * p.strip_columns + column // p.column_step) * p.item
 
 
 def _side(tile: Tile) -> int:
@@ -108,29 +127,74 @@ def turns(tile: Tile) -> bool:
 
 
 @functools.cache
-def strips(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile; its tasks are (group, image, block of pixels, part of the channels)."""
+def multiply(dtype: str, tile: Tile) -> CFunc:
+    """The part of the kernel that knows its register tile: rows of a block for the output channels from `d` on."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
     SIDE, TURNS = _side(tile), int(turns(tile))
 
+    def multiply_rows(address, own, base, start, d, rows, columns, runs, vector_step):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, STRIPS)
+        targets = carray(pointer(own + p.targets), MR, np.int64)
+        buffer_rows = carray(pointer(own + p.rows_of_buffer), MR, np.int64)
+        for m in range(MR):
+            buffer_rows[m] = own + p.buffer + m * NR * ITEM
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        depth = min(MR, p.channels - d)
+        for r in range(rows):
+            line = own + p.strip + r * p.row_step * p.column_step * p.strip_columns * ITEM
+            for left in range(0, columns, NR):
+                # The last vectors of a row overlap those before, where there are any.
+                column = min(left, max(columns - NR, 0))
+                in_place = p.target_c == ITEM and column + NR <= columns
+                here = base + d * p.target_d + r * p.target_r + column * p.target_c
+                if in_place:
+                    for m in range(MR):
+                        targets[m] = here + min(m, depth - 1) * p.target_d
+                rows_at = own + (p.targets if in_place else p.rows_of_buffer)
+                multiply_tile(
+                    REAL, VL, MR, NV, ROW_START, 0, runs, own + p.table, line + column * ITEM, vector_step, 1,
+                    start, 0, lowest, rows_at, 0, NR,
+                )  # fmt: skip
+                width = min(NR, columns - column)
+                if call.activation != 0:
+                    written = carray(pointer(rows_at), MR, np.int64)
+                    for m in range(depth):
+                        activate(call, written[m], width)
+                if in_place:
+                    continue
+                if TURNS and p.target_d == ITEM:
+                    for c in range(0, width, SIDE):
+                        turn_tile(
+                            REAL, SIDE, own + p.buffer + c * ITEM, NR * ITEM, depth,
+                            here + c * p.target_c, p.target_c, min(SIDE, width - c),
+                        )  # fmt: skip
+                    continue
+                tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
+                pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))
+                for c in range(width):
+                    for m in range(depth):
+                        pixels[c, m] = tile_values[m, c]
+
+    return jit.part(multiply_rows)
+
+
+@functools.cache
+def strips() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (group, image, block of pixels, part of the channels)."""
+
     def strip_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, STRIPS)
         own = call.workspace + thread * p.workspace_bytes
-        targets = carray(pointer(own + p.targets), MR, np.int64)
-        buffer_rows = carray(pointer(own + p.rows_of_buffer), MR, np.int64)
         column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
-        for m in range(MR):
-            buffer_rows[m] = own + p.buffer + m * NR * ITEM
-        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
-        tiles = (p.channels + MR - 1) // MR
+        tiles = (p.channels + p.tile_rows - 1) // p.tile_rows
         runs = p.taps_r * (p.reduction if p.along_taps != 0 else p.taps_c)
-        row_bytes = p.column_step * p.strip_columns * ITEM
-        vector_step = p.strip_rows * row_bytes
+        vector_step = p.strip_rows * p.column_step * p.strip_columns * p.item
         if p.along_taps != 0:
-            vector_step = (column_offsets[1] - column_offsets[0]) * ITEM
+            vector_step = (column_offsets[1] - column_offsets[0]) * p.item
         blocks = p.row_blocks * p.column_blocks
         for task in range(begin, end):
             part = task % p.parts
@@ -140,50 +204,16 @@ def strips(dtype: str, tile: Tile) -> CFunc:
             i = block // p.column_blocks * p.row_block
             j = block % p.column_blocks * p.column_block
             rows, columns = min(p.row_block, p.rows - i), min(p.column_block, p.columns - j)
-            fill_strip(
-                REAL, ITEM, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
-                call.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
-                p.source_rows, p.source_columns, i * p.row_step + p.first_row, j * p.column_step + p.first_column,
-                p.strip_rows - (p.row_block - rows) * p.row_step,
-            )  # fmt: skip
+            source = call.source + group * p.source_group + image * p.source_n
+            row, column = i * p.row_step + p.first_row, j * p.column_step + p.first_column
+            there = p.strip_rows - (p.row_block - rows) * p.row_step
+            call_part(p.fill_strip, (call.plan, own + p.strip, source, row, column, there))
             base = call.target + p.target_offset + group * p.target_group
             base += image * p.target_n + i * p.target_r + j * p.target_c
             for t in range(tiles * part // p.parts, tiles * (part + 1) // p.parts):
-                d = t * MR
-                depth = min(MR, p.channels - d)
-                trace_weights(p, ITEM, MR, own, call.other + group * p.weight_group, d)
-                start = call.start + group * p.start_group + d * ITEM
-                for r in range(rows):
-                    line = own + p.strip + r * p.row_step * row_bytes
-                    for left in range(0, columns, NR):
-                        # The last vectors of a row overlap those before, where there are any.
-                        column = min(left, max(columns - NR, 0))
-                        in_place = p.target_c == ITEM and column + NR <= columns
-                        here = base + d * p.target_d + r * p.target_r + column * p.target_c
-                        if in_place:
-                            for m in range(MR):
-                                targets[m] = here + min(m, depth - 1) * p.target_d
-                        rows_at = own + (p.targets if in_place else p.rows_of_buffer)
-                        multiply_tile(REAL, VL, MR, NV, ROW_START, 0, runs, own + p.table,
-                                      line + column * ITEM, vector_step, 1, start, 0, lowest, rows_at, 0,
-                                      NR)  # fmt: skip
-                        width = min(NR, columns - column)
-                        if call.activation != 0:
-                            written = carray(pointer(rows_at), MR, np.int64)
-                            for m in range(depth):
-                                activate(call, written[m], width)
-                        if not in_place:
-                            if TURNS and p.target_d == ITEM:
-                                for c in range(0, width, SIDE):
-                                    turn_tile(
-                                        REAL, SIDE, own + p.buffer + c * ITEM, NR * ITEM, depth,
-                                        here + c * p.target_c, p.target_c, min(SIDE, width - c),
-                                    )  # fmt: skip
-                                continue
-                            tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
-                            pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))
-                            for c in range(width):
-                                for m in range(depth):
-                                    pixels[c, m] = tile_values[m, c]
+                d = t * p.tile_rows
+                trace_weights(p, own, call.other + group * p.weight_group, d)
+                start = call.start + group * p.start_group + d * p.item
+                call_part(p.multiply, (address, own, base, start, d, rows, columns, runs, vector_step))
 
     return jit.kernel(strip_tiles)

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
 from fastconv.kernels import stencil
+from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import StencilTile, stencil_tile_shape, vector_bytes
@@ -125,7 +127,8 @@ def plan_stencil(
     chunks = heights[-1] // shape.KH
     reach = (shape.MR - 1) * shape.SR + 1
     table, rest, total = workspace_offsets(
-        reduction * chunks * (reach + shape.KH) * 8, reduction * (reach + shape.REST) * 8
+        reduction * chunks * (reach + shape.KH) * 8 + ADDRESS_BYTES,
+        reduction * (reach + shape.REST) * 8 + ADDRESS_BYTES,
     )
     outside = np.zeros(source_size[1], problem.dtype)
     records = []
@@ -143,13 +146,17 @@ def plan_stencil(
             parts_of_problem=len(parts), groups=groups, rows=rows.count, columns=columns.count, phases=phases,
             first_row=min(rows.offsets), first_column=min(columns.offsets), column_spread=abs(_spread(columns)),
             chunks=len(rows.taps) // shape.KH, rest_rows=len(rows.taps) % shape.KH, taps_c=len(columns.taps),
-            reduction=reduction, channels=channels,
+            reduction=reduction, channels=channels, entry=0, tile_rows=shape.MR, row_step=shape.SR,
+            chunk_rows=shape.KH, sources=reach - 1 + shape.KH, sources_rest=reach - 1 + shape.REST,
             zeros=address(outside), row_tiles=min(phases, rows.count) * phase_tiles(rows),
             phase_tiles=phase_tiles(rows), row_block=row_block, shares=row_blocks * parts_of_channels,
             parts=parts_of_channels, workspace_bytes=total, table=table, rest=rest,
         ))  # fmt: skip
-    launch = Launch(
-        lambda: stencil.stencil(problem.dtype, shape), problem.dtype, np.concatenate(records),
-        planes * row_blocks * parts_of_channels, threads, total, grain,
-    )  # fmt: skip
+    plan = np.concatenate(records)
+
+    def compiled() -> CFunc:
+        plan["entry"] = stencil.columns(problem.dtype, shape).address
+        return stencil.stencil()
+
+    launch = Launch(compiled, problem.dtype, plan, planes * row_blocks * parts_of_channels, threads, total, grain)
     return StencilPass(problem, threads, shape, launch, np.zeros(groups * channels, problem.dtype), outside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
@@ -124,11 +125,15 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         reduction=reduction, channels=channels, along_taps=along_taps,
         row_block=row_block, column_block=column_block, row_blocks=row_blocks, column_blocks=column_blocks,
         parts=parts, strip_rows=strip_rows, strip_columns=strip_columns,
+        tile_rows=shape.MR, item=item, fill_strip=0, multiply=0,
         workspace_bytes=total, strip=strip, table=table, targets=targets,
         rows_of_buffer=rows_of_buffer, buffer=buffer,
     )  # fmt: skip
-    launch = Launch(
-        lambda: strips.strips(problem.dtype, shape), problem.dtype, template, blocks * row_blocks * parts, threads,
-        total,
-    )  # fmt: skip
+
+    def compiled() -> CFunc:
+        template["fill_strip"] = strips.strip_part(problem.dtype).address
+        template["multiply"] = strips.multiply(problem.dtype, shape).address
+        return strips.strips()
+
+    launch = Launch(compiled, problem.dtype, template, blocks * row_blocks * parts, threads, total)
     return StripPass(problem, threads, shape, launch, np.zeros(groups * tiles * shape.MR, problem.dtype), tables)
