@@ -1,4 +1,4 @@
-"""Gathered passes that problems as small as the cases never get: weights in chunks, rows that tasks copy."""
+"""Gathered passes that problems as small as the cases never get: weights in chunks, or packed for their place."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,11 @@ import pytest
 from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import gather
 from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.kernels.params import LINE, aligned
 from fastconv.problem import problem_from
 
 from .cases import CASES, data
+from .checks import assert_same_bits
 
 
 @pytest.mark.parametrize(("layout", "kind"), [("NHWC", gather.plan_gather), ("NCHW", gather.plan_padded)])
@@ -40,3 +42,26 @@ def test_taps_in_chunks_make_the_whole(direction, layout, kind, monkeypatch):
         np.testing.assert_array_equal(result, expected, err_msg=str(case))
     assert passes > 100
     assert in_chunks > 5 or layout == "NCHW"  # whose weights are packed whole
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_beside_cache_lines_are_packed(dtype, monkeypatch):
+    monkeypatch.setattr(gather, "_STRADDLING_STEPS", 1)
+    packed = 0
+    for case in CASES:
+        x_shape, w_shape, _ = case.shapes("NHWC")
+        problem = problem_from(x_shape, w_shape, np.dtype(dtype), **case.arguments, layout="NHWC")
+        for part in sub_problems(problem, "forward"):
+            step = gather.plan_gather(problem, "forward", *part, 2)
+            if not step.on_lines:
+                continue
+            given = data(case, "floats", "NHWC", dtype)
+            results = [np.zeros_like(given.expected["forward"], dtype) for _ in range(2)]
+            for offset, result in enumerate(results):
+                w = aligned((given.w.size + 1,), dtype)[offset:][: given.w.size].reshape(w_shape)
+                w[...] = given.w
+                assert (w.ctypes.data % LINE > 0) == offset
+                step.run(given.x, w, result)
+            assert_same_bits(*results)
+            packed += 1
+    assert packed > 20

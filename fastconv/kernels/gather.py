@@ -39,6 +39,7 @@ from fastconv.kernels.simd import (
     ROW_START,
     RUN_FIELDS,
     call_part,
+    copy_run,
     multiply_tile,
     pitched_tile,
     pointer,
@@ -243,7 +244,9 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target, begin, end):
         packed[:] = REAL(0)
     for t in range(begin, end):
         tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
-        if lanes == NR:
+        if lanes == NR and q.source_k == NR * ITEM:
+            copy_run(REAL, VL, tap, target + (t - begin) * q.reduction * NR * ITEM, q.reduction * NR)
+        elif lanes == NR:
             for k in range(q.reduction):
                 row = carray(pointer(tap + k * q.source_k), NR, REAL)
                 for line in range(0, NR * ITEM, LINE):

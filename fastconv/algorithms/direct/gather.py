@@ -25,7 +25,7 @@ from fastconv.algorithms.direct.grids import (
 from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.addresses import ADDRESS_BYTES, ADDRESSES
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, address, aligned, fill
+from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.kernels.target import Tile, sum_tile_shape, tile
 from fastconv.problem import ConvProblem, IntPair
@@ -52,6 +52,8 @@ _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
 _IN_PLACE_BYTES = 1 << 20
 """How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
+_STRADDLING_STEPS = 50_000
+"""Steps of tiles, for each thread, that win more from weights on cache lines than it takes to pack these."""
 CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
@@ -112,11 +114,13 @@ class GatherPass(Pass):
     """Time in which a task copies the rows that it reads."""
     unpacked: Launch | None
     """The launch that takes the weights as they lie: tasks read them in place, or pack what they use themselves."""
+    on_lines: bool
+    """Whether that is worth it only for weights that begin on a cache line."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of all threads' tables and of the packed weights."""
-        if self.unpacked is not None:
+        if self.unpacked is not None and not self.on_lines:
             return self.unpacked.workspace_bytes
         return self.launch.workspace_bytes + math.prod(self.packed_shape) * self.problem.itemsize
 
@@ -196,7 +200,7 @@ class GatherPass(Pass):
         if prepared is not None:
             self._multiply(self.launch, first, prepared, result, epilogue)
             return
-        if self.unpacked is not None:
+        if self.unpacked is not None and not (self.on_lines and address(second) % LINE):
             self._multiply(self.unpacked, first, second, result, epilogue)
             return
         size = math.prod(self.packed_shape)
@@ -328,6 +332,8 @@ def _plan(
     in_place = not sums and direction == "forward" and w_strides[3] == item and channels >= shape.NR
     in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
     in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
+    # NumPy's arrays begin 16 bytes behind a cache line mostly, and every vector of theirs lies in two.
+    on_lines = in_place and tiles * panels * taps * reduction >= _STRADDLING_STEPS * threads
     longer = 1 if frame is None else _PADDED_BLOCKS
     size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads, longer)
     while frame is not None and not frame.fits(size * shape.MR):
@@ -428,7 +434,9 @@ def _plan(
         unpacked = launch_of(template)
     kept = (*tables, *taps_read)
     copying = 0.0 if frame is None else strip_rows * frame.seconds_per_row
-    return kind(problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked)
+    return kind(
+        problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked, on_lines
+    )
 
 
 def _plan_pack(
