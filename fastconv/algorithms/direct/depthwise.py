@@ -52,19 +52,28 @@ class DepthwisePass(Pass):
         channels = model.filled(int(p["channels"]), shape.lanes) * shape.lanes / shape.VL
         return channels * model.filled(per_phase, shape.MR)
 
+    def _met_rows(self) -> float:
+        """Kernel rows that a row of targets meets inside the image: the others are left out."""
+        p, offsets = self.launch.plan[0], self.tables[0]
+        first = -(np.minimum(offsets, 0) // p["row_step"])
+        end = np.minimum(p["rows"], (p["source_rows"] - 1 - offsets) // p["row_step"] + 1)
+        return float(np.maximum(end - first, 0).sum() / p["rows"])
+
     def seconds(self, rate: float) -> float:
         p, shape, problem = self.launch.plan[0], self.tile, self.problem
         pixels = int(p["n"] * p["rows"] * p["columns"])
         vectors = pixels * int(p["channels"]) / shape.VL / self._lanes_share()
-        chunks, rows = int(p["chunks"]), int(p["taps_r"])
+        chunks, rows = int(p["chunks"]), self._met_rows()
         taps = rows * (chunks * shape.KW + shape.REST) * shape.G
         sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
         loads = sources * shape.G / shape.Q
         if shape.G * shape.T > 1:
             loads += model.PERMUTE_SLOTS * sources * shape.G
         slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
+        if shape.masked:
+            slots /= model.MASKED_SHARE
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
-        traffic = vectors * shape.VL * problem.itemsize * 2 * model.STREAM_SECONDS
+        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
         work = max(vectors * slots / rate, traffic) + trace
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 

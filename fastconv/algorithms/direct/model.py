@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
 """Share of the peak that a tile of so many vectors of pixels reaches: with one, each multiply-add loads a scalar."""
+NEAR_BYTES = 16 << 10
+STRIP_FAR_SHARE = 0.75
+"""Speed of tiles that read more of a strip than that."""
 LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
@@ -48,6 +51,9 @@ SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
+MANY_PLANES = 16
+PLANES_SHARE = 0.3
+"""Speed of copying from more planes than that, each in pages of its own."""
 STRIP_TILE_SECONDS = 30e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
 TURN_SECONDS = 0.1e-9
@@ -58,6 +64,8 @@ SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+MASKED_SHARE = 0.77
+"""Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
 DEPTHWISE_SLOTS = 60
@@ -68,6 +76,10 @@ WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 STENCIL_SHARE = 0.8
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
+STENCIL_PLANES = 6
+STENCIL_MORE_PLANES = 16
+"""A tile that reads so many more planes takes twice as long where all of them take more than this many bytes."""
+STENCIL_FAR_BYTES = 512 << 10
 STENCIL_TAP_SLOTS = 12
 """Slots lost with every column of a kernel."""
 STENCIL_TILE_SLOTS = 60

@@ -60,6 +60,8 @@ class StencilPass(Pass):
         loads = (runs * (shape.MR - 1) * shape.SR + kernel_rows) * shape.NV * shape.SC
         # A load that straddles two cache lines takes as long as a pair of multiply-adds.
         step = max(products, 2 * loads) / model.STENCIL_SHARE + model.STENCIL_TAP_SLOTS
+        if reduction * int(p["source_rows"] * p["source_r"]) > model.STENCIL_FAR_BYTES:
+            step *= 1 + max(0, reduction - model.STENCIL_PLANES) / model.STENCIL_MORE_PLANES
         tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
         multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
         addresses = runs * ((shape.MR - 1) * shape.SR + shape.KH + 1)

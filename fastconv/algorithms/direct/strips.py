@@ -59,6 +59,10 @@ class StripPass(Pass):
         each = model.TURN_SECONDS if turned else model.TRANSPOSE_SECONDS
         scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * each
         trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
+        if reduction * int(p["taps_r"]) * shape.NR * item > model.NEAR_BYTES:
+            slots /= model.STRIP_FAR_SHARE
+        if side_by_side and reduction > model.MANY_PLANES:
+            copy /= model.PLANES_SHARE
         each = vectors / shape.NV * tiles * model.STRIP_TILE_SECONDS
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
