@@ -119,3 +119,10 @@ def test_abreast_is_exact(dtype, case):
         np.testing.assert_array_equal(results[-1], given.expected["grad_weight"])
     if results:
         assert_same_bits(*results)
+
+
+def test_windows_apart_are_not_taken_abreast():
+    """The wider kernels would reach over the pixels between them: millions of taps, which took minutes to list."""
+    for stride in (2, 1 << 24):
+        case = Case("apart", 1, 1, (1, 4 * stride), (1, 1), stride=(1, stride))
+        assert plan_abreast(problem_of(case, "float32", "grad_weight"), 1) is None

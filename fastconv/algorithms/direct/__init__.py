@@ -151,6 +151,8 @@ class DirectOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
+        if conv_bytes(self.problem, self.direction) <= model.CACHED_BYTES:
+            traffic *= model.CACHED_SHARE
         seconds = sum(step.seconds(model.slot_rate(machine, step.tile.VL)) for step in self.passes)
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)
