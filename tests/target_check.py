@@ -16,7 +16,7 @@ COMBINATIONS = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.target_check")
-    parser.add_argument("--every", type=int, default=3, help="take every so-manieth case (3)")
+    parser.add_argument("--every", type=int, default=3, help="take every n-th case (3)")
     cases = TARGET_CASES[:: parser.parse_args().every]
     compared = 0
     for algorithm in [name for name in NAMED if name != "naive"]:  # whose plain loops know no vectors

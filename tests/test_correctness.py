@@ -40,7 +40,7 @@ each_combination = pytest.mark.parametrize(
 def results(case, given, direction, layout):
     """Pairs of an algorithm and its result; one may decline with an error that names it, unless the contract forbids.
 
-    A loop in each test, as a test for each algorithm, four times as many, took pytest longer than the kernels.
+    A loop in each test, as a test for each algorithm, seven times as many, took pytest longer than the kernels.
     """
     for algorithm in ALGORITHMS:
         try:

@@ -21,6 +21,12 @@ ADDRESSES = 8
 """Addresses that are written at once."""
 ADDRESS_BYTES = 8 * ADDRESSES
 
+
+def list_bytes(count: int) -> int:
+    """Bytes that whole vectors of so many addresses take."""
+    return -(-count // ADDRESSES) * ADDRESS_BYTES
+
+
 _OUTSIDE = -(1 << 62)
 """Offset of a row or column in the padding: added to any other it stays negative."""
 

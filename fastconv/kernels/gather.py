@@ -24,8 +24,6 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import (
-    ADDRESS_BYTES,
-    ADDRESSES,
     number_pixels,
     pitched_places,
     trace_axis,
@@ -60,7 +58,7 @@ GATHER = record("""
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
-    tile_pixels tile_channels row_bytes item trace multiply
+    tile_pixels tile_channels row_bytes item trace multiply list_bytes
     workspace_bytes
     table counts targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
 """)
@@ -72,8 +70,9 @@ lie inside the image, relative to its first pixel. Where weights are read `in_pl
 `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
 `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
 `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. Rows
-of `tile_channels` weights and of a tile's results are `row_bytes` long; `trace` and `multiply` are the addresses of
-these compiled parts. The last line's fields are offsets into each thread's workspace."""
+of `tile_channels` weights and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace` and
+`multiply` are the addresses of these compiled parts. The last line's fields are offsets into each thread's
+workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -119,7 +118,7 @@ def trace_tile(p, source, target, own, t, first):
         return -1
     # Tile rows past the end repeat the last pixel: they write the same value to the same place.
     left = p.n * p.rows * p.columns - 1 - first
-    numbers, pitch = own + p.numbers, (MR + ADDRESSES - 1) // ADDRESSES * ADDRESS_BYTES
+    numbers, pitch = own + p.numbers, p.list_bytes
     number_pixels(MR, image, i, j, left, p.rows, p.columns, numbers, pitch)
     write_places(MR, targets, target, p.target_n, p.target_r, p.target_c, numbers, pitch)
     trace_axis(

@@ -150,9 +150,8 @@ class DirectOperation(Operation):
         return sum(step.seconds(rate) for step in self.passes)
 
     def estimate(self, machine: Machine) -> Estimate:
-        traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
-        if conv_bytes(self.problem, self.direction) <= model.CACHED_BYTES:
-            traffic *= model.CACHED_SHARE
+        moved = conv_bytes(self.problem, self.direction)
+        traffic = moved / machine.bandwidth * (model.CACHED_SHARE if moved <= model.CACHED_BYTES else 1)
         seconds = sum(step.seconds(model.slot_rate(machine, step.tile.VL)) for step in self.passes)
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)

@@ -11,7 +11,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, targets_inside, workspace_offsets
 from fastconv.kernels import depthwise
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
@@ -54,10 +54,9 @@ class DepthwisePass(Pass):
 
     def _met_rows(self) -> float:
         """Kernel rows that a row of targets meets inside the image: the others are left out."""
-        p, offsets = self.launch.plan[0], self.tables[0]
-        first = -(np.minimum(offsets, 0) // p["row_step"])
-        end = np.minimum(p["rows"], (p["source_rows"] - 1 - offsets) // p["row_step"] + 1)
-        return float(np.maximum(end - first, 0).sum() / p["rows"])
+        step, size, count = (int(self.launch.plan[0][name]) for name in ("row_step", "source_rows", "rows"))
+        offsets = self.tables[0].tolist()
+        return sum(len(targets_inside(o, o, step, size, count)) for o in offsets) / count
 
     def seconds(self, rate: float) -> float:
         p, shape, problem = self.launch.plan[0], self.tile, self.problem

@@ -20,10 +20,11 @@ from fastconv.algorithms.direct.grids import (
     Roles,
     even_step,
     roles,
+    targets_inside,
     workspace_offsets,
 )
 from fastconv.kernels import gather, pad, reduce
-from fastconv.kernels.addresses import ADDRESS_BYTES, ADDRESSES
+from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
@@ -92,12 +93,6 @@ def taps_of_chunk(taps: int, columns: int, tap_bytes: int) -> int:
         return taps
     most = max(1, _CHUNK_BYTES // tap_bytes)
     return min(taps, most // columns * columns or most)
-
-
-def _inside(first: int, last: int, step: int, size: int, count: int) -> range:
-    """The targets, of `count`, whose taps from offset `first` to `last` all lie inside the source."""
-    begin = -(min(first, 0) // step)
-    return range(begin, max(begin, min(count, (size - 1 - last) // step + 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,15 +164,17 @@ class GatherPass(Pass):
             names = f"first_{axis}", f"last_{axis}", f"{axis}_step", f"source_{axis}s", f"{axis}s", f"taps_{axis[0]}"
             first, last, step, size, count, taps = (int(p[name]) for name in names)
             offsets = range(first, last + 1, max(1, (last - first) // max(1, taps - 1)))
-            met = sum(min(count, len(inside) + reach) for inside in (_inside(o, o, step, size, count) for o in offsets))
+            met = sum(
+                min(count, len(inside) + reach) for inside in (targets_inside(o, o, step, size, count) for o in offsets)
+            )
             share *= met / (len(offsets) * count)
         return share
 
     def _border_share(self) -> float:
         """Share of the tiles that meet the padding or the end of a row."""
         p, height = self.launch.plan[0], self.tile.MR
-        rows = _inside(*(int(p[name]) for name in ("first_row", "last_row", "row_step", "source_rows", "rows")))
-        columns = _inside(
+        rows = targets_inside(*(int(p[name]) for name in ("first_row", "last_row", "row_step", "source_rows", "rows")))
+        columns = targets_inside(
             *(int(p[name]) for name in ("first_column", "last_column", "column_step", "source_columns", "columns"))
         )
         count = int(p["columns"])
@@ -350,7 +347,7 @@ def _plan(
     chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
     chunk = taps_of_chunk(taps, len(columns.taps), reduction * lanes * item) if chunked else taps
 
-    listed = -(-shape.MR // ADDRESSES) * ADDRESS_BYTES
+    listed = list_bytes(shape.MR)
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
 
@@ -398,7 +395,7 @@ def _plan(
         padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
-        workspace_bytes=total,
+        list_bytes=listed, workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=starts, buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
     )  # fmt: skip

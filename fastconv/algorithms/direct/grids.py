@@ -99,3 +99,9 @@ def roles(problem: ConvProblem, direction: str) -> Roles:
     if direction == "forward":
         return Roles(x, y, problem.input_size, ic, oc, (w_r, w_c, w_k, w_d), oc * w_d)
     return Roles(y, x, problem.output_size, oc, ic, (w_r, w_c, w_d, w_k), oc * w_d)
+
+
+def targets_inside(first: int, last: int, step: int, size: int, count: int) -> range:
+    """The targets, of `count`, whose taps from offset `first` to `last` all lie inside the source."""
+    begin = -(min(first, 0) // step)
+    return range(begin, max(begin, min(count, (size - 1 - last) // step + 1)))

@@ -19,7 +19,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
 from fastconv.kernels import gather
-from fastconv.kernels.addresses import ADDRESS_BYTES, ADDRESSES
+from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
@@ -87,7 +87,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
         count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
-    listed = -(-shape.MR // ADDRESSES) * ADDRESS_BYTES
+    listed = list_bytes(shape.MR)
     table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, count * 8, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         *[listed] * 3, shape.MR * shape.NR * item, panel_bytes if packs else 0,
@@ -116,7 +116,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
-        multiply=0,
+        multiply=0, list_bytes=listed,
         workspace_bytes=total,
         table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
         spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
