@@ -38,6 +38,7 @@ from fastconv.kernels.simd import (
     RUN_FIELDS,
     call_part,
     copy_run,
+    integer_at,
     multiply_tile,
     pitched_tile,
     pointer,
@@ -58,9 +59,9 @@ GATHER = record("""
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
-    tile_pixels tile_channels row_bytes item trace multiply list_bytes
+    tile_pixels tile_channels row_bytes item trace multiply finish list_bytes
     workspace_bytes
-    table counts targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
+    table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps
@@ -69,10 +70,10 @@ lie inside the image, relative to its first pixel. Where weights are read `in_pl
 `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
 `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
 `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
-`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level. Rows
-of `tile_channels` weights and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace` and
-`multiply` are the addresses of these compiled parts. The last line's fields are offsets into each thread's
-workspace."""
+`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
+`tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
+and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
+addresses of these compiled parts. The last line's fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -96,10 +97,10 @@ def copy_traced(p, WORD, destination, row_parts, column_parts, source):
 
 @jit.inline
 def trace_tile(p, source, target, own, t, first):
-    """Write the runs and targets of the tile that begins at pixel `first`; the number of runs.
+    """Write the runs and targets of the tile that begins at pixel `first`; where its runs lie and their number.
 
-    -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: what is
-    written then is the address of its first pixel, and the targets.
+    -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: no runs are
+    written then, and the address is that of its first pixel in the source.
     """
     MR = p.tile_pixels
     image = first // (p.rows * p.columns)
@@ -111,11 +112,10 @@ def trace_tile(p, source, target, own, t, first):
     taps, entry_bytes = p.taps_r * p.taps_c, (MR + RUN_FIELDS) * 8
     table_at, targets = own + p.table + t * taps * entry_bytes, own + p.targets + t * 8 * MR
     if j + MR <= p.columns and within and p.chunk == taps:
-        table = carray(pointer(table_at), 1, np.int64)
-        table[0] = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
+        pixel = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
         here = target + image * p.target_n + i * p.target_r + j * p.target_c
         pitched_places(MR, 0, 1, MR, here, p.target_c, here, targets)
-        return -1
+        return pixel, -1
     # Tile rows past the end repeat the last pixel: they write the same value to the same place.
     left = p.n * p.rows * p.columns - 1 - first
     numbers, pitch = own + p.numbers, p.list_bytes
@@ -162,7 +162,7 @@ def trace_tile(p, source, target, own, t, first):
             runs += 1
             if joined:
                 break
-    return runs
+    return table_at, runs
 
 
 @jit.inline
@@ -269,6 +269,20 @@ def runs_until(MR, table_at, runs, tap):
     return count
 
 
+@jit.inline
+def take_chunk(p, own, tiles, tap):
+    """Note which runs of each tile are those of the chunk of taps that begins with `tap`."""
+    counts = carray(pointer(own + p.counts), tiles, np.int64)
+    tables = carray(pointer(own + p.tables), tiles, np.int64)
+    runs = carray(pointer(own + p.runs), tiles, np.int64)
+    MR, entry_bytes = p.tile_pixels, (p.tile_pixels + RUN_FIELDS) * 8
+    for t in range(tiles):
+        table = own + p.table + t * p.taps_r * p.taps_c * entry_bytes
+        before = runs_until(MR, table, counts[t], tap)
+        tables[t] = table + before * entry_bytes
+        runs[t] = runs_until(MR, table, counts[t], tap + p.chunk) - before
+
+
 @functools.cache
 def trace() -> CFunc:
     """The part of kernels that lists what `tiles` tiles from one on read and write."""
@@ -276,8 +290,9 @@ def trace() -> CFunc:
     def trace_tiles(plan, own, source, target, first, tiles):
         p = record_at(plan, GATHER)
         counts = carray(pointer(own + p.counts), tiles, np.int64)
+        tables = carray(pointer(own + p.tables), tiles, np.int64)
         for t in range(tiles):
-            counts[t] = trace_tile(p, source, target, own, t, (first + t) * p.tile_pixels)
+            tables[t], counts[t] = trace_tile(p, source, target, own, t, (first + t) * p.tile_pixels)
 
     return jit.part(trace_tiles)
 
@@ -297,6 +312,32 @@ def pack_part(dtype: str, lanes: int) -> CFunc:
 
 
 @functools.cache
+def finish() -> CFunc:
+    """The part of kernels for tiles that are not just stored: they are activated, or scattered over the target."""
+
+    def finish_tile(address, own, panel, first, tiles, t, last):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, GATHER)
+        MR = p.tile_pixels
+        lanes = min(p.tile_channels, p.channels - panel * p.tile_channels)
+        shift = panel * p.tile_channels * p.target_d
+        there = min(MR, p.n * p.rows * p.columns - (first + t) * MR)
+        begin = t - t % SCATTERED
+        in_place = p.target_d == p.item
+        if call.activation != 0 and last != 0:
+            targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
+            kept = own + p.buffer + (t - begin) * MR * p.row_bytes
+            for m in range(there):
+                activate(call, targets[m] + shift if in_place else kept + m * p.row_bytes, lanes)
+        if not in_place and (t + 1 == tiles or t + 1 == begin + SCATTERED):
+            at = own + p.targets + begin * 8 * MR
+            rows = (t - begin) * MR + there
+            call_part(p.scatter, (own + p.buffer, p.row_bytes, at, shift, p.target_d, rows, lanes))
+
+    return jit.part(finish_tile)
+
+
+@functools.cache
 def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
     """The part of the kernel that knows its register tile: the tiles of a task, by the taps of a panel from one on.
 
@@ -311,56 +352,44 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
     def multiply_tiles(address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap):
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
-        counts = carray(pointer(own + p.counts), tiles, np.int64)
-        taps = p.taps_r * p.taps_c
-        next_tap = min(tap + p.chunk, taps)
+        last = tap + p.chunk >= p.taps_r * p.taps_c
         lanes = min(NR, p.channels - panel * NR)
-        pitch = p.column_step * p.source_c
-        start = group % p.groups * p.start_group + panel * NR * ITEM
+        start = call.start + group % p.groups * p.start_group + (panel * NR * ITEM if START == CHANNEL_START else 0)
         shift = panel * NR * p.target_d
         in_place = p.target_d == ITEM
-        floor = REAL(0) if call.relu != 0 and next_tap == taps else REAL(-np.inf)
+        more = not in_place or (last and call.activation != 0)
+        floor = REAL(0) if call.relu != 0 and last else REAL(-np.inf)
         for t in range(tiles):
-            if START == ROW_START:
-                start = group % p.groups * p.start_group + (first + t) * MR * ITEM
-            table = own + p.table + t * taps * (MR + RUN_FIELDS) * 8
-            targets_at = own + p.targets + t * 8 * MR
-            targets = carray(pointer(targets_at), MR, np.int64)
+            targets, table, runs = (
+                own + p.targets + t * 8 * MR,
+                integer_at(own + p.tables + 8 * t),
+                integer_at(own + p.runs + 8 * t),
+            )
             kept = t % SCATTERED * MR * NR * ITEM
+            here = start
             if START == ROW_START:  # the rows are planes, whose pages the CPU does not foresee either
+                here += (first + t) * MR * ITEM
                 for m in range(MR):
                     for line in range(0, NR * ITEM, LINE):
-                        prefetch(targets[m] + shift + line)
-            if counts[t] < 0:
+                        prefetch(integer_at(targets + m * 8) + shift + line)
+            if runs < 0:
                 pitched_tile(
-                    REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside,
-                    carray(pointer(table), 1, np.int64)[0], pitch, weights, weight_step, weight_tap,
-                    call.start + start, floor, targets[0] + shift if in_place else own + p.buffer + kept,
+                    REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside, table, p.column_step * p.source_c,
+                    weights, weight_step, weight_tap, here, floor,
+                    integer_at(targets) + shift if in_place else own + p.buffer + kept,
                     p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
                 )  # fmt: skip
             else:
-                runs, starts = counts[t], own + p.starts if START == CHANNEL_START else call.start
-                if p.chunk < taps:
-                    before = runs_until(MR, table, runs, tap)
-                    runs = runs_until(MR, table, runs, next_tap) - before
-                    table += before * (MR + RUN_FIELDS) * 8
+                starts, place = own + p.starts if START == CHANNEL_START else call.start, here - call.start
                 if tap > 0:  # the sums so far lie in the target
-                    starts, start = targets_at, shift
-                rows = targets_at if in_place else own + p.buffer_rows
+                    starts, place = targets, shift
+                rows = targets if in_place else own + p.buffer_rows
                 multiply_tile(
-                    REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap, starts, start,
-                    floor, rows, shift if in_place else kept, lanes if in_place else NR,
+                    REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap, starts,
+                    place, floor, rows, shift if in_place else kept, lanes if in_place else NR,
                 )  # fmt: skip
-            there = min(MR, p.n * p.rows * p.columns - (first + t) * MR)
-            if call.activation != 0 and next_tap == taps:
-                for m in range(there):
-                    written = targets[m] + shift if in_place else own + p.buffer + kept + m * NR * ITEM
-                    activate(call, written, lanes)
-            if not in_place and (t + 1 == tiles or (t + 1) % SCATTERED == 0):
-                begin_tile = t - t % SCATTERED
-                there += (t - begin_tile) * MR
-                at = own + p.targets + begin_tile * 8 * MR
-                call_part(p.scatter, (own + p.buffer, NR * ITEM, at, shift, p.target_d, there, lanes))
+            if more:
+                call_part(p.finish, (address, own, panel, first, tiles, t, last))
 
     return jit.part(multiply_tiles)
 
@@ -414,6 +443,8 @@ def gather() -> CFunc:
                     weights = own + p.packed - tap * weight_tap
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
+                if p.chunk < taps:
+                    take_chunk(p, own, tiles, tap)
                 call_part(
                     p.multiply,
                     (address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap),

@@ -21,7 +21,7 @@ from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.gather import GATHER
 from fastconv.kernels.params import CALL
-from fastconv.kernels.simd import RUN_FIELDS, call_part, pointer, record_at
+from fastconv.kernels.simd import RUN_FIELDS, call_part, integer_at, pointer, record_at
 from fastconv.kernels.target import Tile
 
 
@@ -79,10 +79,9 @@ def sum_tile(
 
 
 @jit.inline
-def list_inside(p, MR, table_at):
-    """Write the runs of a tile whose taps all lie inside the image, and whose first pixel is written there."""
+def list_inside(p, MR, first, table_at):
+    """Write the runs of a tile whose taps all lie inside the image, from the address of its first pixel."""
     inside = carray(pointer(p.inside), (p.inside_runs, 1 + RUN_FIELDS), np.int64)
-    first = carray(pointer(table_at), 1, np.int64)[0]
     for run in range(p.inside_runs):
         entry = table_at + run * (MR + RUN_FIELDS) * 8
         pitched_places(MR, 0, 1, MR, first + inside[run, 0], p.column_step * p.source_c, 0, entry)
@@ -118,9 +117,9 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
             for t in range(first, min(first + p.tiles_per_block, p.tiles)):
                 # Tiles are traced one by one, in the place of the block's first.
                 call_part(p.trace, (call.plan, own, source, target, t, 1))
-                runs = carray(pointer(own + p.counts), 1, np.int64)[0]
+                runs = integer_at(own + p.counts)
                 if runs < 0:
-                    runs = list_inside(p, MR, own + p.table)
+                    runs = list_inside(p, MR, integer_at(own + p.tables), own + p.table)
                 targets = carray(pointer(own + p.targets), MR, np.int64)
                 there = min(MR, pixels - t * MR)
                 for d in range(0, p.channels, ND):

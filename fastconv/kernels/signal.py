@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numba import carray, from_dtype, types
+from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.launch import COUNTER, HEAD
@@ -18,15 +19,15 @@ from fastconv.kernels.params import LINE, record
 from fastconv.kernels.simd import call_kernel, pointer, record_at, tensor
 
 PLAN = record("""
-    entry tasks
+    entry pack_taps fill_strip tasks
     source_rows source_columns source_flip source_conjugate taps_r taps_c taps_flip taps_conjugate
     rows columns first_row first_column boundary trim fill
     row_blocks column_blocks flat pitch run
     workspace_bytes taps strip strip_plane scratch scratch_plane line
 """)
-"""`entry` is the address of the kernel, `fill` that of the real and the imaginary part of what lies outside. With
-`trim` that is zero, and taps that meet nothing else are left out. The rows of a strip lie `pitch` values apart; `flat`
-and `run` are explained with the kernels."""
+"""`entry`, `pack_taps` and `fill_strip` are the addresses of the kernel and of these compiled parts, `fill` that of the
+real and the imaginary part of what lies outside. With `trim` that is zero, and taps that meet nothing else are left
+out. The rows of a strip lie `pitch` values apart; `flat` and `run` are explained with the kernels."""
 
 CALL = record("plan source source_r source_c taps taps_r taps_c target workspace")
 """The arrays of one call, with strides in bytes; the target is contiguous."""
@@ -47,36 +48,48 @@ def inside(index, size, boundary):
     return -1
 
 
-@jit.inline
-def pack_taps(REAL, ITEM, PARTS, p, call, own):
-    """Copy the taps in the order in which they meet the source; complex ones as the four real sums need them."""
-    rows, columns = p.taps_r, p.taps_c
-    row_bytes, plane_bytes = columns * ITEM, rows * columns * ITEM
-    packed = tensor(REAL, 1, own + p.taps, (PARTS, PARTS, rows, columns),
-                    (PARTS * plane_bytes, plane_bytes, row_bytes, ITEM))  # fmt: skip
-    given = tensor(REAL, 0, call.taps, (rows, columns, PARTS), (call.taps_r, call.taps_c, ITEM))
-    if PARTS == 1 and call.taps_c == ITEM:
+@functools.cache
+def taps_part(dtype: str, parts: int) -> CFunc:
+    """The part of kernels that copies the taps in the order in which they meet the source.
+
+    Complex ones are copied as the four real sums need them.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    PARTS = int(parts)
+
+    def pack_taps(address, own):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, PLAN)
+        rows, columns = p.taps_r, p.taps_c
+        row_bytes, plane_bytes = columns * ITEM, rows * columns * ITEM
+        packed = tensor(REAL, 1, own + p.taps, (PARTS, PARTS, rows, columns),
+                        (PARTS * plane_bytes, plane_bytes, row_bytes, ITEM))  # fmt: skip
+        given = tensor(REAL, 0, call.taps, (rows, columns, PARTS), (call.taps_r, call.taps_c, ITEM))
+        if PARTS == 1 and call.taps_c == ITEM:
+            for a in range(rows):
+                from_row = rows - 1 - a if p.taps_flip != 0 else a
+                line = carray(pointer(call.taps + from_row * call.taps_r), columns, REAL)
+                if p.taps_flip != 0:
+                    for b in range(columns):
+                        packed[0, 0, a, b] = line[columns - 1 - b]
+                else:
+                    for b in range(columns):
+                        packed[0, 0, a, b] = line[b]
+            return
         for a in range(rows):
-            from_row = rows - 1 - a if p.taps_flip != 0 else a
-            line = carray(pointer(call.taps + from_row * call.taps_r), columns, REAL)
-            if p.taps_flip != 0:
-                for b in range(columns):
-                    packed[0, 0, a, b] = line[columns - 1 - b]
-            else:
-                for b in range(columns):
-                    packed[0, 0, a, b] = line[b]
-        return
-    for a in range(rows):
-        for b in range(columns):
-            here = (rows - 1 - a, columns - 1 - b) if p.taps_flip != 0 else (a, b)
-            packed[0, 0, a, b] = given[here[0], here[1], 0]
-            if PARTS == 2:
-                imaginary = given[here[0], here[1], PARTS - 1]
-                if p.taps_conjugate != 0:
-                    imaginary = -imaginary
-                packed[0, PARTS - 1, a, b] = -imaginary
-                packed[PARTS - 1, 0, a, b] = imaginary
-                packed[PARTS - 1, PARTS - 1, a, b] = packed[0, 0, a, b]
+            for b in range(columns):
+                here = (rows - 1 - a, columns - 1 - b) if p.taps_flip != 0 else (a, b)
+                packed[0, 0, a, b] = given[here[0], here[1], 0]
+                if PARTS == 2:
+                    imaginary = given[here[0], here[1], PARTS - 1]
+                    if p.taps_conjugate != 0:
+                        imaginary = -imaginary
+                    packed[0, PARTS - 1, a, b] = -imaginary
+                    packed[PARTS - 1, 0, a, b] = imaginary
+                    packed[PARTS - 1, PARTS - 1, a, b] = packed[0, 0, a, b]
+
+    return jit.part(pack_taps)
 
 
 @jit.inline
@@ -107,24 +120,33 @@ def fill_line(REAL, ITEM, line, source, step, size, column, columns, boundary, o
         copied[c] = carray(pointer(source + inside(column + c, size, boundary) * step), 1, REAL)[0] * sign
 
 
-@jit.inline
-def fill_strip(REAL, ITEM, PARTS, p, call, own, row, column, rows, columns):
-    """Copy a block of the continued source, one plane for each part."""
-    outside = carray(pointer(p.fill), PARTS, REAL)
-    source, source_r, source_c = call.source, call.source_r, call.source_c
-    if p.source_flip != 0:
-        source += (p.source_rows - 1) * source_r + (p.source_columns - 1) * source_c
-        source_r, source_c = -source_r, -source_c
-    for part in range(PARTS):
-        sign = REAL(-1) if part == 1 and p.source_conjugate != 0 else REAL(1)
-        for r in range(rows):
-            line = own + p.strip + part * p.strip_plane + r * p.pitch * ITEM
-            place = inside(row + r, p.source_rows, p.boundary)
-            if place < 0:
-                carray(pointer(line), columns, REAL)[:] = outside[part]
-            else:
-                fill_line(REAL, ITEM, line, source + place * source_r + part * ITEM, source_c, p.source_columns,
-                          column, columns, p.boundary, outside[part], sign)  # fmt: skip
+@functools.cache
+def strip_part(dtype: str, parts: int) -> CFunc:
+    """The part of kernels that copies a block of the continued source to `strip`, one plane for each part."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    PARTS = int(parts)
+
+    def fill_strip(address, strip, row, column, rows, columns):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, PLAN)
+        outside = carray(pointer(p.fill), PARTS, REAL)
+        source, source_r, source_c = call.source, call.source_r, call.source_c
+        if p.source_flip != 0:
+            source += (p.source_rows - 1) * source_r + (p.source_columns - 1) * source_c
+            source_r, source_c = -source_r, -source_c
+        for part in range(PARTS):
+            sign = REAL(-1) if part == 1 and p.source_conjugate != 0 else REAL(1)
+            for r in range(rows):
+                line = strip + part * p.strip_plane + r * p.pitch * ITEM
+                place = inside(row + r, p.source_rows, p.boundary)
+                if place < 0:
+                    carray(pointer(line), columns, REAL)[:] = outside[part]
+                else:
+                    fill_line(REAL, ITEM, line, source + place * source_r + part * ITEM, source_c, p.source_columns,
+                              column, columns, p.boundary, outside[part], sign)  # fmt: skip
+
+    return jit.part(fill_strip)
 
 
 @jit.inline

@@ -63,6 +63,16 @@ def tensor(typingctx: Any, REAL: Any, CONTIGUOUS: Any, address: Any, shape: Any,
 
 
 @intrinsic
+def integer_at(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], I64.as_pointer()))
+
+    return types.intp(types.intp), codegen
+
+
+@intrinsic
 def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at an address and return what it was before."""
 

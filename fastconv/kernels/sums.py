@@ -2,8 +2,9 @@
 
     out[i, j] = sum over a, b of taps[a, b] source[first_row + i + a, first_column + j + b]
 
-Three kernels: `line_sums` for all that the others do not take, `row_sums` for real signals whose rows share their
-loads, `dot_sums` for few results. A task is a block of results.
+Four kernels: `line_sums` for all that the others do not take, `row_sums` for real signals whose rows share their loads,
+`run_sums` for one row of a real signal, made into rows that do, and `dot_sums` for few results. A task is a block of
+results.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.signal import CALL, PLAN, fill_line, fill_strip, pack_taps
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.signal import CALL, PLAN
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.taptile import row_tile, tap_tile
 from fastconv.kernels.target import Tile
 
@@ -52,11 +53,11 @@ def line_sums(dtype: str, parts: int, tile: Tile) -> CFunc:
         p = record_at(call.plan, PLAN)
         own = call.workspace + thread * p.workspace_bytes
         taps_row, taps_plane = p.taps_c * ITEM, p.taps_r * p.taps_c * ITEM
-        pack_taps(REAL, ITEM, PARTS, p, call, own)
+        call_part(p.pack_taps, (address, own))
         for task in range(begin, end):
             i, j, rows, columns = block_of(p, task)
             row, column = p.first_row + i, p.first_column + j
-            fill_strip(REAL, ITEM, PARTS, p, call, own, row, column, rows + p.taps_r - 1, columns + p.taps_c - 1)
+            call_part(p.fill_strip, (address, own + p.strip, row, column, rows + p.taps_r - 1, columns + p.taps_c - 1))
             lines, length = (1, (rows - 1) * p.pitch + columns) if p.flat != 0 else (rows, columns)
             trim = p.trim != 0 and p.flat == 0
             in_place = PARTS == 1 and length >= NR and (p.flat == 0 or p.pitch == p.columns)
@@ -87,24 +88,9 @@ def line_sums(dtype: str, parts: int, tile: Tile) -> CFunc:
     return jit.kernel(signal_line_sums)
 
 
-@jit.inline
-def fill_lanes(REAL, ITEM, VL, p, own):
-    """Deal the line out to the lanes: a lane gets the values from `run` times its number on."""
-    steps = p.run + p.taps_c - 1
-    strip = carray(pointer(own + p.strip), (steps, VL), REAL)
-    for lane in range(VL):
-        values = carray(pointer(own + p.line + lane * p.run * ITEM), steps, REAL)
-        for t in range(steps):
-            strip[t, lane] = values[t]
-
-
 @functools.cache
 def row_sums(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for real signals of one dtype, of at least as many rows of results and MR - 1 rows of taps.
-
-    One row of results has no other to share loads with, and is made into rows: each lane computes `run` neighbouring
-    results, and the taps of a row take the place of rows of taps. The tile is one vector wide then.
-    """
+    """The kernel for real signals of one dtype, of at least as many rows of results and MR - 1 rows of taps."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
@@ -113,37 +99,12 @@ def row_sums(dtype: str, tile: Tile) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, PLAN)
         own = call.workspace + thread * p.workspace_bytes
-        pack_taps(REAL, ITEM, 1, p, call, own)
+        call_part(p.pack_taps, (address, own))
         taps_row = p.taps_c * ITEM
         for task in range(begin, end):
             i, j, rows, columns = block_of(p, task)
             row, column = p.first_row + i, p.first_column + j
-            if p.run != 0:
-                source, step = call.source, call.source_c
-                if p.source_flip != 0:
-                    source, step = source + (p.source_columns - 1) * step, -step
-                outside = carray(pointer(p.fill), 1, REAL)[0]
-                fill_line(REAL, ITEM, own + p.line, source, step, p.source_columns, column, VL * p.run + p.taps_c - 1,
-                          p.boundary, outside, REAL(1))  # fmt: skip
-                fill_lanes(REAL, ITEM, VL, p, own)
-                for r in range(0, p.run, MR):
-                    t = min(r, p.run - MR)
-                    first, last = 0, p.taps_c + MR - 1
-                    if p.trim != 0:
-                        first = min(max(0, -column - (VL - 1) * p.run - t), last)
-                        last = min(last, p.source_columns - column - t)
-                    row_tile(
-                        REAL, VL, MR, NV, p.taps_c, 1, first, last, own + p.taps, ITEM,
-                        own + p.strip + t * VL * ITEM, VL * ITEM, own + p.scratch + t * VL * ITEM, VL * ITEM,
-                    )  # fmt: skip
-                computed = carray(pointer(own + p.scratch), (p.run, VL), REAL)
-                for lane in range(VL):
-                    here = lane * p.run
-                    given = carray(pointer(call.target + (j + here) * ITEM), columns, REAL)
-                    for t in range(min(p.run, columns - here)):
-                        given[t] = computed[t, lane]
-                continue
-            fill_strip(REAL, ITEM, 1, p, call, own, row, column, rows + p.taps_r - 1, columns + p.taps_c - 1)
+            call_part(p.fill_strip, (address, own + p.strip, row, column, rows + p.taps_r - 1, columns + p.taps_c - 1))
             for upper in range(0, rows, MR):
                 # The last rows and vectors of a block overlap those before.
                 r = min(upper, rows - MR)
@@ -162,6 +123,58 @@ def row_sums(dtype: str, tile: Tile) -> CFunc:
                     )  # fmt: skip
 
     return jit.kernel(signal_row_sums)
+
+
+@jit.inline
+def fill_lanes(REAL, ITEM, VL, p, own):
+    """Deal the line out to the lanes: a lane gets the values from `run` times its number on."""
+    steps = p.run + p.taps_c - 1
+    strip = carray(pointer(own + p.strip), (steps, VL), REAL)
+    for lane in range(VL):
+        values = carray(pointer(own + p.line + lane * p.run * ITEM), steps, REAL)
+        for t in range(steps):
+            strip[t, lane] = values[t]
+
+
+@functools.cache
+def run_sums(dtype: str, tile: Tile) -> CFunc:
+    """The kernel for one row of real results and of taps, by tiles one vector wide.
+
+    A row has no other to share loads with, and is made into rows: each lane computes `run` neighbouring results, and
+    the taps take the place of rows of taps.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, MR, NV = tile.VL, tile.MR, tile.NV
+
+    def signal_run_sums(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, PLAN)
+        own = call.workspace + thread * p.workspace_bytes
+        call_part(p.pack_taps, (address, own))
+        for task in range(begin, end):
+            _, j, _, columns = block_of(p, task)
+            column = p.first_column + j
+            call_part(p.fill_strip, (address, own + p.line, p.first_row, column, 1, VL * p.run + p.taps_c - 1))
+            fill_lanes(REAL, ITEM, VL, p, own)
+            for r in range(0, p.run, MR):
+                t = min(r, p.run - MR)
+                first, last = 0, p.taps_c + MR - 1
+                if p.trim != 0:
+                    first = min(max(0, -column - (VL - 1) * p.run - t), last)
+                    last = min(last, p.source_columns - column - t)
+                row_tile(
+                    REAL, VL, MR, NV, p.taps_c, 1, first, last, own + p.taps, ITEM,
+                    own + p.strip + t * VL * ITEM, VL * ITEM, own + p.scratch + t * VL * ITEM, VL * ITEM,
+                )  # fmt: skip
+            computed = carray(pointer(own + p.scratch), (p.run, VL), REAL)
+            for lane in range(VL):
+                here = lane * p.run
+                given = carray(pointer(call.target + (j + here) * ITEM), columns, REAL)
+                for t in range(min(p.run, columns - here)):
+                    given[t] = computed[t, lane]
+
+    return jit.kernel(signal_run_sums)
 
 
 @jit.inline
@@ -202,11 +215,9 @@ def dot_sums(dtype: str, parts: int) -> CFunc:
                 for c in range(p.columns):
                     target[r, c] = dot_in_place(REAL, ITEM, p, call, p.first_row + r, p.first_column + c)
             return
-        pack_taps(REAL, ITEM, PARTS, p, call, own)
-        fill_strip(
-            REAL, ITEM, PARTS, p, call, own, p.first_row, p.first_column, p.rows + p.taps_r - 1,
-            p.columns + p.taps_c - 1,
-        )  # fmt: skip
+        call_part(p.pack_taps, (address, own))
+        rows, columns = p.rows + p.taps_r - 1, p.columns + p.taps_c - 1
+        call_part(p.fill_strip, (address, own + p.strip, p.first_row, p.first_column, rows, columns))
         target = carray(pointer(call.target), (p.rows, p.columns, PARTS), REAL)
         taps = carray(pointer(own + p.taps), (PARTS, PARTS, p.taps_r, p.taps_c), REAL)
         for r in range(p.rows):

@@ -39,12 +39,12 @@ class Direct:
         self._fill = np.array([problem.fill], self._dtype)
         areas = _areas(shape, rows, columns, parts, item)
         self._workspace_bytes = areas.pop("workspace_bytes")
-        # A correlation takes in2 in reverse, and taps meet the source in reverse unless that undoes it.
         self._tasks = shape.row_blocks * shape.column_blocks
-        self._entry = cast(int, _kernel(self._dtype, parts, shape).address)
+        kernel, pack_taps, fill_strip = (cast(int, part.address) for part in _compiled(self._dtype, parts, shape))
+        self._entry = kernel
         # A correlation takes in2 in reverse, and taps meet the source in reverse unless that undoes it.
         self._plan = fill(
-            signal.PLAN, entry=self._entry, tasks=self._tasks,
+            signal.PLAN, entry=kernel, pack_taps=pack_taps, fill_strip=fill_strip, tasks=self._tasks,
             source_rows=rows.source, source_columns=columns.source,
             source_flip=swapped and problem.correlates,
             source_conjugate=problem.conjugated == (2 if swapped else 1),
@@ -100,13 +100,16 @@ def _fewer_in1(problem: SignalProblem) -> bool:
     return math.prod(axis.in1 for axis in problem.axes) < math.prod(axis.in2 for axis in problem.axes)
 
 
-def _kernel(dtype: np.dtype, parts: int, shape: Shape) -> CFunc:
+def _compiled(dtype: np.dtype, parts: int, shape: Shape) -> tuple[CFunc, CFunc, CFunc]:
+    """The kernel, and the parts that it calls: those that pack the taps and fill the strip."""
     real = f"{'float' if dtype.kind in 'fc' else 'int'}{8 * dtype.itemsize // parts}"
     if shape.kernel == "dot":
-        return sums.dot_sums(real, parts)
-    if shape.kernel == "row":
-        return sums.row_sums(real, shape.tile)
-    return sums.line_sums(real, parts, shape.tile)
+        kernel = sums.dot_sums(real, parts)
+    elif shape.kernel == "line":
+        kernel = sums.line_sums(real, parts, shape.tile)
+    else:
+        kernel = (sums.row_sums if shape.kernel == "row" else sums.run_sums)(real, shape.tile)
+    return kernel, signal.taps_part(real, parts), signal.strip_part(real, parts)
 
 
 def _areas(shape: Shape, rows: Side, columns: Side, parts: int, item: int) -> dict[str, int]:

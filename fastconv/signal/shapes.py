@@ -44,7 +44,7 @@ def side(axis: Axis, swapped: bool) -> Side:
 
 @dataclass(frozen=True)
 class Shape:
-    """One division: which kernel ("line", "row" or "dot") with which tile, the blocks, and the cycles of all."""
+    """One division: which kernel ("line", "row", "run" or "dot") with which tile, the blocks, and the cycles of all."""
 
     kernel: str
     tile: Tile
@@ -119,7 +119,7 @@ def _runs(columns: Side, trim: bool, lanes: int, item: int, tasks: int) -> Itera
     step = max(_LATENCY, tile.MR / 2 + 0.5)
     moved = blocks * lanes * (2 * run + columns.taps) * _MOVE
     cycles = moved + columns.taps * _COPY + taps / tile.MR * step + blocks * run / tile.MR * _TILE
-    yield Shape("row", tile, 1, blocks, 0, cycles, run=run)
+    yield Shape("run", tile, 1, blocks, 0, cycles, run=run)
 
 
 def met(side: Side, width: int) -> int:

@@ -352,10 +352,10 @@ def _plan(
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
 
     (
-        table, counts, targets, numbers, row_parts, column_parts, spare, starts, buffer_rows, buffer, copies, packed,
-        strip, total,
+        table, counts, tables, chunk_runs, targets, numbers, row_parts, column_parts, spare, starts, buffer_rows,
+        buffer, copies, packed, strip, total,
     ) = workspace_offsets(
-        size * entry_bytes + ADDRESS_BYTES, size * 8, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
+        size * entry_bytes + ADDRESS_BYTES, *[size * 8] * 3, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         len(rows.taps) * listed, len(columns.taps) * listed, listed, max(shape.MR, shape.NV) * 8, shape.MR * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
         size * copy_bytes, panel_bytes // taps * chunk if packs or packs_tail else 0, strip_rows * source[1],
@@ -395,9 +395,10 @@ def _plan(
         padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
-        list_bytes=listed, workspace_bytes=total,
-        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
-        spare=spare, starts=starts, buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
+        finish=0, list_bytes=listed, workspace_bytes=total,
+        table=table, counts=counts, tables=tables, runs=counts if chunk == taps else chunk_runs, targets=targets,
+        numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare, starts=starts,
+        buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
     )  # fmt: skip
     tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
     tasks = groups * -(-tiles // size) * parts
@@ -414,6 +415,7 @@ def _plan(
             plan["scatter"] = gather.scatter(problem.dtype).address
         unroll = ANYWHERE if apart else unrolling(reduction * joined)
         plan["multiply"] = gather.multiply(problem.dtype, shape, unroll, CHANNEL_START).address
+        plan["finish"] = gather.finish().address
         return gather.gather()
 
     def launch_of(plan: np.ndarray) -> Launch:

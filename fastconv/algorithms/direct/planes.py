@@ -88,8 +88,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
     packs = not in_place or pixels % shape.NR != 0
     listed = list_bytes(shape.MR)
-    table, counts, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
-        count * entry_bytes + ADDRESS_BYTES, count * 8, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
+    table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
+        count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         *[listed] * 3, shape.MR * shape.NR * item, panel_bytes if packs else 0,
     )  # fmt: skip
     taps = np.zeros(1, np.int64)
@@ -116,10 +116,11 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
-        multiply=0, list_bytes=listed,
+        multiply=0, finish=0, list_bytes=listed,
         workspace_bytes=total,
-        table=table, counts=counts, targets=targets, numbers=numbers, row_parts=row_parts, column_parts=column_parts,
-        spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer, packed=packed, strip=buffer,
+        table=table, counts=counts, tables=tables, runs=counts, targets=targets, numbers=numbers, row_parts=row_parts,
+        column_parts=column_parts, spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer,
+        packed=packed, strip=buffer,
     )  # fmt: skip
     unroll = UNROLLED if weights[2] == item else ANYWHERE
     tasks = matrices * -(-tiles // count) * parts
@@ -129,6 +130,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
             pack["entry"] = gather.pack_part(problem.dtype, shape.NR).address
         template["trace"] = gather.trace().address
         template["multiply"] = gather.multiply(problem.dtype, shape, unroll, ROW_START).address
+        template["finish"] = gather.finish().address
         return gather.gather()
 
     launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
