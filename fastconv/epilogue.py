@@ -53,8 +53,10 @@ def apply_activation(activation: Any, y: np.ndarray) -> None:
     """Apply a checked activation in place to a contiguous result that no kernel applied it to."""
     if activation == "relu":
         np.maximum(y, y.dtype.type(0), out=y)
-    elif activation is not None and compile_activation(activation, y.dtype.name).ctypes(address(y), y.size):
-        raise RuntimeError(_FAILURE)
+    elif activation is not None:
+        epilogue = epilogue_for(None, activation, y.dtype.name)
+        epilogue.function.ctypes(address(y), y.size, epilogue.failed_address)
+        expect_no_failure(epilogue)
 
 
 def channel_sums(values: np.ndarray, layout: str) -> np.ndarray:

@@ -175,7 +175,7 @@ def _block_tails() -> list[Case]:
         Case("blocks-3to4", 3, 4, (22, 31), (15, 13), padding=6, n=2),
         Case("blocks-groups-2to3", 4, 6, (25, 20), (15, 16), padding=(5, 7), groups=2),
         Case("threads-blocks", 1, 1, (130, 141), (15, 31), padding=(7, 15), n=2),
-        Case("threads-blocks-depthwise", 33, 33, (40, 37), (15, 15), padding=7, groups=33, n=3),
+        Case("threads-blocks-depthwise", 33, 33, (40, 37), (15, 15), padding=7, groups=33, n=2),
     ]
 
 

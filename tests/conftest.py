@@ -4,6 +4,7 @@ import gc
 
 import numba
 import pytest
+from threadpoolctl import threadpool_limits
 
 from bench import timing
 
@@ -22,6 +23,16 @@ def calibration_of_its_own(tmp_path_factory):
     """Keep the machine's calibration of this run apart from the user's; child processes inherit it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTCONV_CACHE_DIR", str(tmp_path_factory.mktemp("machine")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def matrix_products_on_one_thread():
+    """Keep the threads of NumPy's BLAS from spinning after the small products of `im2col`, ten times their work.
+
+    The processes that tests start, `test_threads` above all, have them.
+    """
+    with threadpool_limits(1, "blas"):
         yield
 
 

@@ -21,13 +21,11 @@ from .cases import DIRECTIONS, NAMED, UNIVERSAL, by_name, call, data
 
 WORK = [
     (name, algorithm, direction)
-    for name in ("threads-plain", "threads-batch")
-    for algorithm in NAMED
-    if algorithm in UNIVERSAL
-    for direction in DIRECTIONS
-] + [
-    (name, algorithm, direction)
-    for name, algorithm in (("threads-winograd-slabs", "winograd"), ("threads-blocks", "fft"))
+    for name, algorithm in (
+        *(("threads-batch", algorithm) for algorithm in NAMED if algorithm in UNIVERSAL),
+        ("threads-winograd-slabs", "winograd"),
+        ("threads-blocks", "fft"),
+    )
     for direction in DIRECTIONS
 ]
 

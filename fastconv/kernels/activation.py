@@ -12,36 +12,35 @@ from numba.core.errors import NumbaError
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import FLAT
-from fastconv.kernels.simd import call_activation, pointer, record_at
+from fastconv.kernels.simd import call_part, pointer, record_at
 
 
 @jit.inline
 def activate(call, address, count):
     """Apply the caller's activation in place to `count` values."""
-    if call_activation(call.activation, address, count) != 0:
-        carray(pointer(call.failed), 1, np.int64)[0] = 1
+    call_part(call.activation, (address, count, call.failed))
 
 
 @functools.lru_cache(maxsize=256)
 def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
     """Compile a loop over the user's jitted scalar function; its `address` is what the kernels call.
 
-    A kernel calls it by address, so a new activation costs the compilation of this loop alone. It returns 1 where
-    the function raised. It is not cached on disk: a dispatcher's identity changes with every process.
+    A kernel calls it by address, so a new activation costs the compilation of this loop alone. It writes 1 to the
+    int64 at `failed` where the function raised. It is not cached on disk: a dispatcher's identity changes with every
+    process.
     """
     REAL = np.dtype(dtype).type
 
-    def apply(address, count):
+    def apply(address, count, failed):
         values = carray(pointer(address), count, REAL)
         try:
             for i in range(count):
                 values[i] = function(values[i])
         except Exception:
-            return 1
-        return 0
+            carray(pointer(failed), 1, np.int64)[0] = 1
 
     try:
-        return cfunc(types.intp(types.intp, types.intp))(apply)
+        return cfunc(types.void(types.intp, types.intp, types.intp))(apply)
     except NumbaError as error:
         raise TypeError(
             f"activation must take a {dtype} number and return one, but numba cannot compile {function!r} so: {error}"

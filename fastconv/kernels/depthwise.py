@@ -24,7 +24,7 @@ from fastconv.kernels.addresses import pitched_places, trace_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import call_part, integer_at, pointer, record_at
 from fastconv.kernels.target import RowTile
 
 DEPTHWISE = record("""
@@ -153,7 +153,7 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
             )  # fmt: skip
             if call.activation != 0:
                 for m in range(there):
-                    activate(call, carray(pointer(own + p.targets), there, np.int64)[m] + offset, lanes)
+                    activate(call, integer_at(own + p.targets + m * 8) + offset, lanes)
 
     return jit.part(depthwise_vectors)
 

@@ -161,17 +161,6 @@ def call_part(typingctx: Any, entry: Any, arguments: Any) -> Any:
     return types.void(types.intp, types.UniTuple(types.intp, count)), codegen
 
 
-@intrinsic
-def call_activation(typingctx: Any, entry: Any, values: Any, count: Any) -> Any:
-    """Call a compiled activation on `count` values in place; 0 on success."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        function = ir.FunctionType(I64, [I64, I64])
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
-
-    return types.intp(types.intp, types.intp, types.intp), codegen
-
-
 @intrinsic(prefer_literal=True)
 def turn_line(
     typingctx: Any, REAL: Any, VL: Any, MASKED: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,

@@ -17,7 +17,17 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import ROW_START, RUN_FIELDS, call_part, multiply_tile, pointer, record_at, tensor, turn_tile
+from fastconv.kernels.simd import (
+    ROW_START,
+    RUN_FIELDS,
+    call_part,
+    integer_at,
+    multiply_tile,
+    pointer,
+    record_at,
+    tensor,
+    turn_tile,
+)
 from fastconv.kernels.target import Tile
 
 STRIPS = record("""
@@ -160,9 +170,8 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
                 )  # fmt: skip
                 width = min(NR, columns - column)
                 if call.activation != 0:
-                    written = carray(pointer(rows_at), MR, np.int64)
                     for m in range(depth):
-                        activate(call, written[m], width)
+                        activate(call, integer_at(rows_at + m * 8), width)
                 if in_place:
                     continue
                 if TURNS and p.target_d == ITEM:

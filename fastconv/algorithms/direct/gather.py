@@ -400,7 +400,7 @@ def _plan(
         numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare, starts=starts,
         buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
     )  # fmt: skip
-    tables = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
+    arrays = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
     tasks = groups * -(-tiles // size) * parts
 
     def compile_(plan: np.ndarray) -> CFunc:
@@ -431,7 +431,7 @@ def _plan(
         unpacked = launch_of(as_they_lie)
     elif sums and _in_lines(part, problem, taps):
         unpacked = launch_of(template)
-    kept = (*tables, *taps_read)
+    kept = (*arrays, *taps_read)
     copying = 0.0 if frame is None else strip_rows * frame.seconds_per_row
     return kind(
         problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked, on_lines
