@@ -37,6 +37,7 @@ from fastconv.kernels.simd import (
     ROW_START,
     RUN_FIELDS,
     call_part,
+    copy_first_lanes,
     copy_run,
     integer_at,
     multiply_tile,
@@ -57,20 +58,20 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
-    zeros touching inside inside_runs padding scatter chunk
+    zeros touching inside inside_runs most_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
     tile_pixels tile_channels row_bytes item trace multiply finish list_bytes
     workspace_bytes
     table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
-weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps
-of a kernel row read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all
-lie inside the image, relative to its first pixel. Where weights are read `in_place`, `weight_*` say how they lie;
-`packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding` that of the
-`PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such a copy;
-`scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are used
-`chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
+weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
+read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all lie inside the
+image, relative to its first pixel; no tile has more than `most_runs`. Where weights are read `in_place`, `weight_*` say
+how they lie; `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding`
+that of the `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such
+a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are
+used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
 `tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
 and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
 addresses of these compiled parts. The last line's fields are offsets into each thread's workspace."""
@@ -110,7 +111,7 @@ def trace_tile(p, source, target, own, t, first):
     above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
     within = left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows
     taps, entry_bytes = p.taps_r * p.taps_c, (MR + RUN_FIELDS) * 8
-    table_at, targets = own + p.table + t * taps * entry_bytes, own + p.targets + t * 8 * MR
+    table_at, targets = own + p.table + t * p.most_runs * entry_bytes, own + p.targets + t * 8 * MR
     if j + MR <= p.columns and within and p.chunk == taps:
         pixel = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
         here = target + image * p.target_n + i * p.target_r + j * p.target_c
@@ -238,25 +239,20 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target, begin, end):
                     target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
         return
-    packed = carray(pointer(target), (end - begin, q.reduction, NR), REAL)
-    if lanes < NR:
-        packed[:] = REAL(0)
     for t in range(begin, end):
         tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
+        place = target + (t - begin) * q.reduction * NR * ITEM
         if lanes == NR and q.source_k == NR * ITEM:
-            copy_run(REAL, VL, tap, target + (t - begin) * q.reduction * NR * ITEM, q.reduction * NR)
-        elif lanes == NR:
-            for k in range(q.reduction):
-                row = carray(pointer(tap + k * q.source_k), NR, REAL)
-                for line in range(0, NR * ITEM, LINE):
-                    prefetch(tap + (k + AHEAD) * q.source_k + line)
-                for d in range(NR):
-                    packed[t - begin, k, d] = row[d]
-        else:
-            for k in range(q.reduction):
-                row = carray(pointer(tap + k * q.source_k), lanes, REAL)
-                for d in range(lanes):
-                    packed[t - begin, k, d] = row[d]
+            copy_run(REAL, VL, tap, place, q.reduction * NR)
+            continue
+        for k in range(q.reduction):
+            row, there = tap + k * q.source_k, place + k * NR * ITEM
+            for line in range(0, NR * ITEM, LINE):
+                prefetch(row + AHEAD * q.source_k + line)
+            if lanes == NR:
+                copy_first_lanes(REAL, NR, NR, row, there)
+            else:
+                copy_first_lanes(REAL, NR, lanes, row, there)
 
 
 @jit.inline
@@ -277,7 +273,7 @@ def take_chunk(p, own, tiles, tap):
     runs = carray(pointer(own + p.runs), tiles, np.int64)
     MR, entry_bytes = p.tile_pixels, (p.tile_pixels + RUN_FIELDS) * 8
     for t in range(tiles):
-        table = own + p.table + t * p.taps_r * p.taps_c * entry_bytes
+        table = own + p.table + t * p.most_runs * entry_bytes
         before = runs_until(MR, table, counts[t], tap)
         tables[t] = table + before * entry_bytes
         runs[t] = runs_until(MR, table, counts[t], tap + p.chunk) - before

@@ -229,6 +229,11 @@ def _one_row(part: Roles, n: int, rows: Axis, columns: Axis) -> tuple[int, Axis,
     return 1, replace(rows, count=1), replace(columns, count=n * count), (1, n * count)
 
 
+def _stays_inside(axis: Axis, size: int) -> bool:
+    """Whether every tap of every target reads a source of that size, and none the padding."""
+    return min(axis.offsets) >= 0 and (axis.count - 1) * axis.step + max(axis.offsets) < size
+
+
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch with target channels in the lanes for one dense sub-problem."""
     part = roles(problem, direction)
@@ -322,9 +327,15 @@ def _plan(
     tiles, panels = -(-pixels // shape.MR), -(-channels // lanes)
     taps = len(rows.taps) * len(columns.taps)
     apart = source[3] != item
-    entry_bytes = taps * (shape.MR + RUN_FIELDS) * 8
     copy_bytes = taps * reduction * shape.MR * item if apart else 0
     panel_bytes = taps * reduction * lanes * item
+    touching = even_step(columns.offsets) == 1 and not apart and source[2] == reduction * item
+    if sums:  # joined or not, a value must meet the same lane: borders, and so neighbours, may not change a sum's order
+        touching = touching and reduction % shape.VL == 0
+    whole_rows = taps_of_chunk(taps, len(columns.taps), panel_bytes // taps) % len(columns.taps) == 0
+    always = touching and whole_rows and all(map(_stays_inside, (rows, columns), source_size))
+    most_runs = len(rows.taps) if always else taps
+    entry_bytes = most_runs * (shape.MR + RUN_FIELDS) * 8
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
     in_place = not sums and direction == "forward" and w_strides[3] == item and channels >= shape.NR
     in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
@@ -360,10 +371,7 @@ def _plan(
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
         size * copy_bytes, panel_bytes // taps * chunk if packs or packs_tail else 0, strip_rows * source[1],
     )  # fmt: skip
-    touching = even_step(columns.offsets) == 1 and not apart and source[2] == reduction * item
     touching = touching and (chunk == taps or chunk % len(columns.taps) == 0)
-    if sums:  # joined or not, a value must meet the same lane: borders, and so neighbours, may not change a sum's order
-        touching = touching and reduction % shape.VL == 0
     joined = len(columns.taps) if touching else 1
     inside = np.array([
         (row * source[1] + column * source[2], source[3], a * len(columns.taps) + b, reduction * joined)
@@ -392,7 +400,7 @@ def _plan(
         weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
-        padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
+        most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
         finish=0, list_bytes=listed, workspace_bytes=total,
