@@ -97,16 +97,15 @@ def copy_traced(p, WORD, destination, row_parts, column_parts, source):
 
 
 @jit.inline
-def trace_tile(p, source, target, own, t, first):
-    """Write the runs and targets of the tile that begins at pixel `first`; where its runs lie and their number.
+def trace_tile(p, source, target, own, t, first, image, i, j):
+    """Write the runs and targets of the tile that begins at pixel `first`, (i, j) of an image.
+
+    Returns where its runs lie and their number.
 
     -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: no runs are
     written then, and the address is that of its first pixel in the source.
     """
     MR = p.tile_pixels
-    image = first // (p.rows * p.columns)
-    i = first // p.columns - image * p.rows
-    j = first - (image * p.rows + i) * p.columns
     left, right = j * p.column_step + p.first_column, (j + MR - 1) * p.column_step + p.last_column
     above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
     within = left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows
@@ -287,8 +286,18 @@ def trace() -> CFunc:
         p = record_at(plan, GATHER)
         counts = carray(pointer(own + p.counts), tiles, np.int64)
         tables = carray(pointer(own + p.tables), tiles, np.int64)
+        pixel = first * p.tile_pixels
+        row = pixel // p.columns
+        image = row // p.rows
+        i, j = row - image * p.rows, pixel - row * p.columns
         for t in range(tiles):
-            tables[t], counts[t] = trace_tile(p, source, target, own, t, (first + t) * p.tile_pixels)
+            tables[t], counts[t] = trace_tile(p, source, target, own, t, pixel, image, i, j)
+            # The divisions that give the next tile's place would take as long as some tiles' multiply-adds.
+            pixel, j = pixel + p.tile_pixels, j + p.tile_pixels
+            while j >= p.columns:
+                j, i = j - p.columns, i + 1
+                if i == p.rows:
+                    i, image = 0, image + 1
 
     return jit.part(trace_tiles)
 
