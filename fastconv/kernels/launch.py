@@ -200,14 +200,19 @@ class Launch:
         self.threads = max(1, min(threads, -(-tasks // grain)))
         self.workspace_bytes = self.threads * workspace_bytes
 
+    @property
+    def entry(self) -> int:
+        """The address of the kernel, which is compiled now if it was not before."""
+        if not self._entry:
+            self._entry = cast(int, self._compile().address)
+        return self._entry
+
     def __call__(
         self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,
         activation: int = 0, failed: int = 0,
     ) -> None:  # fmt: skip
         """Run all tasks."""
-        entry = self._entry
-        if not entry:
-            entry = self._entry = cast(int, self._compile().address)
+        entry = self._entry or self.entry
         serial = self.threads == 1
         with Buffer(HEAD + self.workspace_bytes) as buffer:
             own = _caller(self._dtype)(

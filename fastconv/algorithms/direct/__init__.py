@@ -27,6 +27,7 @@ from fastconv.algorithms.direct.depthwise import plan_depthwise
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.algorithms.direct.phases import plan_phases
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
@@ -100,7 +101,9 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
         together = _together(kinds[0], problem, direction, threads)
         assert together is not None  # one thread had a plan for one image
         return (together,)
-    return tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
+    passes = tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))
+    chained = plan_phases(problem, passes, threads)
+    return passes if chained is None else (chained,)
 
 
 def _bands(problem: ConvProblem, direction: str) -> list[Band] | None:

@@ -1,0 +1,74 @@
+"""The phases of a stride as one pass: their launches are chained (`fastconv.kernels.chain`), those that pack too.
+
+One after another, small phases would spend most of their time on starting threads and on waiting for the last of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.gather import GatherPass
+from fastconv.kernels.chain import Chain, Link, workspace_bytes
+from fastconv.kernels.params import LINE, Buffer
+from fastconv.problem import ConvProblem
+
+
+@dataclass(frozen=True, eq=False)
+class PhasesPass(Pass):
+    """The chained launches of all phases, and those that pack the weights of the phases whose tasks do not."""
+
+    parts: tuple[GatherPass, ...]
+    multiply: Chain
+    pack: Chain | None
+    packed_bytes: int
+    room: int
+    """Bytes of the threads' workspaces."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.room + self.packed_bytes
+
+    def describe(self) -> str:
+        return f"{len(self.parts)} phases of the stride at once: {self.parts[0].describe()}"
+
+    def seconds(self, rate: float) -> float:
+        waits = (len(self.parts) - 1) * model.launch_seconds(self.threads)
+        return sum(part.seconds(rate) for part in self.parts) - waits
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        with Buffer(self.packed_bytes) as packed:
+            if self.pack is not None:
+                self.pack(second, second, second, packed)
+            self.multiply(first, second, result, packed)
+
+
+def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> PhasesPass | None:
+    """Chain the passes of a gradient's phases; None for one, for other kinds, or if all weights need too much room."""
+    gathered = tuple(part for part in parts if isinstance(part, GatherPass))
+    if len(gathered) < max(2, len(parts)):
+        return None
+    launches, packs, multiplies, packed_bytes = [], [], [], 0
+    for part in gathered:
+        launches.append(part.unpacked or part.launch)
+        if part.unpacked:  # its tasks pack what they use
+            multiplies.append(Link(part.unpacked, part.zeros))
+            continue
+        packs.append(Link(part.pack, part.zeros, target=packed_bytes))
+        multiplies.append(Link(part.launch, part.zeros, other=packed_bytes))
+        packed_bytes += -(-math.prod(part.packed_shape) * problem.itemsize // LINE) * LINE
+    room = workspace_bytes(launches)
+    if room + packed_bytes > scratch_limit(problem, threads):
+        return None
+    pack = Chain(packs, problem.dtype) if packs else None
+    multiply = Chain(multiplies, problem.dtype)
+    tile, first = gathered[0].tile, gathered[0].launch
+    return PhasesPass(problem, threads, tile, first, gathered, multiply, pack, packed_bytes, room)
