@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastconv.kernels.target import TILE_SHARE, Tile
+from fastconv.kernels.target import Tile
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
+GATHER_SHARE = {1: 0.85, 2: 0.95, 3: 0.97, 4: 0.97}
+"""Share of the peak that a tile of so many vectors of channels reaches, apart from what is counted below."""
 STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
 """Share of the peak that a tile of so many vectors of pixels reaches: with one, each multiply-add loads a scalar."""
 NEAR_BYTES = 16 << 10
@@ -74,12 +76,16 @@ WINDOW_LOAD_SLOTS = 1.75
 """Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
-STENCIL_SHARE = 0.8
+STENCIL_SHARE = 0.72
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6
 STENCIL_MORE_PLANES = 16
 """A tile that reads so many more planes takes twice as long where all of them take more than this many bytes."""
-STENCIL_FAR_BYTES = 512 << 10
+STENCIL_FAR_BYTES = 256 << 10
+STENCIL_CONFLICT_BYTES = 4 << 10
+STENCIL_CONFLICT_PLANES = 12
+STENCIL_CONFLICT_SHARE = 0.7
+"""Speed of reading so many planes that lie multiples of that far apart, and meet in few lines of the first cache."""
 STENCIL_TAP_SLOTS = 12
 """Slots lost with every column of a kernel."""
 STENCIL_TILE_SLOTS = 60
@@ -114,7 +120,7 @@ def slot_rate(machine: Machine, lanes: int) -> float:
 def tile_slots(channels: int, shape: Tile) -> float:
     """Slots of one step of all panels of a tile that has channels in its lanes."""
     panels = -(-channels // shape.NR)
-    return panels * shape.NV / TILE_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
+    return panels * shape.NV / GATHER_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
 
 
 def balance(tasks: int, threads: int) -> float:

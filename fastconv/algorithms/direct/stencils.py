@@ -60,8 +60,11 @@ class StencilPass(Pass):
         loads = (runs * (shape.MR - 1) * shape.SR + kernel_rows) * shape.NV * shape.SC
         # A load that straddles two cache lines takes as long as a pair of multiply-adds.
         step = max(products, 2 * loads) / model.STENCIL_SHARE + model.STENCIL_TAP_SLOTS
-        if reduction * int(p["source_rows"] * p["source_r"]) > model.STENCIL_FAR_BYTES:
+        plane_bytes = int(p["source_rows"] * p["source_r"])
+        if reduction * plane_bytes > model.STENCIL_FAR_BYTES:
             step *= 1 + max(0, reduction - model.STENCIL_PLANES) / model.STENCIL_MORE_PLANES
+        elif reduction >= model.STENCIL_CONFLICT_PLANES and plane_bytes % model.STENCIL_CONFLICT_BYTES == 0:
+            step /= model.STENCIL_CONFLICT_SHARE
         tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
         multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
         addresses = runs * ((shape.MR - 1) * shape.SR + shape.KH + 1)
