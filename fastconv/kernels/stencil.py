@@ -1,5 +1,7 @@
 """Convolution of planes as they lie (NCHW), with pixels in the lanes: for depthwise layers and those of few channels.
 
+A depthwise layer of few channels side by side (NHWC) is one plane too, whose weights differ from lane to lane.
+
 A tile is MR target rows by a few vectors of pixels. Each vector of the source is loaded once for every column of the
 kernel and multiplied into all target rows that it reaches, while the weights of KH kernel rows stay in registers.
 Nothing is copied: columns outside the image are lanes that a mask leaves out, and rows outside are the address of a row
@@ -47,7 +49,7 @@ last line's fields but the first are offsets into each thread's workspace."""
 
 @intrinsic(prefer_literal=True)
 def stencil_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, KH: Any, REST: Any, SR: Any, SC: Any, EC: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, KH: Any, REST: Any, SR: Any, SC: Any, EC: Any, MIXED: Any,
     runs: Any, table: Any, rest_runs: Any, rest: Any, column: Any, column_spread: Any, columns: Any,
     weights: Any, weight_r: Any, weight_c: Any, taps: Any,
     start: Any, floor: Any, target: Any, target_r: Any, rows: Any, lanes: Any,
@@ -57,20 +59,27 @@ def stencil_tile(
     A run is (MR - 1) SR + KH + 1 integers of `table`: the addresses of source rows, and the offset of its weights from
     `weights`; the same holds for the runs of REST kernel rows at `rest`. The first lane meets the source column
     `column`, and `column_spread` more with each of the `taps` columns of the kernel; source rows have `columns` of
-    them. All sums begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them.
+    them. All sums begin with the scalar at `start`. Lanes are stored EC columns apart, and nothing between them. Where
+    MIXED is 1, weights are NV vectors each instead of scalars, and so is what sums begin with.
     """
     vector_lanes, height, width, heights = literal(VL), literal(MR), literal(NV), (literal(KH), literal(REST))
-    row_step, column_step, apart = literal(SR), literal(SC), literal(EC)
+    row_step, column_step, apart, mixed = literal(SR), literal(SC), literal(EC), literal(MIXED)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, rest_runs, rest, column, column_spread, columns = args[9:16]
-        weights, weight_r, weight_c, taps, start, floor, target, target_r, rows, lanes = args[16:]
+        runs, table, rest_runs, rest, column, column_spread, columns = args[10:17]
+        weights, weight_r, weight_c, taps, start, floor, target, target_r, rows, lanes = args[17:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         masks_type = ir.VectorType(ir.IntType(1), vector_lanes)
         places_type = ir.VectorType(I32, vector_lanes)
         every = ir.Constant(places_type, [lane * column_step for lane in range(vector_lanes)])
+
+        def along_row(place: Any) -> list[Any]:
+            """What all vectors of a row get from a place."""
+            if mixed:
+                return [emit.load(add(place, const(j * emit.vector_bytes))) for j in range(width)]
+            return [emit.load_broadcast(place)] * width
 
         def tap(b: Any, sums: list[Any]) -> list[Any]:
             first = add(column, builder.mul(b, column_spread))
@@ -100,7 +109,7 @@ def stencil_tile(
                     place = add(weight, emit.load_int(add(entry, const(8 * sources))))
                     kernel = []
                     for _ in range(height_here):
-                        kernel.append(emit.load_broadcast(place))
+                        kernel.append(along_row(place))
                         place = add(place, weight_r)
                     sums = list(sums)
                     for q in range(sources):
@@ -110,14 +119,14 @@ def stencil_tile(
                         vectors = load(emit.load_int(add(entry, const(8 * q))))
                         for m, a in reached:
                             for j, vector in enumerate(vectors):
-                                sums[m * width + j] = emit.fma(kernel[a], vector, sums[m * width + j])
+                                sums[m * width + j] = emit.fma(kernel[a][j], vector, sums[m * width + j])
                     return sums
 
                 return emit.loop(count, run, sums) if height_here else sums
 
             return add_runs(rest_runs, rest, heights[1], add_runs(runs, table, heights[0], sums))
 
-        sums = emit.loop(taps, tap, [emit.load_broadcast(start)] * (height * width))
+        sums = emit.loop(taps, tap, along_row(start) * height)
         lowest = emit.broadcast(floor)
         # An ordered "<" is false for NaN, which therefore passes.
         values = [builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value) for value in sums]
@@ -155,7 +164,7 @@ def stencil_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 12
-    return types.void(REAL, VL, MR, NV, KH, REST, SR, SC, EC, *integers, real, *[types.intp] * 4), codegen
+    return types.void(REAL, VL, MR, NV, KH, REST, SR, SC, EC, MIXED, *integers, real, *[types.intp] * 4), codegen
 
 
 @jit.inline
@@ -179,7 +188,7 @@ def columns(dtype: str, tile: StencilTile) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR, KH, REST = tile.VL, tile.MR, tile.NV, tile.NR, tile.KH, tile.REST
-    SR, SC, EC = tile.SR, tile.SC, tile.EC
+    SR, SC, EC, MIXED = tile.SR, tile.SC, tile.EC, tile.MIXED
 
     def stencil_columns(address, plan, own, runs, rest_runs, target, weights, start, rows, first, last):
         call = record_at(address, CALL)
@@ -190,7 +199,7 @@ def columns(dtype: str, tile: StencilTile) -> CFunc:
                 width = min(NR, p.columns - left)
                 here = target + d * p.target_d + left * EC * ITEM
                 stencil_tile(
-                    REAL, VL, MR, NV, KH, REST, SR, SC, EC, runs, own + p.table, rest_runs, own + p.rest,
+                    REAL, VL, MR, NV, KH, REST, SR, SC, EC, MIXED, runs, own + p.table, rest_runs, own + p.rest,
                     left * SC + p.first_column, p.column_spread, p.source_columns,
                     weights + d * p.weight_d, p.weight_r, p.weight_c, p.taps_c,
                     start + d * ITEM, lowest, here, p.target_r * p.phases, rows, width,

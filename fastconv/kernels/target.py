@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import llvmlite.binding as llvm
@@ -232,7 +233,8 @@ class StencilTile:
     """A register tile for planes: MR target rows by NV vectors of VL neighbouring pixels.
 
     KH rows of a kernel are multiplied at once, REST after them. Neighbouring target pixels meet source pixels SR rows
-    and SC columns apart; they lie EC columns apart themselves.
+    and SC columns apart; they lie EC columns apart themselves. Where several channels of a pixel lie side by side,
+    MIXED is 1, and every lane has a weight of its own.
     """
 
     VL: int
@@ -243,22 +245,39 @@ class StencilTile:
     SR: int
     SC: int
     EC: int
+    MIXED: int = 0
 
     @property
     def NR(self) -> int:
-        """Pixels of a row that a tile covers."""
+        """Values of a row that a tile covers."""
         return self.VL * self.NV
 
 
+def mixed_vectors(dtype: str, channels: int) -> int:
+    """After how many vectors of pixels with so many channels side by side the lanes meet the same channels again."""
+    return channels // math.gcd(channels, vector_bytes() // np.dtype(dtype).itemsize)
+
+
+_MIXED = {32: {1: (14, 7), 2: (8, 5), 3: (6, 3)}, 16: {1: (8, 5), 2: (4, 2), 3: (2, 2)}}
+"""Rows of a tile and of the kernel at once, for so many registers and vectors, which their weights have as well."""
+MOST_MIXED = 3
+
+
 def stencil_tile_shape(
-    dtype: str, taps: int, fewer: int, rows: int, columns: int, steps: tuple[int, int], every: int
+    dtype: str, taps: int, fewer: int, rows: int, columns: int, steps: tuple[int, int], every: int, channels: int = 1
 ) -> StencilTile:
     """Choose the tile for kernels of `taps` rows, some of `fewer`, and planes of that many target rows and columns.
 
-    `steps` and `every` are the tile's SR and SC, and EC. The kernel's rows and the sums share the registers. That tile
-    wins which computes the fewest pixels for nothing.
+    `steps` and `every` are the tile's SR and SC, and EC; `channels` of each pixel lie side by side. The kernel's rows
+    and the sums share the registers. That tile wins which computes the fewest pixels for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
+    if channels > 1:
+        width = mixed_vectors(dtype, channels)
+        # Rows of sums and of weights, and one of loaded vectors, take width registers each.
+        MR, most = _MIXED[registers()][width]
+        height = min(taps, most)
+        return StencilTile(lanes, MR, width, height, taps % height, *steps, every, MIXED=1)
     most, tiles = (7, ((7, 2), (14, 1), (9, 1), (7, 1))) if registers() == 32 else (5, ((4, 2), (8, 1), (4, 1)))
     MR, NV = min(tiles, key=lambda t: -(-rows // t[0]) * t[0] * -(-columns // (t[1] * lanes)) * t[1])
     height = min(taps, most)

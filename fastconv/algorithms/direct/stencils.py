@@ -1,9 +1,14 @@
-"""Passes over planes as they lie, with pixels in the lanes (NCHW, or one channel): `fastconv.kernels.stencil`."""
+"""Passes over planes as they lie, with pixels in the lanes: `fastconv.kernels.stencil`.
+
+Planes are those of NCHW, images of one channel, and those of depthwise layers of a few channels side by side: an image
+with as many more columns, taps so many columns apart, and weights that differ from lane to lane.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -11,18 +16,20 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, sub_problems, workspace_offsets
 from fastconv.kernels import stencil
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.target import StencilTile, stencil_tile_shape, vector_bytes
+from fastconv.kernels.target import MOST_MIXED, StencilTile, mixed_vectors, stencil_tile_shape, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_STEPS = (4, 2)
 """Strides of rows and columns that tiles are made for, of sources or of targets."""
 _MOST_SOURCES = 32
 """Source channels of a group: a tile reads them all anew for each target channel, from the first cache level."""
+_REPEAT_ARRAYS = 1
+"""Operations on small arrays that repeating the weights of a few channels takes."""
 _ROW_BYTES = 256 << 10
 """Longest row of zeros to keep."""
 
@@ -36,9 +43,24 @@ class StencilPass(Pass):
     """What sums begin with where there is no bias."""
     outside: np.ndarray
     """A source row in the padding."""
+    channels: int
+    """Channels of a pixel that lie side by side in a plane."""
 
     def _lanes_share(self) -> float:
         return model.filled(int(self.launch.plan["columns"][0]), self.tile.NR)
+
+    @property
+    def workspace_bytes(self) -> int:
+        taps = math.prod(self.problem.kernel_size) if self.channels > 1 else 0
+        return super().workspace_bytes + taps * self.tile.NR * self.problem.itemsize
+
+    @property
+    def prepared_key(self) -> Any:
+        return self.tile.NR // self.channels if self.channels > 1 else None
+
+    def prepare(self, w: np.ndarray) -> np.ndarray:
+        """The channels' weights side by side as often as a tile holds them."""
+        return w.repeat(self.tile.NR // self.channels, axis=-2) if self.channels > 1 else w
 
     def describe(self) -> str:
         tile = f"register tiles of {self.tile.MR} rows x {self.tile.NR} pixels of a plane"
@@ -49,7 +71,8 @@ class StencilPass(Pass):
         work = planes * sum(self._plane_seconds(record, rate) for record in self.launch.plan)
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
         balance = model.balance(-(-self.launch.tasks // self.launch.grain), self.threads)
-        return model.launch_seconds(self.threads) + (work + traffic) * balance / self.threads
+        repeat = _REPEAT_ARRAYS * model.ARRAY_SECONDS if self.channels > 1 else 0.0
+        return model.launch_seconds(self.threads) + (work + traffic) * balance / self.threads + repeat
 
     def _plane_seconds(self, p: np.void, rate: float) -> float:
         """Time of one part of the problem for one group of one image."""
@@ -75,6 +98,9 @@ class StencilPass(Pass):
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         start = self.zeros if epilogue.bias is None else epilogue.bias
+        if self.channels > 1:
+            second = self.prepare(second) if prepared is None else prepared
+            start = self.zeros if epilogue.bias is None else self.prepare(start[None])
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
@@ -98,12 +124,32 @@ def _tap_order(axis: Axis, stride: int) -> tuple[int, int]:
     return (axis.taps[-1] * stride, -step) if _spread(axis) < 0 else (axis.taps[0] * stride, step)
 
 
+def _as_plane(problem: ConvProblem) -> ConvProblem | None:
+    """A depthwise problem of a few channels side by side as one of a plane; None if it is another, or has too many."""
+    channels = problem.ic
+    if problem.layout != "NHWC" or not problem.groups == problem.ic == problem.oc or problem.stride != (1, 1):
+        return None
+    if channels * problem.itemsize >= vector_bytes() or mixed_vectors(problem.dtype, channels) > MOST_MIXED:
+        return None
+    (ih, iw), (dilation_r, dilation_c), (rows, (left, right)) = problem.input_size, problem.dilation, problem.padding
+    return replace(
+        problem, ic=1, oc=1, groups=1, layout="NCHW", input_size=(ih, iw * channels),
+        padding=(rows, (left * channels, right * channels)), dilation=(dilation_r, dilation_c * channels),
+    )  # fmt: skip
+
+
 def plan_stencil(
     problem: ConvProblem, direction: str, parts: tuple[tuple[Axis, Axis], ...], threads: int
 ) -> StencilPass | None:
     """Plan the launch for all dense sub-problems at once; None where tiles of planes do not fit them."""
-    if not problem.in_planes or vector_bytes() == 16:  # vectors of 16 bytes have no masked loads
+    if vector_bytes() == 16:  # those have no masked loads
         return None
+    mixed = 1
+    if not problem.in_planes:
+        plane = _as_plane(problem)
+        if plane is None:
+            return None
+        mixed, problem, parts = problem.ic, plane, tuple(sub_problems(plane, direction))
     item, groups = problem.itemsize, problem.groups
     source, target, source_size, reduction, channels, (w_r, w_c, w_k, w_d), weight_group = roles(problem, direction)
     if reduction > _MOST_SOURCES or source_size[1] * item > _ROW_BYTES:
@@ -114,7 +160,9 @@ def plan_stencil(
     high = -(-max(rows.count for rows, _ in parts) // min(abs(_spread(rows)) for rows, _ in parts))
     wide = max(columns.count for _, columns in parts)
     steps = parts[0][0].step, parts[0][1].step
-    shape = stencil_tile_shape(problem.dtype, heights[-1], heights[0], high, wide, steps, parts[0][1].every)
+    shape = stencil_tile_shape(problem.dtype, heights[-1], heights[0], high, wide, steps, parts[0][1].every, mixed)
+    if mixed > 1:
+        w_r, w_c = w_r * shape.NR, w_c * shape.NR
     if any(height % shape.KH not in (0, shape.REST) for height in heights):
         return None
 
@@ -164,4 +212,5 @@ def plan_stencil(
         return stencil.stencil()
 
     launch = Launch(compiled, problem.dtype, plan, planes * row_blocks * parts_of_channels, threads, total, grain)
-    return StencilPass(problem, threads, shape, launch, np.zeros(groups * channels, problem.dtype), outside)
+    zeros = np.zeros(groups * channels if mixed == 1 else shape.NR, problem.dtype)
+    return StencilPass(problem, threads, shape, launch, zeros, outside, mixed)
