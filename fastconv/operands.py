@@ -52,6 +52,8 @@ def expect_shape(name: str, array: np.ndarray, shape: tuple[int, ...], why: str)
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays share an element; yes where that is too hard to find out."""
+    if a is not b and a.flags.owndata and b.flags.owndata:  # a fifth of the time that NumPy takes to compare bounds
+        return False
     try:
         return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
@@ -60,14 +62,15 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> None:
     """Refuse an `out` that cannot take the result, or that shares memory with an input."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)):
         raise TypeError(f"out must be a numpy array without a mask or None, got {type(out).__name__}")
     if out.dtype != dtype and out.dtype.name != dtype.name:  # asking for a name takes 2 us
         raise TypeError(f"out must have dtype {dtype.name} like the inputs, got {out.dtype}")
     expect_shape("out", out, shape, "the shape of the result")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    apart = out.size and not out.flags.c_contiguous
+    apart = not flags.c_contiguous and out.size
     if apart and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must have an address for each element, got strides {out.strides} for shape {out.shape}")
     for name, array in inputs.items():

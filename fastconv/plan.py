@@ -205,6 +205,8 @@ class Request:
 
 _REQUESTS: dict[tuple[Any, ...], Request] = {}
 _MOST_REQUESTS = 4096
+_PLAIN = frozenset((int, str))
+"""Types whose equal values are the same argument."""
 
 
 def request(
@@ -213,11 +215,15 @@ def request(
 ) -> Request:  # fmt: skip
     """Check what a caller asks for, or raise ValueError or TypeError.
 
-    Requests are remembered: a call that was made before is looked up in a microsecond. The key is pickled, because 1,
-    True and 1.0 are equal and have one hash, but only the first is an integer.
+    Requests are remembered: a call that was made before is looked up in a microsecond. 1, True and 1.0 are equal and
+    have one hash, but only the first is an integer: arguments that are neither plain integers nor strings are pickled.
     """
+    plain = type(stride) is int and type(padding) in _PLAIN and type(dilation) is int and type(groups) is int
+    plain = plain and type(layout) is str and type(algorithm) is str
     try:
-        key = (direction, x_shape, w_shape, dtype, dumps((stride, padding, dilation, groups, layout, algorithm)))
+        key: Any = (direction, x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, algorithm)
+        if not plain:
+            key = (direction, x_shape, w_shape, dtype, dumps((stride, padding, dilation, groups, layout, algorithm)))
         known = _REQUESTS.get(key)
     except Exception:  # what cannot be pickled or hashed is not valid either, and the checks say why
         key, known = None, None

@@ -19,7 +19,7 @@ from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address
+from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, lend, take_back
 from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
@@ -214,13 +214,16 @@ class Launch:
         """Run all tasks."""
         entry = self._entry or self.entry
         serial = self.threads == 1
-        with Buffer(HEAD + self.workspace_bytes) as buffer:
+        buffer = lend(HEAD + self.workspace_bytes)
+        try:
             own = _caller(self._dtype)(
                 entry, self._plan, self.tasks if serial else 0, relu, activation, failed, source, other, start,
                 target, buffer,
             )  # fmt: skip
             if not serial:
                 _spread(entry, own, self.tasks, self.threads, self.grain)
+        finally:
+            take_back(buffer)
 
 
 NO_SETTINGS = (0.0,) * 6

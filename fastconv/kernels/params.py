@@ -60,6 +60,21 @@ _MOST_KEPT = 16
 _kept: list[np.ndarray] = []
 
 
+def lend(size: int) -> np.ndarray:
+    """At least `size` uninitialised bytes on a cache line, for `take_back`: see `Buffer`."""
+    try:
+        buffer = _kept.pop()
+    except IndexError:
+        buffer = None
+    return aligned((size,), "uint8") if buffer is None or buffer.size < size else buffer
+
+
+def take_back(buffer: np.ndarray) -> None:
+    """Keep a lent buffer for the next borrower."""
+    if buffer.size <= _KEPT_BYTES and len(_kept) < _MOST_KEPT:
+        _kept.append(buffer)
+
+
 class Buffer:
     """Lends uninitialised bytes on a cache line, kept between calls: fresh pages can cost more than the arithmetic.
 
@@ -72,15 +87,8 @@ class Buffer:
         self._size = size
 
     def __enter__(self) -> np.ndarray:
-        try:
-            buffer = _kept.pop()
-        except IndexError:
-            buffer = None
-        if buffer is None or buffer.size < self._size:
-            buffer = aligned((self._size,), "uint8")
-        self._bytes = buffer
-        return buffer
+        self._bytes = lend(self._size)
+        return self._bytes
 
     def __exit__(self, *_: object) -> None:
-        if self._bytes.size <= _KEPT_BYTES and len(_kept) < _MOST_KEPT:
-            _kept.append(self._bytes)
+        take_back(self._bytes)
