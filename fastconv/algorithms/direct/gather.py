@@ -15,12 +15,12 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.frames import Frame, frame_of
 from fastconv.algorithms.direct.grids import (
-    TASKS_PER_THREAD,
     Axis,
     Roles,
     even_step,
     roles,
     targets_inside,
+    tasks_wanted,
     workspace_offsets,
 )
 from fastconv.kernels import gather, pad, reduce
@@ -69,16 +69,15 @@ def lies_well(step: int, panel_bytes: int, steps: int) -> bool:
 
 
 def blocks_of(
-    tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, threads: int, longer: int = 1
+    tiles: int, entry_bytes: int, copy_bytes: int, panels: int, groups: int, wanted: int, longer: int = 1
 ) -> tuple[int, int]:  # fmt: skip
     """How many tiles a task takes, and in how many parts it splits the channel panels.
 
-    Tasks first get shorter, then narrower, until every thread has several: a short task shares a panel of weights
+    Tasks first get shorter, then narrower, until there are as many as `wanted`: a short task shares a panel of weights
     between fewer tiles, a narrow one traces the same addresses again.
     """
     size = min(_MAX_TILES, max(1, _TABLE_BYTES // entry_bytes), max(1, _COPY_BYTES // max(copy_bytes, 1)))
     size = min(tiles, longer * size)
-    wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
     while size > 4 and groups * -(-tiles // size) < wanted:
         size = max(4, size // 2)
     parts = min(panels, -(-wanted // (groups * -(-tiles // size))))
@@ -343,7 +342,8 @@ def _plan(
     # NumPy's arrays begin 16 bytes behind a cache line mostly, and every vector of theirs lies in two.
     on_lines = in_place and tiles * panels * taps * reduction >= _STRADDLING_STEPS * threads
     longer = 1 if frame is None else _PADDED_BLOCKS
-    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, threads, longer)
+    wanted = tasks_wanted(problem, threads)
+    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, wanted, longer)
     while frame is not None and not frame.fits(size * shape.MR):
         size -= 1
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
+from fastconv.cost import conv_flops
 from fastconv.problem import ConvProblem, IntPair
 
 TASKS_PER_THREAD = 8
 """Tasks to cut a launch into for each of several threads, so that a late one holds up little."""
+_TASK_FLOPS = 300_000
+"""Work of a task beside which listing and packing what it reads counts little: some 3 microseconds."""
+
+
+def tasks_wanted(problem: ConvProblem, threads: int) -> int:
+    """Into how many tasks to cut a launch whose tasks each begin with listing or packing something."""
+    if threads == 1:
+        return 1
+    return threads * max(2, min(TASKS_PER_THREAD, conv_flops(problem) // (threads * _TASK_FLOPS)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
@@ -82,10 +82,10 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     panel_bytes = reduction * shape.NR * item
     in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, threads)
-    wanted = TASKS_PER_THREAD * threads
+    wanted = tasks_wanted(problem, threads)
+    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, wanted)
     if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
-        count, parts = tiles, -(-wanted // matrices) if threads > 1 else 1
+        count, parts = tiles, -(-wanted // matrices)
     packs = not in_place or pixels % shape.NR != 0
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(

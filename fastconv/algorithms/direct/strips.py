@@ -10,7 +10,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.kernels import strips
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -94,13 +94,14 @@ def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     if row_bytes * (reach_r + 1) > 2 * _STRIP_BYTES:
         return None
     blocks = problem.n * groups * -(-columns.count // column_block)
+    wanted = tasks_wanted(problem, threads)
     if threads > 1:
-        even = -(-rows.count * blocks // (TASKS_PER_THREAD * threads))
+        even = -(-rows.count * blocks // wanted)
         row_block = max(1, min(row_block, even))
     strip_rows = (row_block - 1) * rows.step + reach_r + 1
     row_blocks, column_blocks = -(-rows.count // row_block), -(-columns.count // column_block)
     tiles = -(-channels // shape.MR)
-    parts = min(tiles, -(-TASKS_PER_THREAD * threads // (blocks * row_blocks))) if threads > 1 else 1
+    parts = min(tiles, -(-wanted // (blocks * row_blocks)))
     # The taps of a kernel row make longer runs than the channels do, where their columns are evenly spaced.
     along_taps = columns.step == 1 and len(columns.taps) > reduction
     runs = len(rows.taps) * (reduction if along_taps else len(columns.taps))
