@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .process import ROOT
@@ -24,11 +25,17 @@ MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
     "channel_dots": "direct", "window_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
     "addresses": "direct", "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
-    "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd",
+    "chain": "direct", "groups": "direct", "runs": "direct", "taptile": "direct", "windows": "direct",
+    "simd": "direct", "emit": "direct",
+    "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd", "toomcook": "winograd",
     "fft": "fft", "overlap_save": "fft",
     "patches": "im2col", "naive": "naive",
+    "activation": "test_layers", "dense": "test_dense", "local": "test_local2d", "pool": "test_nn",
+    "softmax": "test_nn", "update": "test_nn", "signal": "test_signal", "sums": "test_signal",
+    "fourier": "test_signal",
 }  # fmt: skip
-"""Modules of kernels, where they exist, and the algorithm whose results depend on them."""
+"""Modules of kernels, and what depends on them: an algorithm, which the table of cases checks, or a file of tests."""
+_KERNELS = Path("fastconv", "kernels")
 EQUIVALENT = ("prefetch", "grain")
 """Changes in lines that hold one of these words alter speed alone."""
 _SWAPPED = {
@@ -124,13 +131,16 @@ def mutants(source: str, count: int, rng: random.Random) -> list[tuple[str, str]
     return found
 
 
-def _passes(folder: Path, algorithm: str, seconds: float) -> bool:
+def _passes(folder: Path, what: str, seconds: float) -> bool:
     """Whether the check of the copied tree finds nothing wrong."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "cache")}
+    checks = ["tests.mutation", "--check", what]
+    if what.startswith("test_"):
+        checks = ["pytest", "-qx", "-p", "no:cacheprovider", f"tests/{what}.py"]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.mutation", "--check", algorithm], cwd=folder, env=environment,
-            capture_output=True, timeout=seconds, check=False,
+            [sys.executable, "-m", *checks], cwd=folder, env=environment, capture_output=True, timeout=seconds,
+            check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
@@ -138,10 +148,10 @@ def _passes(folder: Path, algorithm: str, seconds: float) -> bool:
 
 
 def check(algorithm: str) -> None:
-    """The tail-rich cases in one dtype: what a mutant has to fail."""
-    from .cases import DIRECTIONS, LAYOUTS, TARGET_CASES, compare_integers
+    """All cases in one dtype, those with many tails first: what a mutant has to fail."""
+    from .cases import CASES, DIRECTIONS, LAYOUTS, TARGET_CASES, compare_integers
 
-    for case in TARGET_CASES:
+    for case in (*TARGET_CASES, *(case for case in CASES if case not in TARGET_CASES)):
         for direction in DIRECTIONS:
             for layout in LAYOUTS:
                 compare_integers(case, direction, algorithm, layout, "float32")
@@ -149,33 +159,41 @@ def check(algorithm: str) -> None:
     os._exit(0)
 
 
+def _survives(name: str, mutant: tuple[str, str], seconds: float) -> bool:
+    """Whether the checks of a module find nothing wrong with a copy of the tree in which it is changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("fastconv", "tests", "bench"):
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        Path(folder, _KERNELS, f"{name}.py").write_text(mutant[1])
+        survived = _passes(Path(folder), MODULES[name], seconds)
+    print(f"{'SURVIVED' if survived else 'killed  '} {name} {mutant[0]}", flush=True)
+    return survived
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="*", help="modules of kernels to break; all if none is named")
+    parser.add_argument("modules", nargs="*", choices=[*MODULES, []], help="modules to break; all if none is named")
     parser.add_argument("--count", type=int, default=10, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=110, help="after which a mutant counts as hanging")
+    parser.add_argument("--seconds", type=float, default=600, help="after which a mutant counts as hanging")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
     parser.add_argument("--check", choices=sorted(set(MODULES.values())), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.check:
         check(options.check)
-    kernels = Path("fastconv", "kernels")
-    names = options.modules or [name for name in MODULES if (ROOT / kernels / f"{name}.py").exists()]
-    killed, survivors = 0, []
-    for name in names:
-        source = (ROOT / kernels / f"{name}.py").read_text()
-        for change, changed in mutants(source, options.count, random.Random(f"{options.seed} {name}")):
-            with tempfile.TemporaryDirectory() as folder:
-                for part in ("fastconv", "tests"):
-                    shutil.copytree(ROOT / part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
-                Path(folder, kernels, f"{name}.py").write_text(changed)
-                survived = _passes(Path(folder), MODULES[name], options.seconds)
-            print(f"{'SURVIVED' if survived else 'killed  '} {name} {change}", flush=True)
-            killed += not survived
-            if survived:
-                survivors.append(f"{name} {change}")
-    print(f"seed {options.seed}: {killed} killed, {len(survivors)} survived")
-    return int(bool(survivors))
+    pairs = [
+        (name, mutant)
+        for name in options.modules or MODULES
+        for mutant in mutants(
+            (ROOT / _KERNELS / f"{name}.py").read_text(), options.count, random.Random(f"{options.seed} {name}")
+        )
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        survived = list(pool.map(lambda pair: _survives(*pair, options.seconds), pairs))
+    survivors = sum(survived)
+    print(f"seed {options.seed}: {len(pairs) - survivors} killed, {survivors} survived")
+    return int(survivors > 0)
 
 
 if __name__ == "__main__":
