@@ -16,15 +16,21 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of, lies_well
+from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
-from fastconv.kernels.target import tile
+from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
+
+_PAGE_BYTES = 4 << 10
+_MOST_PAGES = 60
+"""Pages that a CPU knows without looking them up, less those of weights and results."""
+_MOST_SHARING = 8
+"""Lines that a cache keeps of those that meet in one place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,23 @@ class PlanePass(Pass):
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
+def _lies_well(step: int, reduction: int) -> bool:
+    """Whether the source rows of a panel, so many bytes apart, can be read in place over and over."""
+    pages = reduction * min(step, _PAGE_BYTES) // _PAGE_BYTES
+    sharing = reduction * math.gcd(step, _PAGE_BYTES) // _PAGE_BYTES  # rows that meet in the same lines of a cache
+    return pages <= _MOST_PAGES and sharing <= _MOST_SHARING
+
+
+def _packing_blocks(tiles: int, panels: int, shape: Tile, threads: int) -> int:
+    """In how many blocks of tiles to use panels that each task packs anew: more tasks balance, but pack more often."""
+    multiply, pack = tiles * shape.MR * shape.NV / model.NOMINAL_RATE, shape.NR * model.PACK_SECONDS
+
+    def seconds(blocks: int) -> float:
+        return model.balance(panels * blocks, threads) * (multiply + blocks * pack)
+
+    return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16) if blocks <= tiles), key=seconds)
+
+
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
     """Plan the launch; None where it is not pointwise, or the pixels of a channel do not lie side by side."""
     if problem.layout != "NCHW":  # an NHWC image of one channel looks alike, but not its strides
@@ -80,12 +103,13 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
     matrices = problem.n * problem.groups
     panel_bytes = reduction * shape.NR * item
-    in_place = pixels >= shape.NR and (tiles <= 2 or lies_well(source[3], panel_bytes, reduction))
+    in_place = pixels >= shape.NR and (tiles <= 2 or _lies_well(source[3], reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
     wanted = tasks_wanted(problem, threads)
     count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, wanted)
-    if not in_place and panels * matrices >= wanted:  # each panel is packed once, for all tiles
-        count, parts = tiles, -(-wanted // matrices)
+    if not in_place:
+        blocks = _packing_blocks(tiles, panels * matrices, shape, threads)
+        count, parts = -(-tiles // blocks), min(panels, -(-wanted // (matrices * blocks)))
     packs = not in_place or pixels % shape.NR != 0
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
