@@ -107,7 +107,7 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
     return None if None in bands else bands  # type: ignore[return-value]
 
 
-def _transposition(
+def transposition(
     dtype: str, matrices: int, rows: int, columns: int, source: tuple[int, ...], target: tuple[int, ...], threads: int
 ) -> Launch:
     """Plan `matrices` of rows x columns; `source` and `target` are the strides from matrix to matrix and row to row."""
@@ -130,8 +130,8 @@ class _Images:
         pixels, whole = rows * columns, full_rows * columns
         self.shape = (n, rows, columns, channels)
         planes, flat = (channels * whole * item, whole * item), (pixels * channels * item, channels * item)
-        self.gather = _transposition(dtype, n, channels, pixels, planes, flat, threads)
-        self.scatter = _transposition(dtype, n, pixels, channels, flat, planes, threads)
+        self.gather = transposition(dtype, n, channels, pixels, planes, flat, threads)
+        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads)
         self.size = math.prod(self.shape)
 
 
@@ -155,8 +155,8 @@ class TransposedOperation(Operation):
         self._turns_weights = bands[0].problem.layout == CHANNELS_LAST
         self._w_bytes = math.prod(self._w_shape) * item if self._turns_weights else 0
         depth = math.prod(problem.w_shape) // oc
-        self._weights_in = _transposition(dtype, 1, oc, depth, (0, depth * item), (0, oc * item), threads)
-        self._weights_out = _transposition(dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
+        self._weights_in = transposition(dtype, 1, oc, depth, (0, depth * item), (0, oc * item), threads)
+        self._weights_out = transposition(dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
         self._unused = np.zeros(1, dtype)
         self._threads = threads
         self._scratch = max(x.size + y.size for _, x, y in plans.values()) * item

@@ -18,10 +18,12 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
+from fastconv.algorithms.transposed import transposition
+from fastconv.cost import conv_flops
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill
+from fastconv.kernels.params import Buffer, address, fill
 from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.kernels.target import Tile, tile
 from fastconv.problem import ConvProblem
@@ -29,6 +31,8 @@ from fastconv.problem import ConvProblem
 _PAGE_BYTES = 4 << 10
 _MOST_PAGES = 60
 """Pages that a CPU knows without looking them up, less those of weights and results."""
+_TURNING_FLOPS = 8_000_000
+"""Work from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
 """Lines that a cache keeps of those that meet in one place."""
 
@@ -41,6 +45,16 @@ class PlanePass(Pass):
     """What sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
     """Records and offsets whose addresses the record holds, and which it keeps alive."""
+    turn: Launch | None
+    """Lays each target channel's weights side by side; None where they lie so, or well enough."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        return super().workspace_bytes + (self._weights_bytes if self.turn else 0)
+
+    @property
+    def _weights_bytes(self) -> int:
+        return math.prod(self.problem.w_shape) * self.problem.itemsize
 
     def describe(self) -> str:
         return model.describe(self.tile, "pixels", model.filled(int(self.launch.plan["channels"][0]), self.tile.NR))
@@ -57,7 +71,10 @@ class PlanePass(Pass):
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.APART_SHARE
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
-        return model.launch_seconds(self.threads) + work / self.threads
+        turn = 0.0
+        if self.turn:
+            turn = model.launch_seconds(self.turn.threads) + math.prod(self.problem.w_shape) * model.PACK_SECONDS
+        return model.launch_seconds(self.threads) + work / self.threads + turn
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -67,6 +84,12 @@ class PlanePass(Pass):
         if epilogue.bias is not None:
             groups = self.problem.groups
             start = epilogue.start(groups, self.zeros.size // groups, self.problem.dtype)
+        if self.turn:
+            with Buffer(self._weights_bytes) as buffer:
+                turned = buffer[: self._weights_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+                self.turn(second, second, self.zeros, turned)
+                self.launch(turned, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+            return
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
@@ -99,6 +122,19 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     flat = all(stride[2] == item and stride[1] == columns.count * item for stride in (source, target))
     if not (alone and flat and (rows.count, columns.count) == size):
         return None
+    turn = None
+    if weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS:
+        line = reduction * item
+        turn = transposition(
+            problem.dtype,
+            problem.groups,
+            reduction,
+            channels,
+            (weight_group, weights[2]),
+            (weight_group, line),
+            threads,
+        )
+        weights = (0, 0, item, line)
     shape = tile(problem.dtype, channels, pixels)
     tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
     matrices = problem.n * problem.groups
@@ -159,4 +195,4 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
     launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
-    return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack))
+    return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack), turn)
