@@ -26,7 +26,32 @@ def test_bands_make_the_whole(direction, layout, monkeypatch):
                 continue
             in_rows += len(bands) > problem.n
             result = np.full_like(given.expected[direction], np.nan, np.float32)
-            operation = transposed.TransposedOperation(problem, direction, bands, Direct(), 1)
+            operation = transposed.transposed(problem, direction, layout, Direct(), 1)
             operation.run(given.x if direction == "forward" else given.grad_y, np.ascontiguousarray(given.w), result)
             np.testing.assert_array_equal(result, given.expected[direction], err_msg=f"{case}, {scratch} bytes")
     assert in_rows > 30
+
+
+def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch):
+    monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
+    monkeypatch.setattr(transposed, "_CHANNEL_BLOCK", 16)
+    bands, blocks, both = 0, 0, 0
+    for case in CASES:
+        x_shape, w_shape, _ = case.shapes("NCHW")
+        problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
+        given = data(case, "integers", "NCHW", "float32")
+        for scratch in (1 << 11, 1 << 13, 1 << 15):
+            monkeypatch.setattr(transposed, "scratch_limit", lambda *_, scratch=scratch: scratch)
+            cut = transposed.cut_of(problem)
+            if cut is None:
+                continue
+            bands += len(cut.bands) > problem.n
+            blocks += len(cut.starts) > 2
+            both += len(cut.bands) > problem.n and len(cut.starts) > 2
+            result = np.full_like(given.expected["grad_weight"], np.nan, np.float32)
+            operation = transposed.transposed(problem, "grad_weight", CHANNELS_LAST, Direct(), 1)
+            operation.run(given.grad_y, given.x, result)
+            np.testing.assert_array_equal(
+                result, given.expected["grad_weight"], err_msg=f"{case}, {scratch} bytes: {cut}"
+            )
+    assert bands > 30 and blocks > 10 and both > 1

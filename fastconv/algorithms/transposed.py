@@ -6,6 +6,8 @@ which costs little where each takes part in many products.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.arrays import QUIET
 from fastconv.kernels import transpose as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, aligned, fill
@@ -24,7 +27,13 @@ if TYPE_CHECKING:
 _VALUE_SECONDS = 0.6e-9
 """Transposing one value, and fetching it from the cache of the thread that did."""
 _LAUNCH_SECONDS = 8e-6
+_ADD_SECONDS = 0.3e-9
+"""Adding a weight's gradient of one band to that of those before."""
 _COLUMN_BLOCK = 256
+_CHANNEL_BLOCK = 64
+"""Output channels of a block: those of the widest register tile."""
+_WEIGHTS_OF_SCRATCH = 4
+"""Least part of the scratch that the weights of a block may take."""
 _BAND_ROWS = 2
 """Rows of a band for each row of the kernel: what bands overlap is transposed twice."""
 
@@ -81,15 +90,17 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
 
     `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST.
     """
-    item, n = problem.itemsize, problem.n
     limit = scratch_limit(problem, 2)  # whatever the threads: the choice of bands must not depend on them
     if layout == CHANNELS_LAST:
-        limit -= math.prod(problem.w_shape) * item
-    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * item
-    (ih, _), (oh, _) = problem.input_size, problem.output_size
-    together = int(min(n, limit // each))
-    if direction == "grad_weight" and together < n:
-        return None  # partial gradients would have to be added
+        limit -= math.prod(problem.w_shape) * problem.itemsize
+    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
+    return _bands_within(problem, direction, layout, int(limit), each)
+
+
+def _bands_within(problem: ConvProblem, direction: str, layout: str, limit: int, each: int) -> list[Band] | None:
+    """Bands that take no more than `limit` bytes of scratch, where a whole image takes `each`."""
+    n, (ih, _), (oh, _) = problem.n, problem.input_size, problem.output_size
+    together = min(n, limit // each)
     if together >= 1:
         return [
             Band(first, min(first + together, n), 0, oh, 0, ih,
@@ -99,12 +110,38 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
     if limit <= 0:
         return None
     count = oh if direction == "forward" else ih
-    rows = -(-count // -(-each // int(limit)))
+    rows = -(-count // -(-each // limit))
     if rows < _BAND_ROWS * problem.kernel_size[0]:
         return None
     starts = [(image, first) for image in range(n) for first in range(0, count, rows)]
     bands = [_row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
     return None if None in bands else bands  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a weight gradient is cut: the gradients of all bands are added, for some output channels after others."""
+
+    bands: tuple[Band, ...]
+    starts: tuple[int, ...]
+    """The first channel of each block of them, and the end of the last."""
+
+
+def cut_of(problem: ConvProblem) -> Cut | None:
+    """Cut a weight gradient so that its scratch is small enough; None where that cannot be done."""
+    limit = int(scratch_limit(problem, 2))
+    w_bytes = math.prod(problem.w_shape) * problem.itemsize
+    parts = -(-w_bytes * _WEIGHTS_OF_SCRATCH // limit) if problem.groups == 1 else 1
+    width = -(-problem.oc // parts // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
+    starts = list(range(0, problem.oc, width))
+    if problem.oc - starts[-1] < _CHANNEL_BLOCK and len(starts) > 1:
+        starts.pop()
+    width = max(end - start for start, end in itertools.pairwise((*starts, problem.oc)))
+    # One block's gradient, and that of the band which is added to it.
+    limit -= 2 * (w_bytes * width // problem.oc)
+    each = math.prod(problem.x_shape) + math.prod(problem.y_shape) * width // problem.oc
+    bands = _bands_within(problem, "forward", CHANNELS_LAST, limit, each // problem.n * problem.itemsize)
+    return None if bands is None else Cut(tuple(bands), (*starts, problem.oc))
 
 
 def transposition(
@@ -125,11 +162,13 @@ def transposition(
 class _Images:
     """Transposition of a band of images between NCHW and NHWC."""
 
-    def __init__(self, n: int, channels: int, rows: int, full_rows: int, columns: int, dtype: str, threads: int):
+    def __init__(
+        self, n: int, channels: int, all_channels: int, rows: int, all_rows: int, columns: int, dtype: str, threads: int
+    ) -> None:
         item = np.dtype(dtype).itemsize
-        pixels, whole = rows * columns, full_rows * columns
+        pixels, whole = rows * columns, all_rows * columns
         self.shape = (n, rows, columns, channels)
-        planes, flat = (channels * whole * item, whole * item), (pixels * channels * item, channels * item)
+        planes, flat = (all_channels * whole * item, whole * item), (pixels * channels * item, channels * item)
         self.gather = transposition(dtype, n, channels, pixels, planes, flat, threads)
         self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads)
         self.size = math.prod(self.shape)
@@ -146,8 +185,9 @@ class TransposedOperation(Operation):
         dtype, (ih, iw), (oh, ow) = problem.dtype, problem.input_size, problem.output_size
         for band in bands:
             if band.problem not in plans:
-                x = _Images(band.problem.n, problem.ic, band.high - band.low, ih, iw, dtype, threads)
-                y = _Images(band.problem.n, problem.oc, band.bottom - band.top, oh, ow, dtype, threads)
+                n, ic, oc = band.problem.n, problem.ic, problem.oc
+                x = _Images(n, ic, ic, band.high - band.low, ih, iw, dtype, threads)
+                y = _Images(n, oc, oc, band.bottom - band.top, oh, ow, dtype, threads)
                 plans[band.problem] = algorithm.plan(band.problem, direction, threads), x, y
         self._plans = plans
         item, oc = problem.itemsize, problem.oc
@@ -156,7 +196,6 @@ class TransposedOperation(Operation):
         self._w_bytes = math.prod(self._w_shape) * item if self._turns_weights else 0
         depth = math.prod(problem.w_shape) // oc
         self._weights_in = transposition(dtype, 1, oc, depth, (0, depth * item), (0, oc * item), threads)
-        self._weights_out = transposition(dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
         self._unused = np.zeros(1, dtype)
         self._threads = threads
         self._scratch = max(x.size + y.size for _, x, y in plans.values()) * item
@@ -202,8 +241,7 @@ class TransposedOperation(Operation):
                 weights, packed = prepared
             elif self._turns_weights:
                 weights = view(self._scratch, self._w_shape)
-                if self.direction != "grad_weight":
-                    self._weights_in(second, second, self._unused, weights)
+                self._weights_in(second, second, self._unused, weights)
             for band in self._bands:
                 operation, x, y = self._plans[band.problem]
                 images, rows = slice(band.first, band.last), slice(band.low, band.high)
@@ -212,15 +250,130 @@ class TransposedOperation(Operation):
                     self._move(x.gather, first[images, :, rows], x_here)
                     operation.run(x_here, weights, y_here, epilogue, packed.get(operation))
                     self._move(y.scatter, y_here, result[images, :, band.top : band.bottom])
-                elif self.direction == "grad_input":
+                else:
                     self._move(y.gather, first[images, :, band.top : band.bottom], y_here)
                     operation.run(y_here, weights, x_here, PLAIN, packed.get(operation))
                     self._move(x.scatter, x_here, result[images, :, rows])
-                else:
-                    self._move(y.gather, first[images], y_here)
-                    self._move(x.gather, second[images], x_here)
-                    operation.run(y_here, x_here, weights)
-                    self._move(self._weights_out, weights, result)
 
     def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
         launch(source, source, self._unused, target)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The output channels from `start` to `end` of one band."""
+
+    band: Band
+    start: int
+    end: int
+    operation: Operation
+    x: _Images
+    y: _Images
+    turn: Launch
+    """Lays the gradient's transposed weights as the caller's lie."""
+
+
+class TransposedWeightGradient(Operation):
+    """A weight gradient of another algorithm on transposed images, band by band and channel block by channel block."""
+
+    def __init__(self, problem: ConvProblem, cut: Cut, algorithm: Algorithm, threads: int) -> None:
+        self.problem = problem
+        self._cut = cut
+        self._threads = threads
+        self._unused = np.zeros(1, problem.dtype)
+        self._depth = math.prod(problem.w_shape) // problem.oc
+        plan = functools.cache(lambda part: algorithm.plan(part, "grad_weight", threads))
+        self._blocks = [
+            self._block(band, start, end, plan(replace(band.problem, oc=end - start)))
+            for start, end in itertools.pairwise(cut.starts)
+            for band in cut.bands
+        ]
+        self._x_size = max(block.x.size for block in self._blocks)
+        self._y_size = max(block.y.size for block in self._blocks)
+        self._w_size = self._depth * max(block.end - block.start for block in self._blocks)
+        values = self._x_size + self._y_size + self._w_size * min(2, len(cut.bands))
+        self._scratch = values * problem.itemsize
+        self.workspace_bytes = self._scratch + max(block.operation.workspace_bytes for block in self._blocks)
+
+    def _block(self, band: Band, start: int, end: int, operation: Operation) -> _Block:
+        problem, n, dtype, threads = self.problem, band.problem.n, self.problem.dtype, self._threads
+        (ih, iw), (oh, ow), item = problem.input_size, problem.output_size, problem.itemsize
+        width, depth = end - start, self._depth
+        return _Block(
+            band, start, end, operation,
+            _Images(n, problem.ic, problem.ic, band.high - band.low, ih, iw, dtype, threads),
+            _Images(n, width, problem.oc, band.bottom - band.top, oh, ow, dtype, threads),
+            transposition(dtype, 1, depth, width, (0, width * item), (0, depth * item), threads),
+        )  # fmt: skip
+
+    def _keeps_image(self) -> bool:
+        """Whether all blocks of channels read the same transposed image."""
+        return len(self._cut.bands) == 1
+
+    def _moving_seconds(self) -> float:
+        images = [block.x.size for block in self._blocks[: 1 if self._keeps_image() else None]]
+        values = sum(images) + sum(block.y.size for block in self._blocks) + math.prod(self.problem.w_shape)
+        added = math.prod(self.problem.w_shape) * (len(self._cut.bands) - 1)
+        launches = len(images) + len(self._blocks) + len(self._cut.starts) - 1
+        return launches * _LAUNCH_SECONDS + values * _VALUE_SECONDS / self._threads + added * _ADD_SECONDS
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        inner = sum(block.operation.seconds(rate) for block in self._blocks)  # type: ignore[attr-defined]
+        return inner + self._moving_seconds()
+
+    def estimate(self, machine: Machine) -> Estimate:
+        estimates = [block.operation.estimate(machine) for block in self._blocks]
+        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
+        bands, blocks = len(self._cut.bands), len(self._cut.starts) - 1
+        how = f"transposed in {bands} bands" + (f" and {blocks} blocks of channels" if blocks > 1 else "")
+        return Estimate(seconds, f"{how}: {estimates[0].reason}")
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        item, dtype = self.problem.itemsize, self.problem.dtype
+        with Buffer(self._scratch) as buffer:
+
+            def view(offset: int, shape: tuple[int, ...]) -> np.ndarray:
+                return buffer[offset * item : (offset + math.prod(shape)) * item].view(dtype).reshape(shape)
+
+            for number, block in enumerate(self._blocks):
+                band, images = block.band, slice(block.band.first, block.band.last)
+                x_here, y_here = view(0, block.x.shape), view(self._x_size, block.y.shape)
+                w_shape = (*self.problem.w_shape[1:], block.end - block.start)
+                total = view(self._x_size + self._y_size, w_shape)
+                more = band is not self._cut.bands[0]
+                own = view(self._x_size + self._y_size + self._w_size, w_shape) if more else total
+                if number == 0 or not self._keeps_image():
+                    self._move(block.x.gather, second[images, :, band.low : band.high], x_here)
+                channels = slice(block.start, block.end)
+                self._move(block.y.gather, first[images, channels, band.top : band.bottom], y_here)
+                block.operation.run(y_here, x_here, own)
+                if more:
+                    _add(total, own)
+                if band is self._cut.bands[-1]:
+                    self._move(block.turn, total, result[channels])
+
+    def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
+        launch(source, source, self._unused, target)
+
+
+@QUIET
+def _add(total: np.ndarray, part: np.ndarray) -> None:
+    np.add(total, part, out=total)
+
+
+def transposed(
+    problem: ConvProblem, direction: str, layout: str, algorithm: Algorithm, threads: int
+) -> TransposedOperation | TransposedWeightGradient | None:
+    """An algorithm's operation on transposed images; None where these are too large for a scratch area.
+
+    `layout` is that of the problems which the algorithm gets; the weight gradient has CHANNELS_LAST.
+    """
+    if direction == "grad_weight":
+        cut = cut_of(problem)
+        return None if cut is None else TransposedWeightGradient(problem, cut, algorithm, threads)
+    bands = bands_of(problem, direction, layout)
+    return None if bands is None else TransposedOperation(problem, direction, bands, algorithm, threads)

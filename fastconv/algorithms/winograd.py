@@ -32,7 +32,7 @@ from fastconv.algorithms.base import (
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs, slabs_up_to
-from fastconv.algorithms.transposed import TransposedOperation, bands_of
+from fastconv.algorithms.transposed import bands_of, cut_of, transposed
 from fastconv.cost import conv_bytes
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
@@ -138,15 +138,21 @@ class Winograd(Algorithm):
         least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
         if least < lanes:
             return f"winograd needs {lanes} channels in a group to read, not {least}"
-        if problem.layout == "NCHW" and bands_of(problem, direction, CHANNELS_LAST) is None:
+        if problem.layout == "NCHW" and not self._transposes(problem, direction):
             return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
 
+    @staticmethod
+    def _transposes(problem: ConvProblem, direction: str) -> bool:
+        """Whether NCHW images can be transposed in parts."""
+        found = cut_of(problem) if direction == "grad_weight" else bands_of(problem, direction, CHANNELS_LAST)
+        return found is not None
+
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW":
-            bands = bands_of(problem, direction, CHANNELS_LAST)
-            assert bands is not None  # or it would have declined
-            return TransposedOperation(problem, direction, bands, self, threads)
+            operation = transposed(problem, direction, CHANNELS_LAST, self, threads)
+            assert operation is not None  # or it would have declined
+            return operation
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)
         return WinogradOperation(problem, direction, threads)

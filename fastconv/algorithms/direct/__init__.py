@@ -33,7 +33,7 @@ from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.window_dots import plan_window_dots
-from fastconv.algorithms.transposed import Band, TransposedOperation, bands_of
+from fastconv.algorithms.transposed import transposed
 from fastconv.cost import conv_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -106,20 +106,19 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     return passes if chained is None else (chained,)
 
 
-def _bands(problem: ConvProblem, direction: str) -> list[Band] | None:
-    """The bands of a problem to transpose, with its weights where they are read or written in vectors, not packed."""
+def _transposed(problem: ConvProblem, direction: str, threads: int) -> Any:
+    """The problem transposed, with its weights where they are read or written in vectors, not packed; or None."""
     in_vectors = direction == "grad_weight" or problem.groups > 1
-    return bands_of(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST)
+    return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
 @functools.lru_cache(maxsize=1024)
 def _transposes(problem: ConvProblem, direction: str) -> bool:
     """Whether an NCHW problem is faster transposed."""
-    bands = _bands(problem, direction)
-    if bands is None:
+    other = _transposed(problem, direction, 1)
+    if other is None:
         return False
-    own = DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE)
-    return TransposedOperation(problem, direction, bands, Direct(), 1).seconds(model.NOMINAL_RATE) < own
+    return bool(other.seconds(model.NOMINAL_RATE) < DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE))
 
 
 class Direct(Algorithm):
@@ -129,9 +128,9 @@ class Direct(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
-            bands = _bands(problem, direction)
-            if bands is not None:
-                return TransposedOperation(problem, direction, bands, self, threads)
+            operation = _transposed(problem, direction, threads)
+            if operation is not None:
+                return operation
         return DirectOperation(problem, direction, threads)
 
 
