@@ -107,9 +107,16 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
 
 
 def _transposed(problem: ConvProblem, direction: str, threads: int) -> Any:
-    """The problem transposed, with its weights where they are read or written in vectors, not packed; or None."""
+    """The problem transposed, or None: with its weights where they are read or written in vectors.
+
+    The phases of a strided input gradient pack a few taps each, which weights that lie in kernel order scatter.
+    """
     in_vectors = direction == "grad_weight" or problem.groups > 1
-    return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
+    if in_vectors or (direction == "grad_input" and problem.stride != (1, 1)):
+        found = transposed(problem, direction, CHANNELS_LAST, Direct(), threads)
+        if found is not None or in_vectors:
+            return found
+    return transposed(problem, direction, IMAGES_LAST, Direct(), threads)
 
 
 @functools.lru_cache(maxsize=1024)

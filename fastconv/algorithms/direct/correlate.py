@@ -65,10 +65,14 @@ class CorrelatePass(Pass):
         slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV] / model.CORRELATE_SHARE
         multiply = tiles * pixels * slots / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
-        each = model.CORRELATE_ADD_SECONDS if p["even"] else model.SCATTER_SECONDS
+        far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
+        scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS
+        each = model.CORRELATE_ADD_SECONDS if p["even"] else scatter
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
-        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else model.TRANSPOSE_SECONDS
+        turn = model.MANY_TRANSPOSE_SECONDS if problem.ic > model.TURNED_PLANES else model.TRANSPOSE_SECONDS
+        turn *= min(problem.stride[1], problem.kernel_size[1] + 1)
+        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else turn
         pack = inputs * problem.ic_per_group * each * int(p["panel_parts"])
         if not p["in_place"]:
             each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.TRANSPOSE_SECONDS

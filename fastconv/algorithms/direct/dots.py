@@ -60,7 +60,9 @@ class DotPass(Pass):
             ("channels", "row_block", int(p["gradient_columns"]), int(p["gradient_c"])),
         ):
             each = model.COPY_SECONDS if step == problem.itemsize else model.DOT_GATHER_SECONDS * min(step, LINE)
-            copies += tasks * int(p[planes]) * int(p[rows]) * columns * each
+            if planes == "reduction" and p["column_step"] > 1:
+                each = max(each, model.STEP_SECONDS)
+            copies += tasks * int(p[planes]) * int(p[rows]) * (columns * each + model.COPY_ROW_SECONDS)
         tiles = -(-int(p["channels"]) // shape.NV) * -(
             -problem.ic_per_group * math.prod(problem.kernel_size) // shape.MR
         )

@@ -53,6 +53,10 @@ SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9
 """Copying one value of a row into a strip, where the row lies as the strip does."""
+COPY_ROW_SECONDS = 20e-9
+"""Beginning and end of such a row."""
+STEP_SECONDS = 0.5e-9
+"""Copying one value of a row whose neighbours go to strips of their own, as strides ask for."""
 MANY_PLANES = 16
 PLANES_SHARE = 0.3
 """Speed of copying from more planes than that, each in pages of its own."""
@@ -64,6 +68,12 @@ TRANSPOSE_SECONDS = 0.35e-9
 """Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
+NEAR_SCATTER_BYTES = 1 << 20
+FAR_SCATTER_SECONDS = 3.2e-9
+"""The same where these places are spread over more bytes than that."""
+TURNED_PLANES = 192
+MANY_TRANSPOSE_SECONDS = 0.7e-9
+"""Moving one value between so many planes, each in pages of its own, and pixels whose channels lie side by side."""
 DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
 MASKED_SHARE = 0.77
