@@ -251,6 +251,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise-4-side-by-side", 4, 4, (16, 9), (3, 3), padding=1, groups=4, n=3),
     Case("depthwise-6-side-by-side", 6, 6, (9, 17), (7, 3), padding=((3, 2), (0, 1)), groups=6),
     Case("depthwise-12-side-by-side", 12, 12, (5, 6), (3, 4), padding=1, groups=12),
+    Case("depthwise-blocks-of-rows", 3, 6, (75, 64), (3, 3), (1, 2), padding=1, groups=3, n=2),
     Case("depthwise-stride2", 16, 16, (9, 11), (3, 3), stride=2, padding=1, groups=16),
     Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),
     Case("depthwise-7x7", 24, 24, (9, 10), (7, 7), padding=3, groups=24),

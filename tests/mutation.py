@@ -23,7 +23,8 @@ from .process import ROOT
 
 MODULES = {
     "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
-    "channel_dots": "direct", "window_dots": "direct", "reduce": "direct", "spans": "direct", "transpose": "direct",
+    "channel_dots": "direct", "window_dots": "direct", "plane_dots": "direct", "reduce": "direct",
+    "spans": "direct", "transpose": "direct",
     "addresses": "direct", "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
     "chain": "direct", "groups": "direct", "runs": "direct", "taptile": "direct", "windows": "direct",
     "simd": "direct", "emit": "direct",

@@ -17,7 +17,7 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 some_cases = pytest.mark.parametrize(
     "case",
-    [by_name(name) for name in ("all-together", "tail-17to31-ow13", "depthwise")],
+    [by_name(name) for name in ("all-together", "tail-17to31-ow13", "depthwise", "depthwise-6-side-by-side")],
     ids=lambda case: case.name,
 )
 

@@ -28,6 +28,7 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.phases import plan_phases
+from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 
 _PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
 _TOGETHER = (plan_stencil, plan_spread)
-_WEIGHT_KINDS = (plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots)
+_WEIGHT_KINDS = (
+    plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
+)  # fmt: skip
 
 
 def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tuple[Any, float]:

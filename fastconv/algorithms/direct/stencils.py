@@ -100,7 +100,7 @@ class StencilPass(Pass):
         start = self.zeros if epilogue.bias is None else epilogue.bias
         if self.channels > 1:
             second = self.prepare(second) if prepared is None else prepared
-            start = self.zeros if epilogue.bias is None else self.prepare(start[None])
+            start = self.zeros if epilogue.bias is None else self.prepare(start[None]).reshape(-1)
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 

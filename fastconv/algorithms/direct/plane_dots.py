@@ -1,0 +1,111 @@
+"""Weight gradients of planes (NCHW) whose groups have one source channel, planned: `fastconv.kernels.plane_dots`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis
+from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
+from fastconv.kernels import plane_dots as kernels
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import fill
+from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.problem import ConvProblem
+
+_MOST_TAPS = 12
+"""Columns of a kernel whose sums and masks find registers."""
+_MOST_STEP = 2
+_MOST_SLABS = 16
+_SLAB_PIXELS = 4000
+"""Pixels of a slab, at least."""
+_MANY_CHANNELS = 32
+"""Channels that keep all threads busy without slabs."""
+_BLOCK_BYTES = 24 << 10
+"""Rows of both operands that one kernel row after the other reads, from the first cache level."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneDotPass(Pass):
+    """The launch of a weight gradient of planes, planned."""
+
+    slabs: Slabs
+    unused: np.ndarray
+    """Stands for what sums begin with, which is nothing."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.launch.workspace_bytes + self.slabs.workspace_bytes
+
+    def _lanes_share(self) -> float:
+        return model.filled(self.problem.output_size[1], self.tile.VL)
+
+    def describe(self) -> str:
+        return f"dot products of planes with pixels in the lanes, {self._lanes_share():.0%} of them in use"
+
+    def seconds(self, rate: float) -> float:
+        problem, p = self.problem, self.launch.plan[0]
+        (oh, ow), (kh, kw) = problem.output_size, problem.kernel_size
+        vectors = problem.n * problem.oc * oh * -(-ow // self.tile.VL)
+        loads = kw * problem.stride[1] + 1
+        slots = vectors * kh * max(2 * kw, model.WINDOW_LOAD_SLOTS * loads)
+        ends = problem.oc * int(p["blocks"]) * kh * (kw * model.SUM_SLOTS + model.TILE_SLOTS)
+        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
+        work = (
+            max((slots + ends) / model.STENCIL_SHARE / rate, traffic)
+            * model.balance(self.launch.tasks, self.threads)
+            / self.threads
+        )
+        total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
+        return model.launch_seconds(self.threads) + work + total
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.slabs.run(self.launch, second, first, self.unused, result)
+
+
+def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
+    """Plan the launch; None for groups of several source channels, pixels that lie apart, or long kernel rows."""
+    rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
+    alone = problem.layout == "NCHW" and problem.ic_per_group == 1
+    if not alone or columns.step > _MOST_STEP or len(columns.taps) > _MOST_TAPS or vector_bytes() == 16:
+        return None  # vectors of 16 bytes have no masked loads
+    item, channels = problem.itemsize, problem.oc
+    x = canonical_strides(problem.x_shape, item, problem.layout)
+    y = canonical_strides(problem.y_shape, item, problem.layout)
+    # Blocks and slabs must not depend on the threads: the result's bits depend on them.
+    slabs = 1
+    if channels < _MANY_CHANNELS:
+        pixels = problem.n * rows.count * columns.count
+        slabs = min(_MOST_SLABS, -(-pixels // _SLAB_PIXELS), SLABS_BYTES // (math.prod(problem.w_shape) * item))
+    row_block = min(rows.count, -(-problem.n * rows.count // max(1, slabs)))
+    row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
+    row_blocks = -(-rows.count // row_block)
+    blocks = problem.n * row_blocks
+    slabs = max(1, min(slabs, blocks))
+    parts = min(channels, -(-TASKS_PER_THREAD * threads // slabs)) if threads > 1 else 1
+    partial = Slabs(problem, slabs, threads)
+    plan = fill(
+        kernels.PLANE_DOTS,
+        source_n=x[0], source_d=x[3], source_r=x[1],
+        source_rows=problem.input_size[0], source_columns=problem.input_size[1],
+        gradient_n=y[0], gradient_d=y[3], gradient_r=y[1],
+        rows=rows.count, columns=columns.count, row_step=rows.step,
+        first_row=rows.offsets[0], first_column=columns.offsets[0],
+        tap_rows=problem.dilation[0], tap_columns=problem.dilation[1], taps_r=len(rows.taps),
+        channels=channels, multiplier=channels // problem.ic, row_block=row_block, row_blocks=row_blocks,
+        blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
+    )  # fmt: skip
+    shape = Tile(VL=vector_bytes() // item, MR=1, NV=1)
+    launch = Launch(
+        lambda: kernels.plane_dots(problem.dtype, len(columns.taps), columns.step), problem.dtype, plan, slabs * parts,
+        threads,
+    )  # fmt: skip
+    return PlaneDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))
