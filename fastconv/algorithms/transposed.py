@@ -273,7 +273,7 @@ class _Block:
     """Lays the gradient's transposed weights as the caller's lie."""
 
 
-class TransposedWeightGradient(Operation):
+class TransposedGradient(Operation):
     """A weight gradient of another algorithm on transposed images, band by band and channel block by channel block."""
 
     def __init__(self, problem: ConvProblem, cut: Cut, algorithm: Algorithm, threads: int) -> None:
@@ -282,9 +282,9 @@ class TransposedWeightGradient(Operation):
         self._threads = threads
         self._unused = np.zeros(1, problem.dtype)
         self._depth = math.prod(problem.w_shape) // problem.oc
-        plan = functools.cache(lambda part: algorithm.plan(part, "grad_weight", threads))
+        parts = functools.cache(functools.partial(self._parts, algorithm))
         self._blocks = [
-            self._block(band, start, end, plan(replace(band.problem, oc=end - start)))
+            _Block(band, start, end, *parts(replace(band.problem, oc=end - start)))
             for start, end in itertools.pairwise(cut.starts)
             for band in cut.bands
         ]
@@ -295,16 +295,16 @@ class TransposedWeightGradient(Operation):
         self._scratch = values * problem.itemsize
         self.workspace_bytes = self._scratch + max(block.operation.workspace_bytes for block in self._blocks)
 
-    def _block(self, band: Band, start: int, end: int, operation: Operation) -> _Block:
-        problem, n, dtype, threads = self.problem, band.problem.n, self.problem.dtype, self._threads
-        (ih, iw), (oh, ow), item = problem.input_size, problem.output_size, problem.itemsize
-        width, depth = end - start, self._depth
-        return _Block(
-            band, start, end, operation,
-            _Images(n, problem.ic, problem.ic, band.high - band.low, ih, iw, dtype, threads),
-            _Images(n, width, problem.oc, band.bottom - band.top, oh, ow, dtype, threads),
-            transposition(dtype, 1, depth, width, (0, width * item), (0, depth * item), threads),
-        )  # fmt: skip
+    def _parts(self, algorithm: Algorithm, part: ConvProblem) -> tuple[Operation, _Images, _Images, Launch]:
+        """What a block does, which is the same for all of one shape."""
+        problem, threads, dtype, item = self.problem, self._threads, self.problem.dtype, self.problem.itemsize
+        (ih, iw), (oh, ow), depth = problem.input_size, problem.output_size, self._depth
+        return (
+            algorithm.plan(part, "grad_weight", threads),
+            _Images(part.n, problem.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
+            _Images(part.n, part.oc, problem.oc, part.output_size[0], oh, ow, dtype, threads),
+            transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, depth * item), threads),
+        )
 
     def _keeps_image(self) -> bool:
         """Whether all blocks of channels read the same transposed image."""
@@ -367,13 +367,13 @@ def _add(total: np.ndarray, part: np.ndarray) -> None:
 
 def transposed(
     problem: ConvProblem, direction: str, layout: str, algorithm: Algorithm, threads: int
-) -> TransposedOperation | TransposedWeightGradient | None:
+) -> TransposedOperation | TransposedGradient | None:
     """An algorithm's operation on transposed images; None where these are too large for a scratch area.
 
     `layout` is that of the problems which the algorithm gets; the weight gradient has CHANNELS_LAST.
     """
     if direction == "grad_weight":
         cut = cut_of(problem)
-        return None if cut is None else TransposedWeightGradient(problem, cut, algorithm, threads)
+        return None if cut is None else TransposedGradient(problem, cut, algorithm, threads)
     bands = bands_of(problem, direction, layout)
     return None if bands is None else TransposedOperation(problem, direction, bands, algorithm, threads)

@@ -34,7 +34,7 @@ from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.window_dots import plan_window_dots
-from fastconv.algorithms.transposed import transposed
+from fastconv.algorithms.transposed import TransposedGradient, TransposedOperation, bands_of, transposed
 from fastconv.cost import conv_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -109,26 +109,24 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     return passes if chained is None else (chained,)
 
 
-def _transposed(problem: ConvProblem, direction: str, threads: int) -> Any:
-    """The problem transposed, or None: with its weights where they are read or written in vectors.
+def _transposed(problem: ConvProblem, direction: str, threads: int) -> TransposedOperation | TransposedGradient | None:
+    """The operation on transposed images, and on transposed weights where these are read or written in vectors.
 
-    The phases of a strided input gradient pack a few taps each, which weights that lie in kernel order scatter.
+    So are those of a strided input gradient, where there is room: its phases pack a few taps each, and weights in
+    kernel order scatter them. An image's result must not depend on its neighbours, so one image decides.
     """
-    in_vectors = direction == "grad_weight" or problem.groups > 1
-    if in_vectors or (direction == "grad_input" and problem.stride != (1, 1)):
-        found = transposed(problem, direction, CHANNELS_LAST, Direct(), threads)
-        if found is not None or in_vectors:
-            return found
-    return transposed(problem, direction, IMAGES_LAST, Direct(), threads)
+    strided = direction == "grad_input" and problem.stride != (1, 1)
+    room = strided and bands_of(_typical(problem, direction), direction, CHANNELS_LAST) is not None
+    in_vectors = direction == "grad_weight" or problem.groups > 1 or room
+    return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
 @functools.lru_cache(maxsize=1024)
 def _transposes(problem: ConvProblem, direction: str) -> bool:
     """Whether an NCHW problem is faster transposed."""
     other = _transposed(problem, direction, 1)
-    if other is None:
-        return False
-    return bool(other.seconds(model.NOMINAL_RATE) < DirectOperation(problem, direction, 1).seconds(model.NOMINAL_RATE))
+    own = DirectOperation(problem, direction, 1)
+    return other is not None and other.seconds(model.NOMINAL_RATE) < own.seconds(model.NOMINAL_RATE)
 
 
 class Direct(Algorithm):

@@ -56,11 +56,8 @@ class PlaneDotPass(Pass):
         slots = vectors * kh * max(2 * kw, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * kh * (kw * model.SUM_SLOTS + model.TILE_SLOTS)
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
-        work = (
-            max((slots + ends) / model.STENCIL_SHARE / rate, traffic)
-            * model.balance(self.launch.tasks, self.threads)
-            / self.threads
-        )
+        work = max((slots + ends) / model.STENCIL_SHARE / rate, traffic) / self.threads
+        work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
 

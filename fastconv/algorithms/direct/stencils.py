@@ -28,8 +28,6 @@ _MOST_STEPS = (4, 2)
 """Strides of rows and columns that tiles are made for, of sources or of targets."""
 _MOST_SOURCES = 32
 """Source channels of a group: a tile reads them all anew for each target channel, from the first cache level."""
-_REPEAT_ARRAYS = 1
-"""Operations on small arrays that repeating the weights of a few channels takes."""
 _ROW_BYTES = 256 << 10
 """Longest row of zeros to keep."""
 
@@ -71,7 +69,7 @@ class StencilPass(Pass):
         work = planes * sum(self._plane_seconds(record, rate) for record in self.launch.plan)
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
         balance = model.balance(-(-self.launch.tasks // self.launch.grain), self.threads)
-        repeat = _REPEAT_ARRAYS * model.ARRAY_SECONDS if self.channels > 1 else 0.0
+        repeat = model.ARRAY_SECONDS if self.channels > 1 else 0.0
         return model.launch_seconds(self.threads) + (work + traffic) * balance / self.threads + repeat
 
     def _plane_seconds(self, p: np.void, rate: float) -> float:
