@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
@@ -123,7 +123,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     if not (alone and flat and (rows.count, columns.count) == size):
         return None
     turn = None
-    if weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS:
+    fits = math.prod(problem.w_shape) * item <= scratch_limit(problem, 1)
+    if fits and weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS:
         line = reduction * item
         turn = transposition(
             problem.dtype,
