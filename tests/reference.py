@@ -1,8 +1,9 @@
 """An independent oracle for convolution and its gradients: plain NumPy, explicit zero padding, tap by tap.
 
-Everything is computed in float64, so integer-valued data give exact results. Inside, arrays are NHWC (images)
-and HWIO (weights); the public functions turn NCHW and OIHW into these and back. `CountingConv` does the same
-sums one scalar product at a time and counts them; the cost models and the faster functions must agree.
+Everything is computed in float64, or in longdouble where that is given, so integer-valued data give exact results.
+Inside, arrays are NHWC (images) and HWIO (weights); the public functions turn NCHW and OIHW into these and back.
+`CountingConv` does the same sums one scalar product at a time and counts them; the cost models and the faster functions
+must agree.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ def _named_padding(name: str, size: int, kernel: int, stride: int, dilation: int
     return {"same": (smaller, larger), "same_lower": (larger, smaller)}[name]
 
 
+def _wide(array):
+    """The array in float64, or in longdouble if that is what it has."""
+    return np.asarray(array, np.promote_types(np.asarray(array).dtype, np.float64))
+
+
 def images_to_nhwc(images, layout):
-    """Float64 images as NHWC."""
-    images = np.asarray(images, np.float64)
+    """Wide images as NHWC."""
+    images = _wide(images)
     return images if layout == "NHWC" else images.transpose(0, 2, 3, 1)
 
 
@@ -54,8 +60,8 @@ def images_from_nhwc(images, layout):
 
 
 def weights_to_hwio(weights, layout):
-    """Float64 weights as HWIO, from the order that belongs to the layout."""
-    weights = np.asarray(weights, np.float64)
+    """Wide weights as HWIO, from the order that belongs to the layout."""
+    weights = _wide(weights)
     return weights if layout == "NHWC" else weights.transpose(2, 3, 1, 0)
 
 
@@ -111,7 +117,7 @@ class Geometry:
 
     def padded(self, images):
         """NHWC images with zeros around."""
-        result = np.zeros((len(images), *self.padded_size, images.shape[3]))
+        result = np.zeros((len(images), *self.padded_size, images.shape[3]), images.dtype)
         rows, columns = self.image
         result[:, rows, columns] = images
         return result
@@ -128,12 +134,12 @@ def conv2d(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1, layout
     geometry = Geometry.of(x.shape[1:3], w.shape[:2], stride, padding, dilation)
     padded = geometry.padded(x)
     ic, oc = x.shape[3], w.shape[3]
-    y = np.zeros((len(x), *geometry.output_size, oc))
+    y = np.zeros((len(x), *geometry.output_size, oc), np.result_type(x, w))
     for a, b, rows, columns in geometry.taps():
         for inputs, outputs in zip(_group_slices(ic, groups), _group_slices(oc, groups), strict=True):
             y[..., outputs] += padded[:, rows, columns, inputs] @ w[a, b, :, outputs]
     if bias is not None:
-        y += np.asarray(bias, np.float64)
+        y += _wide(bias)
     return images_from_nhwc(y, layout)
 
 
@@ -143,7 +149,7 @@ def conv2d_grad_input(grad_y, w, input_shape, *, stride=1, padding=0, dilation=1
     n, first, second, third = input_shape
     ih, iw, ic = (first, second, third) if layout == "NHWC" else (second, third, first)
     geometry = Geometry.of((ih, iw), w.shape[:2], stride, padding, dilation)
-    padded = np.zeros((n, *geometry.padded_size, ic))
+    padded = np.zeros((n, *geometry.padded_size, ic), np.result_type(grad_y, w))
     for a, b, rows, columns in geometry.taps():
         for inputs, outputs in zip(_group_slices(ic, groups), _group_slices(w.shape[3], groups), strict=True):
             padded[:, rows, columns, inputs] += grad_y[..., outputs] @ w[a, b, :, outputs].T
@@ -157,7 +163,7 @@ def conv2d_grad_weight(grad_y, x, kernel_size, *, stride=1, padding=0, dilation=
     geometry = Geometry.of(x.shape[1:3], pair(kernel_size), stride, padding, dilation)
     padded = geometry.padded(x)
     ic, oc = x.shape[3], grad_y.shape[3]
-    grad_w = np.zeros((*geometry.kernel_size, ic // groups, oc))
+    grad_w = np.zeros((*geometry.kernel_size, ic // groups, oc), np.result_type(grad_y, x))
     for a, b, rows, columns in geometry.taps():
         for inputs, outputs in zip(_group_slices(ic, groups), _group_slices(oc, groups), strict=True):
             axes = [0, 1, 2]

@@ -57,6 +57,9 @@ def spread_gradient(case, given, dtype, threads=1):
 @pytest.mark.parametrize("case", SPREADS, ids=lambda case: case.name)
 @each_dtype
 def test_spread_is_exact(dtype, case):
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    if case.ic >= lanes:
+        pytest.skip(f"{case.ic} channels are not few where a vector has {lanes} lanes")
     given = data(case, "integers", "NHWC", dtype)
     for threads in (1, 2):
         np.testing.assert_array_equal(spread_gradient(case, given, dtype, threads), given.expected["grad_input"])

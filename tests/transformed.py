@@ -35,9 +35,9 @@ def assert_prepared_as_called(algorithm, activation, dtype, layout, case):
 
 
 def assert_error_near_plain_sums(algorithm, compute, exact, dtype):
-    """The rms error of `compute(algorithm=...)` is below four times that of `direct`."""
+    """The rms error of `compute(algorithm=...)` is below six times that of `direct`."""
 
     def error(name):
         return float(np.sqrt(np.mean((compute(algorithm=name) - exact) ** 2)))
 
-    assert error(algorithm) < 4 * max(error("direct"), np.finfo(dtype).eps)
+    assert error(algorithm) < 6 * max(error("direct"), np.finfo(dtype).eps)
