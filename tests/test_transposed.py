@@ -54,4 +54,6 @@ def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch
             np.testing.assert_array_equal(
                 result, given.expected["grad_weight"], err_msg=f"{case}, {scratch} bytes: {cut}"
             )
-    assert min(bands, blocks, both) > 1
+    assert bands > 30
+    assert blocks > 5
+    assert both > 1
