@@ -26,7 +26,7 @@ def peak(dtype: str, tile: Tile) -> CFunc:
         p = record_at(address, PEAK)
         for _ in range(begin, end):
             multiply_tile(
-                REAL, VL, MR, NV, CHANNEL_START, 0, 1, p.table, p.weights, 0, 0,
+                REAL, VL, MR, NV, CHANNEL_START, 0, 0, 1, p.table, p.weights, 0, 0,
                 p.starts, 0, REAL(-np.inf), p.targets + thread * MR * 8, 0, NV * VL,
             )  # fmt: skip
 

@@ -60,7 +60,7 @@ GATHER = record("""
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs most_runs padding scatter chunk
     tiles tiles_per_block blocks panel_parts
-    tile_pixels tile_channels row_bytes item trace multiply finish list_bytes
+    tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
     workspace_bytes
     table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
 """)
@@ -68,13 +68,14 @@ GATHER = record("""
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
 read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all lie inside the
 image, relative to its first pixel; no tile has more than `most_runs`. Where weights are read `in_place`, `weight_*` say
-how they lie; `packing` is the address of the `PACK` record where tasks pack the weights that are not, else 0; `padding`
+how they lie; `packing` is the address of a record that begins as `PACKING` where tasks pack them, else 0; `padding`
 that of the `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such
 a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are
 used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
 `tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
 and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
-addresses of these compiled parts. The last line's fields are offsets into each thread's workspace."""
+addresses of these compiled parts, `multiply_last` that for the last panel, which may be narrower. The last line's
+fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -204,12 +205,15 @@ def scatter(dtype: str) -> CFunc:
     return jit.part(scatter_tiles)
 
 
+PACKING = record("entry source_group")
+"""What records of packing begin with: the address of the compiled part that packs a panel, and the bytes from group to
+group of what it packs."""
+
 PACK = record("""
-    source_r source_c source_k source_d source_group
+    entry source_group source_r source_c source_k source_d
     target_group target_panel
     taps_r taps_c rows columns reduction channels panels
     lines line line_offsets line_bytes slots period
-    entry
 """)
 """Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
 has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
@@ -343,24 +347,26 @@ def finish() -> CFunc:
 
 
 @functools.cache
-def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
+def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool) -> CFunc:
     """The part of the kernel that knows its register tile: the tiles of a task, by the taps of a panel from one on.
 
-    `unroll` is that of `fastconv.kernels.simd.multiply_tile`. Sums begin with a value for each channel in the lanes, or
-    for each pixel.
+    The tile may be narrower than the panels, for the last of them. `unroll` and `masked` are those of
+    `fastconv.kernels.simd.multiply_tile`. Sums begin with a value for each channel in the lanes, or for each pixel.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    UNROLL, START = unroll, start_kind
+    UNROLL, START, MASKED = unroll, start_kind, int(masked)
 
     def multiply_tiles(address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap):
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
         last = tap + p.chunk >= p.taps_r * p.taps_c
-        lanes = min(NR, p.channels - panel * NR)
-        start = call.start + group % p.groups * p.start_group + (panel * NR * ITEM if START == CHANNEL_START else 0)
-        shift = panel * NR * p.target_d
+        before = panel * p.tile_channels
+        lanes = min(NR, p.channels - before)
+        stored = lanes if MASKED or p.target_d == ITEM else NR
+        start = call.start + group % p.groups * p.start_group + (before * ITEM if START == CHANNEL_START else 0)
+        shift = before * p.target_d
         in_place = p.target_d == ITEM
         more = not in_place or (last and call.activation != 0)
         floor = REAL(0) if call.relu != 0 and last else REAL(-np.inf)
@@ -370,19 +376,20 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                 integer_at(own + p.tables + 8 * t),
                 integer_at(own + p.runs + 8 * t),
             )
-            kept = t % SCATTERED * MR * NR * ITEM
+            kept = t % SCATTERED * MR * p.row_bytes
             here = start
-            if START == ROW_START:  # the rows are planes, whose pages the CPU does not foresee either
+            if START == ROW_START:
                 here += (first + t) * MR * ITEM
-                for m in range(MR):
+                # The rows are planes, whose pages the CPU does not foresee: those of the next tile are asked for.
+                for m in range(0 if t == 0 else MR, MR if t == tiles - 1 else 2 * MR):
                     for line in range(0, NR * ITEM, LINE):
                         prefetch(integer_at(targets + m * 8) + shift + line)
             if runs < 0:
                 pitched_tile(
-                    REAL, VL, MR, NV, START, UNROLL, p.inside_runs, p.inside, table, p.column_step * p.source_c,
+                    REAL, VL, MR, NV, START, UNROLL, MASKED, p.inside_runs, p.inside, table, p.column_step * p.source_c,
                     weights, weight_step, weight_tap, here, floor,
                     integer_at(targets) + shift if in_place else own + p.buffer + kept,
-                    p.target_c if in_place else NR * ITEM, lanes if in_place else NR,
+                    p.target_c if in_place else p.row_bytes, stored,
                 )  # fmt: skip
             else:
                 starts, place = own + p.starts if START == CHANNEL_START else call.start, here - call.start
@@ -390,13 +397,27 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int) -> CFunc:
                     starts, place = targets, shift
                 rows = targets if in_place else own + p.buffer_rows
                 multiply_tile(
-                    REAL, VL, MR, NV, START, UNROLL, runs, table, weights, weight_step, weight_tap, starts,
-                    place, floor, rows, shift if in_place else kept, lanes if in_place else NR,
+                    REAL, VL, MR, NV, START, UNROLL, MASKED, runs, table, weights, weight_step, weight_tap, starts,
+                    place, floor, rows, shift if in_place else kept, stored,
                 )  # fmt: skip
             if more:
                 call_part(p.finish, (address, own, panel, first, tiles, t, last))
 
     return jit.part(multiply_tiles)
+
+
+def multiplies(
+    dtype: str, tile: Tile, channels: int, unroll: int, start_kind: int, in_place: bool
+) -> dict[str, CFunc]:  # fmt: skip
+    """The parts that multiply, by the record's fields: that of the last panel, and that of the others if there are any.
+
+    Weights that are read `in_place` end with the last channel, packed ones fill their vectors.
+    """
+    last = tile.last(channels)
+    parts = {"multiply_last": multiply(dtype, last, unroll, start_kind, in_place and channels % tile.VL != 0)}
+    if channels > tile.NR:
+        parts["multiply"] = multiply(dtype, tile, unroll, start_kind, False)
+    return parts
 
 
 @functools.cache
@@ -438,11 +459,11 @@ def gather() -> CFunc:
             for turn in range(first_panel * chunks, last_panel * chunks):
                 panel, tap = turn // chunks, turn % chunks * p.chunk
                 weight_step, weight_tap = p.row_bytes, p.reduction * p.row_bytes
-                if p.in_place != 0 and (panel + 1) * p.tile_channels <= p.channels:
+                if p.in_place != 0:
                     weight_step, weight_tap = p.weight_step, p.weight_tap
                     weights = call.other + group * p.weight_group + panel * p.weight_panel
                 elif p.packing != 0:
-                    q = record_at(p.packing, PACK)
+                    q = record_at(p.packing, PACKING)
                     given = call.other + group * q.source_group
                     call_part(q.entry, (p.packing, given, panel, own + p.packed, tap, min(tap + p.chunk, taps)))
                     weights = own + p.packed - tap * weight_tap
@@ -451,7 +472,7 @@ def gather() -> CFunc:
                 if p.chunk < taps:
                     take_chunk(p, own, tiles, tap)
                 call_part(
-                    p.multiply,
+                    p.multiply_last if panel == panels - 1 else p.multiply,
                     (address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap),
                 )
 

@@ -312,15 +312,27 @@ class _Sums:
     """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them.
 
     There may be several `sets` of them, which the steps of a run take in turn: few sums wait for their own results.
+    Of a step's last vector only the lanes in `mask` are read, if there is one.
     """
 
-    def __init__(self, emit: Emitter, rows: int, width: int, vector_step: Any, unroll: int, sets: int = 1) -> None:
+    def __init__(
+        self, emit: Emitter, rows: int, width: int, vector_step: Any, unroll: int, sets: int = 1, mask: Any = None
+    ) -> None:
         self.emit = emit
         self.rows = rows
         self.width = width
         self.sets = sets
         self._vector_step = vector_step
         self._unroll = unroll
+        self._mask = mask
+
+    def _vectors(self, row: Any) -> list[Any]:
+        """The vectors of a step."""
+        emit = self.emit
+        places = [emit.add(row, emit.const(j * emit.vector_bytes)) for j in range(self.width)]
+        if self._mask is None:
+            return [emit.load(place) for place in places]
+        return [*map(emit.load, places[:-1]), emit.load_masked(places[-1], self._mask)]
 
     def start(self, kind: int, vector_starts: Callable[[int], Any], scalar_starts: Any) -> list[Any]:
         """What the accumulators begin with: vectors at an address for each row, or a scalar for each row."""
@@ -341,7 +353,7 @@ class _Sums:
         const, add, multiply = emit.const, emit.add, emit.builder.mul
 
         def step(along: Any, row: Any, sums: list[Any]) -> list[Any]:
-            v = [emit.load(add(row, const(j * emit.vector_bytes))) for j in range(self.width)]
+            v = self._vectors(row)
             following = []
             for m in range(self.rows):
                 x = emit.load_broadcast(add(scalars[m], along))
@@ -421,7 +433,7 @@ class _Sums:
 
 @intrinsic(prefer_literal=True)
 def multiply_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any, MASKED: Any,
     runs: Any, scalars: Any, vectors: Any, vector_step: Any, tap_step: Any,
     starts: Any, start_offset: Any, floor: Any, targets: Any, target_offset: Any, lanes: Any,
 ) -> Any:  # fmt: skip
@@ -433,17 +445,19 @@ def multiply_tile(
     and `targets` are tables of the MR addresses of what the rows begin with and of what receives the first `lanes`
     lanes of them; offsets are added to all. With ROW_START, `starts` is the address of MR scalars instead. Addresses
     and steps are bytes; nothing is checked here. Where UNROLL is not ANYWHERE the
-    scalars lie side by side, and so many steps share their address arithmetic.
+    scalars lie side by side, and so many steps share their address arithmetic. Where MASKED is 1, no vector is read
+    past the first `lanes` lanes.
     """
     width, rows, start_kind, unroll = literal(NV), literal(MR), literal(START), literal(UNROLL)
     real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, scalars, vectors, vector_step, tap_step = args[6:11]
-        starts, start_offset, floor, targets, target_offset, lanes = args[11:]
+        runs, scalars, vectors, vector_step, tap_step = args[7:12]
+        starts, start_offset, floor, targets, target_offset, lanes = args[12:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
-        tile = _Sums(emit, rows, width, vector_step, unroll)
+        mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
+        tile = _Sums(emit, rows, width, vector_step, unroll, mask=mask)
 
         def run(r: Any, sums: list[Any]) -> list[Any]:
             entry = add(scalars, builder.mul(r, const(8 * (rows + RUN_FIELDS))))
@@ -461,7 +475,7 @@ def multiply_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 7
-    return types.void(REAL, VL, MR, NV, START, UNROLL, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, MASKED, *integers, real, *[types.intp] * 3), codegen
 
 
 def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any, tap_step: Any) -> Callable[..., Any]:
@@ -481,7 +495,7 @@ def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any
 
 @intrinsic(prefer_literal=True)
 def pitched_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any, MASKED: Any,
     runs: Any, table: Any, scalars: Any, pitch: Any, vectors: Any, vector_step: Any, tap_step: Any,
     start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any,
 ) -> Any:  # fmt: skip
@@ -495,11 +509,12 @@ def pitched_tile(
     real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[6:13]
-        start, floor, target, target_pitch, lanes = args[13:]
+        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[7:14]
+        start, floor, target, target_pitch, lanes = args[14:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
-        tile = _Sums(emit, rows, width, vector_step, unroll)
+        mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
+        tile = _Sums(emit, rows, width, vector_step, unroll, mask=mask)
 
         run = _pitched_run(tile, table, scalars, pitch, vectors, tap_step)
         sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
@@ -507,7 +522,7 @@ def pitched_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 8
-    return types.void(REAL, VL, MR, NV, START, UNROLL, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, MASKED, *integers, real, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -165,7 +165,7 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
                         targets[m] = here + min(m, depth - 1) * p.target_d
                 rows_at = own + (p.targets if in_place else p.rows_of_buffer)
                 multiply_tile(
-                    REAL, VL, MR, NV, ROW_START, 0, runs, own + p.table, line + column * ITEM, vector_step, 1,
+                    REAL, VL, MR, NV, ROW_START, 0, 0, runs, own + p.table, line + column * ITEM, vector_step, 1,
                     start, 0, lowest, rows_at, 0, NR,
                 )  # fmt: skip
                 width = min(NR, columns - column)

@@ -31,6 +31,11 @@ class Tile:
         """Output channels that a tile covers."""
         return self.VL * self.NV
 
+    def last(self, channels: int) -> Tile:
+        """The tile of the last panel of so many channels, no wider than what the others leave."""
+        left = channels - (-(-channels // self.NR) - 1) * self.NR
+        return replace(self, NV=-(-left // self.VL))
+
 
 @functools.cache
 def vector_bytes() -> int:
@@ -54,6 +59,10 @@ def registers() -> int:
 
 _HEIGHTS = {32: {1: 14, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
 """Rows of a tile for each number of vectors, by registers: the sums, a row of vectors and a scalar fill them."""
+IN_FLIGHT = 8
+"""Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
+LATENCY_ROWS = 4
+"""A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 """Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
 
@@ -68,15 +77,45 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     heights = _HEIGHTS[registers()]
     vectors = -(-channels // lanes)
     width = max(heights, key=lambda NV: (TILE_SHARE[NV] * vectors / (-(-vectors // NV) * NV), NV))
-    return Tile(VL=lanes, MR=heights[width] if rows > 4 else 1 if rows == 1 else 4, NV=width)
+    return Tile(VL=lanes, MR=_height(heights[width], rows), NV=width)
+
+
+def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
+    """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
+        vectors = -(-channels // lanes)
+        return Tile(VL=lanes, MR=1, NV=-(-vectors // -(-vectors // IN_FLIGHT)))
+    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in _HEIGHTS[registers()].items()]
+    return min(shapes, key=lambda shape: (panel_slots(shape, channels, TILE_SHARE) / shape.MR, -shape.NV))
+
+
+def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
+    """Slots of one step of all panels, the multiply-adds of a vector; `shares` are what tiles reach of the peak.
+
+    A low or narrow tile is held up by loads, of which one takes a slot, or waits for its own results.
+    """
+
+    def slots(NV: int) -> float:
+        share = shares[min(NV, max(shares))]
+        return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, NV + shape.MR)
+
+    whole = -(-channels // shape.NR) - 1
+    return whole * slots(shape.NV) + slots(shape.last(channels).NV)
+
+
+def masks_or_fills(shape: Tile, channels: int) -> bool:
+    """Whether vectors need read nothing past the last channel: they end there, or the CPU masks loads."""
+    return channels % shape.VL == 0 or vector_bytes() > 16
+
+
+def _height(rows_of_tile: int, rows: int) -> int:
+    """Rows of a tile that is so high where it is filled."""
+    return rows_of_tile if rows > 4 else 1 if rows == 1 else 4
 
 
 MOST_SUMS = 4
 """Channels of a tile whose lanes are added up in the end."""
-
-
-IN_FLIGHT = 8
-"""Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
 
 
 _LOWER = (1, 2, 3, 4, 6, 9)

@@ -310,7 +310,7 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                                 run[q] = values + min(g * MR + q, tiles - 1) * p.value_pitch
                             # The products of later chunks are added to those of the first.
                             multiply_tile(
-                                REAL, VL, MR, NV, CHANNEL_START, 1, 1, own + p.tile_table,
+                                REAL, VL, MR, NV, CHANNEL_START, 1, 0, 1, own + p.tile_table,
                                 packed + e * p.weight_step, NR * ITEM, 0, rows if k > 0 else own + p.starts,
                                 e * p.product_step if k > 0 else 0, REAL(-np.inf), rows, e * p.product_step, NR,
                             )  # fmt: skip

@@ -28,7 +28,7 @@ from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
-from fastconv.kernels.target import Tile, sum_tile_shape, tile
+from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, sum_tile_shape
 from fastconv.problem import ConvProblem, IntPair
 
 _TABLE_BYTES = 32 << 10
@@ -131,7 +131,7 @@ class GatherPass(Pass):
         taps, groups, panels = int(p["taps_r"] * p["taps_c"]), *self.packed_shape[:2]
         tiles = int(p["tiles"]) * groups
         runs = int(p["taps_r"]) if p["touching"] else taps
-        slots = taps * model.tile_slots(int(p["channels"]), self.tile) * int(p["reduction"])
+        slots = taps * panel_slots(self.tile, int(p["channels"]), model.GATHER_SHARE) * int(p["reduction"])
         slots = self._met_share() * (slots + panels * runs * model.RUN_SLOTS) + panels * model.TILE_SLOTS
         multiply = tiles * slots / rate
         # At a border each tap is a run of its own, whose addresses are listed.
@@ -236,7 +236,7 @@ def _stays_inside(axis: Axis, size: int) -> bool:
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch with target channels in the lanes for one dense sub-problem."""
     part = roles(problem, direction)
-    shape = tile(problem.dtype, problem.n * rows.count * columns.count, part.channels)
+    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, part.channels)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape)
 
 
@@ -252,9 +252,9 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     channels = roles(problem, direction).channels
     frame = frame_of(problem, direction, rows, columns)
     # The highest tile there may be: whether this is done must not depend on the batch.
-    if not frame.fits(tile(problem.dtype, _MANY_ROWS, channels).MR):
+    if not frame.fits(panel_tile(problem.dtype, _MANY_ROWS, channels).MR):
         return None
-    shape = tile(problem.dtype, problem.n * rows.count * columns.count, channels)
+    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
 
 
@@ -336,7 +336,7 @@ def _plan(
     most_runs = len(rows.taps) if always else taps
     entry_bytes = most_runs * (shape.MR + RUN_FIELDS) * 8
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    in_place = not sums and direction == "forward" and w_strides[3] == item and channels >= shape.NR
+    in_place = not sums and direction == "forward" and w_strides[3] == item and masks_or_fills(shape, channels)
     in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
     in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
     # NumPy's arrays begin 16 bytes behind a cache line mostly, and every vector of theirs lies in two.
@@ -352,9 +352,8 @@ def _plan(
     packs = packs and (frame is None or frame.fits(tiles * shape.MR))
     if packs:
         size, parts = tiles, panels
-    packs_tail = in_place and channels % shape.NR != 0
     # Sums are kept in the target from chunk to chunk, in whole vectors.
-    chunked = not sums and target[3] == item and channels % shape.NR == 0 and tiles > 2
+    chunked = not sums and target[3] == item and channels % shape.VL == 0 and tiles > 2
     chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
     chunk = taps_of_chunk(taps, len(columns.taps), reduction * lanes * item) if chunked else taps
 
@@ -369,7 +368,7 @@ def _plan(
         size * entry_bytes + ADDRESS_BYTES, *[size * 8] * 3, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         len(rows.taps) * listed, len(columns.taps) * listed, listed, max(shape.MR, shape.NV) * 8, shape.MR * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
-        size * copy_bytes, panel_bytes // taps * chunk if packs or packs_tail else 0, strip_rows * source[1],
+        size * copy_bytes, panel_bytes // taps * chunk if packs else 0, strip_rows * source[1],
     )  # fmt: skip
     touching = touching and (chunk == taps or chunk % len(columns.taps) == 0)
     joined = len(columns.taps) if touching else 1
@@ -403,7 +402,7 @@ def _plan(
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
-        finish=0, list_bytes=listed, workspace_bytes=total,
+        multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=total,
         table=table, counts=counts, tables=tables, runs=counts if chunk == taps else chunk_runs, targets=targets,
         numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare, starts=starts,
         buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
@@ -422,7 +421,9 @@ def _plan(
         if target[3] != item:
             plan["scatter"] = gather.scatter(problem.dtype).address
         unroll = ANYWHERE if apart else unrolling(reduction * joined)
-        plan["multiply"] = gather.multiply(problem.dtype, shape, unroll, CHANNEL_START).address
+        parts = gather.multiplies(problem.dtype, shape, channels, unroll, CHANNEL_START, bool(plan["in_place"]))
+        for name, compiled_part in parts.items():
+            plan[name] = compiled_part.address
         plan["finish"] = gather.finish().address
         return gather.gather()
 
@@ -435,7 +436,7 @@ def _plan(
     if packs or in_place:
         as_they_lie = template.copy()
         as_they_lie["in_place"] = in_place
-        as_they_lie["packing"] = pack.plan.ctypes.data if packs or packs_tail else 0
+        as_they_lie["packing"] = pack.plan.ctypes.data if packs else 0
         unpacked = launch_of(as_they_lie)
     elif sums and _in_lines(part, problem, taps):
         unpacked = launch_of(template)

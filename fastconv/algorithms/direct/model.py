@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastconv.kernels.target import Tile
+from fastconv.kernels.target import LATENCY_ROWS, Tile
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -19,8 +19,6 @@ STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
 NEAR_BYTES = 16 << 10
 STRIP_FAR_SHARE = 0.75
 """Speed of tiles that read more of a strip than that."""
-LATENCY_ROWS = 4
-"""A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
 RUN_SLOTS = 50
@@ -29,12 +27,14 @@ TILE_SLOTS = 120
 """Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-APART_SHARE = 0.65
+APART_SHARE = 0.75
 """Speed of such a tile where its scalars lie apart, each on a cache line of its own, and many meet in the same few."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.4e-9
 """Packing one weight or output gradient."""
+COLUMN_SECONDS = {1: 0.1e-9, 2: 0.2e-9, 0: 0.5e-9}
+"""Packing one value that a window of a plane reads, by the columns between windows: 1, 2, or any number."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
 CORRELATE_SHARE = 0.93
@@ -128,7 +128,7 @@ def slot_rate(machine: Machine, lanes: int) -> float:
 
 
 def tile_slots(channels: int, shape: Tile) -> float:
-    """Slots of one step of all panels of a tile that has channels in its lanes."""
+    """Slots of one step of all panels of a tile that has channels in its lanes, all panels alike."""
     panels = -(-channels // shape.NR)
     return panels * shape.NV / GATHER_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
 

@@ -1,14 +1,15 @@
-"""Pointwise convolution of planes (NCHW): `fastconv.kernels.gather` with the operands' roles exchanged.
+"""Convolution of planes (NCHW): `fastconv.kernels.gather` with the operands' roles exchanged.
 
-Every image is a matrix of channels by pixels, which the weights multiply from the left. To the kernel the rows of the
-weights are pixels, and the planes of the image are weights that lie in panels already: pixels fill the lanes, and
-nothing is transposed.
+Every image is a matrix of taps by pixels, which the weights multiply from the left. To the kernel the rows of the
+weights are pixels, and the windows of the image are weights: pixels fill the lanes, and nothing is transposed. Where
+layers are pointwise the planes are panels of such weights already; otherwise tasks pack what windows read
+(`fastconv.kernels.columns`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -20,12 +21,13 @@ from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.algorithms.transposed import transposition
 from fastconv.cost import conv_flops
+from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill
 from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
-from fastconv.kernels.target import Tile, tile
+from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, vector_bytes
 from fastconv.problem import ConvProblem
 
 _PAGE_BYTES = 4 << 10
@@ -35,6 +37,10 @@ _TURNING_FLOPS = 8_000_000
 """Work from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
 """Lines that a cache keeps of those that meet in one place."""
+_TASK_SECONDS = 0.2e-6
+"""What a task takes besides packing and multiplying."""
+_PANEL_BYTES = 1 << 20
+"""Largest panel that is packed: it stays in the second cache level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,8 @@ class PlanePass(Pass):
     """Records and offsets whose addresses the record holds, and which it keeps alive."""
     turn: Launch | None
     """Lays each target channel's weights side by side; None where they lie so, or well enough."""
+    step: int
+    """Columns between windows, as `fastconv.kernels.columns.pack_columns` takes them."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -64,9 +72,11 @@ class PlanePass(Pass):
         matrices = self.problem.n * self.problem.groups
         tiles, pixels, reduction = int(p["tiles"]) * matrices, int(p["channels"]), int(p["reduction"])
         panels = -(-pixels // shape.NR)
-        slots = model.tile_slots(pixels, shape) * reduction + panels * (model.RUN_SLOTS + model.TILE_SLOTS)
-        packed = pixels % shape.NR if p["in_place"] else pixels
-        pack = matrices * int(p["blocks"]) * packed * reduction * model.PACK_SECONDS
+        slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
+        slots += panels * (model.RUN_SLOTS + model.TILE_SLOTS)
+        pack = 0.0
+        if not p["in_place"]:
+            pack = matrices * int(p["blocks"]) * pixels * reduction * model.COLUMN_SECONDS[self.step]
         multiply = tiles * slots / rate
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.APART_SHARE
@@ -100,100 +110,118 @@ def _lies_well(step: int, reduction: int) -> bool:
     return pages <= _MOST_PAGES and sharing <= _MOST_SHARING
 
 
-def _packing_blocks(tiles: int, panels: int, shape: Tile, threads: int) -> int:
+def _packing_blocks(
+    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, step: int, threads: int
+) -> int:  # fmt: skip
     """In how many blocks of tiles to use panels that each task packs anew: more tasks balance, but pack more often."""
-    multiply, pack = tiles * shape.MR * shape.NV / model.NOMINAL_RATE, shape.NR * model.PACK_SECONDS
+    panels = -(-pixels // shape.NR)
+    multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
+    pack, largest = pixels * model.COLUMN_SECONDS[step], min(1.0, shape.NR / pixels)
 
     def seconds(blocks: int) -> float:
-        return model.balance(panels * blocks, threads) * (multiply + blocks * pack)
+        work = reduction * (multiply + blocks * pack) + panels * blocks * _TASK_SECONDS
+        # On average a thread waits for half of the largest task at the end.
+        late = 0.0 if threads == 1 else reduction * (multiply / blocks + pack) * largest / 2
+        return matrices * work / threads + late
 
     return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16) if blocks <= tiles), key=seconds)
 
 
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
-    """Plan the launch; None where it is not pointwise, or the pixels of a channel do not lie side by side."""
+    """Plan the launch for one dense sub-problem; None where its pixels lie apart, or panels are too large.
+
+    Weights that do not lie in the order of a panel's rows are turned first, where that is worth it.
+    """
     if problem.layout != "NCHW":  # an NHWC image of one channel looks alike, but not its strides
         return None
     item = problem.itemsize
     part = roles(problem, direction)
-    source, target, size, reduction, channels, weights, weight_group = part
-    pixels = math.prod(size)
-    alone = all(axis.offsets == (0,) and axis.step == axis.every == 1 for axis in (rows, columns))
-    flat = all(stride[2] == item and stride[1] == columns.count * item for stride in (source, target))
-    if not (alone and flat and (rows.count, columns.count) == size):
+    source, target, size, channels, weights = part.source, part.target, part.source_size, part.channels, part.weights
+    if (rows.every, columns.every) != (1, 1) or (target[1], target[2]) != (columns.count * item, item):
         return None
-    turn = None
-    fits = math.prod(problem.w_shape) * item <= scratch_limit(problem, 1)
-    if fits and weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS:
-        line = reduction * item
+    taps = len(rows.taps) * len(columns.taps)
+    reduction, pixels = part.reduction * taps, rows.count * columns.count
+    alone = taps == 1 and rows.offsets == columns.offsets == (0,) and rows.step == columns.step == 1
+    pointwise = alone and (rows.count, columns.count) == size
+    shape = panel_tile(problem.dtype, channels, pixels)
+    shape = replace(shape, NV=min(shape.NV, kernels.MOST_LANES // shape.VL))
+    panel_bytes = reduction * shape.NR * item
+    if not pointwise and (vector_bytes() == 16 or panel_bytes > _PANEL_BYTES):
+        return None
+    in_order = weights[2] == taps * item and direction == "forward"
+    turn, weights_row, weights_step = None, weights[3], item if in_order else weights[2]
+    wanted = not in_order
+    if taps == 1:
+        wanted = weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS
+    if wanted and math.prod(problem.w_shape) * item <= scratch_limit(problem, 1):
         turn = transposition(
-            problem.dtype,
-            problem.groups,
-            reduction,
-            channels,
-            (weight_group, weights[2]),
-            (weight_group, line),
-            threads,
-        )
-        weights = (0, 0, item, line)
-    shape = tile(problem.dtype, channels, pixels)
+            problem.dtype, problem.groups, part.reduction, channels * taps, (part.weight_group, weights[2]),
+            (part.weight_group, part.reduction * item), threads,
+        )  # fmt: skip
+        weights_row, weights_step = reduction * item, item
+    elif taps > 1 and not in_order:
+        return None
+    channel_row, tap_row = (taps, 1) if turn is None else (1, part.reduction)
     tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
     matrices = problem.n * problem.groups
-    panel_bytes = reduction * shape.NR * item
-    in_place = pixels >= shape.NR and (tiles <= 2 or _lies_well(source[3], reduction))
+    in_place = pointwise and masks_or_fills(shape, pixels) and (tiles <= 2 or _lies_well(source[3], reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    wanted = tasks_wanted(problem, threads)
-    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, wanted)
+    step = columns.step if columns.step <= 2 else 0
+    tasks = tasks_wanted(problem, threads)
+    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, tasks)
     if not in_place:
-        blocks = _packing_blocks(tiles, panels * matrices, shape, threads)
-        count, parts = -(-tiles // blocks), min(panels, -(-wanted // (matrices * blocks)))
-    packs = not in_place or pixels % shape.NR != 0
+        blocks = _packing_blocks(tiles, pixels, matrices, reduction, shape, step, threads)
+        count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
-        *[listed] * 3, shape.MR * shape.NR * item, panel_bytes if packs else 0,
+        *[listed] * 3, shape.MR * shape.NR * item, 0 if in_place else panel_bytes + taps * max(1, step) * 8,
     )  # fmt: skip
-    taps = np.zeros(1, np.int64)
-    inside = np.array([(0, weights[2], 0, reduction)], np.int64)
+    zero = np.zeros(1, np.int64)
+    inside = np.array([(0, weights_step, 0, reduction)], np.int64)
+    row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     pack = fill(
-        gather.PACK, source_r=0, source_c=0, source_k=source[3], source_d=item, source_group=reduction * source[3],
-        target_group=0, target_panel=0, taps_r=1, taps_c=1, rows=address(taps), columns=address(taps),
-        reduction=reduction, channels=pixels, panels=panels,
-        lines=0, line=0, line_offsets=0, line_bytes=0, slots=0, period=1, entry=0,
+        kernels.COLUMNS, entry=0, source_group=part.reduction * source[3], source_r=source[1], source_k=source[3],
+        source_rows=size[0], source_columns=size[1], rows=rows.count, columns=columns.count, row_step=rows.step,
+        column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps), row_offsets=address(row_offsets),
+        column_offsets=address(column_offsets), reduction=part.reduction, channel_row=channel_row, tap_row=tap_row,
+        flat=rows.step == columns.step == 1 and columns.count == size[1], panel_bytes=panel_bytes,
     )  # fmt: skip
     template = fill(
         gather.GATHER,
-        source_n=0, source_r=0, source_c=weights[3], source_k=weights[2],
+        source_n=0, source_r=0, source_c=weights_row, source_k=weights_step,
         target_offset=0, target_n=0, target_r=0, target_c=target[3], target_d=item,
-        source_group=weight_group, target_group=channels * target[3], groups=problem.groups,
+        source_group=part.weight_group, target_group=channels * target[3], groups=problem.groups,
         source_rows=1, source_columns=channels,
         n=1, rows=1, columns=channels, row_step=1, column_step=1,
-        taps_r=1, taps_c=1, row_offsets=address(taps), column_offsets=address(taps),
+        taps_r=1, taps_c=1, row_offsets=address(zero), column_offsets=address(zero),
         first_row=0, last_row=0, first_column=0, last_column=0,
         reduction=reduction, channels=pixels,
         in_place=in_place, weight_tap=0, weight_step=source[3], weight_panel=shape.NR * item,
-        weight_group=reduction * source[3], packed_group=0, packing=pack.ctypes.data,
+        weight_group=part.reduction * source[3], packed_group=0, packing=pack.ctypes.data,
         start_group=tiles * shape.MR * item,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, most_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
-        multiply=0, finish=0, list_bytes=listed,
+        multiply=0, multiply_last=0, finish=0, list_bytes=listed,
         workspace_bytes=total,
         table=table, counts=counts, tables=tables, runs=counts, targets=targets, numbers=numbers, row_parts=row_parts,
         column_parts=column_parts, spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer,
         packed=packed, strip=buffer,
     )  # fmt: skip
-    unroll = UNROLLED if weights[2] == item else ANYWHERE
-    tasks = matrices * -(-tiles // count) * parts
+    unroll = UNROLLED if weights_step == item else ANYWHERE
 
     def compiled() -> CFunc:
-        if packs:
-            pack["entry"] = gather.pack_part(problem.dtype, shape.NR).address
+        if not in_place:
+            pack["entry"] = kernels.pack_columns(problem.dtype, shape.NV, shape.VL, step).address
         template["trace"] = gather.trace().address
-        template["multiply"] = gather.multiply(problem.dtype, shape, unroll, ROW_START).address
+        parts = gather.multiplies(problem.dtype, shape, pixels, unroll, ROW_START, in_place)
+        for name, compiled_part in parts.items():
+            template[name] = compiled_part.address
         template["finish"] = gather.finish().address
         return gather.gather()
 
-    launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
+    launch = Launch(compiled, problem.dtype, template, matrices * -(-tiles // count) * parts, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
-    return PlanePass(problem, threads, shape, launch, zeros, (taps, inside, pack), turn)
+    kept = zero, inside, row_offsets, column_offsets, pack
+    return PlanePass(problem, threads, shape, launch, zeros, kept, turn, step)
