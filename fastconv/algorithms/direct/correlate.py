@@ -11,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides
+from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
+from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill, odd_lines
+from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem
@@ -45,11 +46,14 @@ class CorrelatePass(Pass):
     """Stands for what sums begin with, which is nothing."""
     tables: tuple[np.ndarray, ...]
     """Offsets whose addresses the record holds, and which it keeps alive."""
+    turn: Turn | None
+    """Lays a gradient whose output channels lie side by side as the caller's lies; None where that does so, too."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the threads' packed blocks and of the partial gradients."""
-        return self.launch.workspace_bytes + self.slabs.workspace_bytes
+        turned = math.prod(self.problem.w_shape) * self.problem.itemsize if self.turn else 0
+        return self.launch.workspace_bytes + self.slabs.workspace_bytes + turned
 
     def describe(self) -> str:
         channels = self.problem.oc_per_group
@@ -70,22 +74,56 @@ class CorrelatePass(Pass):
         each = model.CORRELATE_ADD_SECONDS if p["even"] else scatter
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
-        turn = model.MANY_TRANSPOSE_SECONDS if problem.ic > model.TURNED_PLANES else model.TRANSPOSE_SECONDS
+        turn = model.MANY_LINES_SECONDS if problem.ic > model.TURNED_PLANES else model.LINE_SECONDS
         turn *= min(problem.stride[1], problem.kernel_size[1] + 1)
         each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else turn
         pack = inputs * problem.ic_per_group * each * int(p["panel_parts"])
         if not p["in_place"]:
-            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.TRANSPOSE_SECONDS
+            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.LINE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
+        if self.turn:
+            total += self.turn.seconds
         return model.launch_seconds(self.threads) + (work + total) / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        self.slabs.run(self.launch, second, first, self.unused, result)
+        if self.turn is None:
+            self.slabs.run(self.launch, second, first, self.unused, result)
+            return
+        with Buffer(result.nbytes) as buffer:
+            turned = buffer[: result.nbytes].view(result.dtype).reshape(self.turn.shape)
+            self.slabs.run(self.launch, second, first, self.unused, turned)
+            self.turn(turned, result)
+
+
+class Turn:
+    """Lays gradients whose output channels lie side by side as the caller's lie.
+
+    Those of `joined` taps are in the order (row, column, input, output), as a tile's rows follow each other; they are
+    few. Others are in the order (input, row, column, output): for NCHW a matrix to transpose.
+    """
+
+    def __init__(self, problem: ConvProblem, joined: bool, threads: int) -> None:
+        kh, kw = problem.kernel_size
+        ic, oc = problem.ic_per_group, problem.oc
+        self._axes = ((2, 0, 1, 3) if problem.layout == CHANNELS_LAST else (3, 2, 0, 1)) if joined else None
+        self.shape = (kh, kw, ic, oc) if joined else (ic, kh, kw, oc)
+        self.layout = "NHWC" if joined else CHANNELS_LAST
+        depth, item = ic * kh * kw, problem.itemsize
+        self._launch = transposition(problem.dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
+        self._unused = np.zeros(1, problem.dtype)
+        self.seconds = depth * oc * (model.SCATTER_SECONDS if joined else model.TRANSPOSE_SECONDS)
+        """Of one thread."""
+
+    def __call__(self, gradient: np.ndarray, result: np.ndarray) -> None:
+        if self._axes is not None:
+            result[...] = gradient.transpose(self._axes)
+        else:
+            self._launch(gradient, gradient, self._unused, result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +174,20 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     shape = correlate_tile(problem.dtype, reduction, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
+    w_bytes, turn = math.prod(problem.w_shape) * item, None
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
+    room = int(scratch_limit(problem, 1)) - _PANEL_BYTES - _PACKED_BYTES
+    if not _lies_even(problem, w, joined) and w_bytes <= room:
+        turn, room = Turn(problem, joined, threads), room - w_bytes
+        w = canonical_weight_strides(turn.shape, item, turn.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
     in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES[panels > 1]
-    even = w[3] == item and (not joined or w[1] == problem.ic_per_group * w[2])
+    even = _lies_even(problem, w, joined)
 
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
     pixels = problem.n * math.prod(problem.output_size)
-    fitting = SLABS_BYTES // max(1, math.prod(problem.w_shape) * item)
+    fitting = (min(SLABS_BYTES, room) if turn else SLABS_BYTES) // max(1, w_bytes)
     slabs = slabs_up_to(min(MOST_SLABS, fitting, pixels // _SLAB_PIXELS))
     block = _block(problem, rows, columns, shape, -(-pixels // slabs))
     blocks = [-(-count // size) for count, size in zip((problem.n, rows.count, columns.count), block, strict=True)]
@@ -196,7 +239,12 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
 
     launch = Launch(compiled, problem.dtype, template, groups * slabs * channel_parts * panel_parts, threads, total)
     unused, tables = np.zeros(1, problem.dtype), (row_offsets, column_offsets, slot)
-    return CorrelatePass(problem, threads, shape, launch, partial, unused, tables)
+    return CorrelatePass(problem, threads, shape, launch, partial, unused, tables, turn)
+
+
+def _lies_even(problem: ConvProblem, w: tuple[int, int, int, int], joined: bool) -> bool:
+    """Whether a tile's output channels lie side by side in a gradient of these strides, and its rows at one pitch."""
+    return w[3] == problem.itemsize and (not joined or w[1] == problem.ic_per_group * w[2])
 
 
 def _joins(problem: ConvProblem, columns: Axis) -> bool:

@@ -69,11 +69,13 @@ TRANSPOSE_SECONDS = 0.35e-9
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""
 NEAR_SCATTER_BYTES = 1 << 20
-FAR_SCATTER_SECONDS = 3.2e-9
+FAR_SCATTER_SECONDS = 8e-9
 """The same where these places are spread over more bytes than that."""
+LINE_SECONDS = 0.2e-9
+"""Moving one value between planes and a thread's own copy of a few rows, whose channels lie side by side."""
 TURNED_PLANES = 192
-MANY_TRANSPOSE_SECONDS = 0.7e-9
-"""Moving one value between so many planes, each in pages of its own, and pixels whose channels lie side by side."""
+MANY_LINES_SECONDS = 0.45e-9
+"""The same for so many planes, each in pages of its own."""
 DEPTHWISE_SHARE = 0.85
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
 MASKED_SHARE = 0.77
