@@ -10,6 +10,7 @@ gradient all weights of its channel, with every channel of the other side.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.simd import RUN_FIELDS
-from fastconv.kernels.target import correlate_tile, tile, vector_bytes
+from fastconv.kernels.target import correlate_tile, panel_tile, vector_bytes
 from fastconv.kernels.transforms import GRADIENT, INPUT
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
@@ -104,6 +105,8 @@ _MULTIPLY_SHARE = 0.8
 """Share of the peak that the products reach, their operands coming from the second cache level."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
+_FETCH_SECONDS = 0.15e-9
+"""Fetching a byte of them that another core has just written."""
 _BLOCK_BYTES = 256
 """Weight gradient: input channels, and output channels, whose sums a task owns."""
 _GRADIENT_BYTES = 9 << 17
@@ -170,7 +173,7 @@ class WinogradOperation(Operation):
         self._tile_rows = form.tiles_along(rows.count, problem.dilation[0])
         self._tile_columns = form.tiles_along(columns.count, problem.dilation[1])
         self._roles = roles(problem, direction)
-        self.tile = tile(problem.dtype, 1 << 20, self._roles.channels)
+        self.tile = panel_tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * self._tile_rows * self._tile_columns
         self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
@@ -192,7 +195,10 @@ class WinogradOperation(Operation):
         self._keeps_weights = self._packed_bytes <= form.kept_bytes
         fits = self._keeps_weights and self.workspace_bytes + self._packed_bytes <= scratch_limit(problem, threads)
         self._saved_slots = self._repeated_slots() if fits else 0.0
-        if self._saved_slots / model.NOMINAL_RATE > _LAUNCHES_SAVED * model.launch_seconds(threads):
+        cost = _LAUNCHES_SAVED * model.launch_seconds(threads)
+        if threads > 1:
+            cost += self._packed_bytes * _FETCH_SECONDS
+        if self._saved_slots / model.NOMINAL_RATE > cost:
             self.workspace_bytes += self._packed_bytes
         else:
             self._saved_slots = 0.0
@@ -217,7 +223,11 @@ class WinogradOperation(Operation):
                 plan["transform_weights"] = kernels.transform_weights(dtype, form.m, form.r).address
             plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.m, form.r).address
             plan["transform_outputs"] = kernels.transform_products(dtype, form.m, form.r).address
-            return kernels.winograd(dtype, self.tile, form.m, form.r)
+            last = self.tile.last(self._roles.channels)
+            plan["multiply_last"] = kernels.multiply(dtype, last, form.n).address
+            if self._panels > 1:
+                plan["multiply"] = kernels.multiply(dtype, self.tile, form.n).address
+            return kernels.winograd(dtype, form.m, form.r)
 
         return compiled
 
@@ -249,18 +259,23 @@ class WinogradOperation(Operation):
         return held if held < reduction else -(-reduction // -(-reduction // _CHUNK))
 
     def _thread_slots(self, block: int, parts: int, held: int) -> float:
-        """Slots of the thread that works longest: whole blocks come first, and the last one fills a gap."""
+        """Slots of the thread that works longest: whole blocks come first, and the last ones fill the gaps."""
         each = self.problem.groups * parts
         whole, rest = divmod(self._tiles, block)
         slots = self._task_slots(block, parts, held)
-        total = each * (whole * slots + (self._task_slots(rest, parts, held) if rest else 0.0))
-        return max(-(-each * whole // self.threads) * slots, total / min(self.threads, each * (whole + (rest > 0))))
+        last = self._task_slots(rest, parts, held) if rest else 0.0
+        rounds, more = divmod(each * whole, self.threads)
+        busy = [(rounds + (thread < more)) * slots for thread in range(self.threads)]
+        heapq.heapify(busy)
+        for _ in range(each if rest else 0):
+            heapq.heapreplace(busy, busy[0] + last)
+        return max(busy)
 
     def _task_slots(self, tiles: int, parts: int, held: int) -> float:
         shape, form, reduction = self.tile, self.form, self._roles.reduction
         height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._panels // parts)
-        vectors = panels * shape.NV
+        vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL))
         times = 1 if held == reduction else panels
         inputs = times * tiles * -(-reduction // shape.VL) * _INPUT_SLOTS
         weights = reduction * vectors * form.weight_slots
@@ -272,7 +287,7 @@ class WinogradOperation(Operation):
     def _repeated_slots(self) -> float:
         """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
         blocks = -(-self._tiles // self._block)
-        vectors = self.problem.groups * self._roles.reduction * self._panels * self.tile.NV
+        vectors = self.problem.groups * self._roles.reduction * -(-self._roles.channels // self.tile.VL)
         return (blocks - 1) * vectors * self.form.weight_slots / self.threads
 
     def _record(
@@ -322,7 +337,8 @@ class WinogradOperation(Operation):
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
             value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
-            transform_inputs=0, transform_outputs=0, transform_weights=0, panel_lanes=shape.NR,
+            transform_inputs=0, transform_outputs=0, transform_weights=0, multiply=0, multiply_last=0,
+            panel_lanes=shape.NR, height=shape.MR,
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
             weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,

@@ -26,6 +26,7 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import (
     CHANNEL_START,
     RUN_FIELDS,
+    UNROLLED,
     call_part,
     copy_first_lanes,
     multiply_tile,
@@ -45,13 +46,18 @@ WINOGRAD = record("""
     reduction channels panels chunk held
     transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
     value_pitch value_step weight_step product_step zeros
-    transform_inputs transform_outputs transform_weights panel_lanes
+    transform_inputs transform_outputs transform_weights multiply multiply_last panel_lanes height
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
     weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
-`transform_*` are the addresses of the compiled parts of these names, which know no register tile; a panel has
-`panel_lanes` target channels. The last lines' fields are offsets into each thread's workspace."""
+`transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
+`multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
+a register tile `height` rows. The last lines' fields are offsets into each thread's workspace."""
+
+
+_MOST_UNROLLED = 28
+"""Sums of a tile from which on unrolling its short runs spills some."""
 
 
 @jit.inline
@@ -242,26 +248,54 @@ def transform_products(dtype: str, m: int, r: int) -> CFunc:
 
 
 @functools.cache
-def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
-    """The kernel for one dtype, register tile, m and r; its tasks are (group, block of tiles, part of the panels)."""
+def multiply(dtype: str, tile: Tile, n: int) -> CFunc:
+    """The part that knows its register tile: n^2 matrices of `tiles` transformed tiles by those of a chunk of a panel.
+
+    The tile may be narrower than the panels, for the last of them. The chunk's source channels are those from `k` on.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    M, N = m, m + r - 1
+    VL, MR, NV, NR, N = tile.VL, tile.MR, tile.NV, tile.NR, n
+    UNROLL = UNROLLED if MR * NV < _MOST_UNROLLED else 1
+
+    def multiply_matrices(plan, own, packed, k, tiles):
+        p = record_at(plan, WINOGRAD)
+        run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
+        run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
+        for e in range(N * N):
+            values = own + p.values + e * p.value_step + k % p.held * ITEM
+            for first in range(0, tiles, MR):
+                rows = own + p.targets + first * 8
+                for q in range(MR):
+                    run[q] = values + min(first + q, tiles - 1) * p.value_pitch
+                # The products of later chunks are added to those of the first.
+                multiply_tile(
+                    REAL, VL, MR, NV, CHANNEL_START, UNROLL, 0, 1, own + p.tile_table, packed + e * p.weight_step,
+                    p.panel_lanes * ITEM, 0, rows if k > 0 else own + p.starts, e * p.product_step if k > 0 else 0,
+                    REAL(-np.inf), rows, e * p.product_step, NR,
+                )  # fmt: skip
+
+    return jit.part(multiply_matrices)
+
+
+@functools.cache
+def winograd(dtype: str, m: int, r: int) -> CFunc:
+    """The kernel for one dtype, m and r; its tasks are (group, block of tiles, part of the panels)."""
+    ITEM = np.dtype(dtype).itemsize
+    VL, M, N = vector_bytes() // ITEM, m, m + r - 1
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
-        capacity = (p.block + MR - 1) // MR * MR
+        capacity = (p.block + p.height - 1) // p.height * p.height
         trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
         trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
         trace_matrix(N * N, own + p.buffer_table, own + p.buffer, VL * ITEM)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
-        for q in range(MR):
-            carray(pointer(own + p.starts), MR, np.int64)[q] = p.zeros
+        carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
-            product_rows[t] = own + p.products + t * NR * ITEM
+            product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
         ready, filled = -1, False
         for task in range(begin, end):
             part = task % p.parts
@@ -269,7 +303,6 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             group = task // p.parts // p.blocks
             first = block * p.block
             tiles = min(p.block, p.tiles - first)
-            groups = (tiles + MR - 1) // MR
             if ready != task // p.parts:  # else the parts of one block follow each other
                 ready, filled = task // p.parts, False
                 for t in range(tiles):
@@ -283,7 +316,6 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                     trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
-                run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
                 for k in range(0, p.reduction, p.chunk):
                     if p.transformed != 0:
                         packed = weights + panel * p.weight_panel + k // p.chunk * p.weight_chunk
@@ -301,19 +333,8 @@ def winograd(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                                     p.zeros,
                                 ),
                             )  # fmt: skip
-                    run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
-                    for e in range(N * N):
-                        values = own + p.values + e * p.value_step + k % p.held * ITEM
-                        for g in range(groups):
-                            rows = own + p.targets + g * MR * 8
-                            for q in range(MR):
-                                run[q] = values + min(g * MR + q, tiles - 1) * p.value_pitch
-                            # The products of later chunks are added to those of the first.
-                            multiply_tile(
-                                REAL, VL, MR, NV, CHANNEL_START, 1, 0, 1, own + p.tile_table,
-                                packed + e * p.weight_step, NR * ITEM, 0, rows if k > 0 else own + p.starts,
-                                e * p.product_step if k > 0 else 0, REAL(-np.inf), rows, e * p.product_step, NR,
-                            )  # fmt: skip
+                    multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
+                    call_part(multiply, (call.plan, own, packed, k, tiles))
                 call_part(p.transform_outputs, (address, own, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)
