@@ -21,8 +21,9 @@ from fastconv.kernels.simd import call_kernel, call_part, record_at
 LINK = record("entry plan start other target first end")
 """One launch of a chain: the addresses of its kernel, plan and of what sums begin with; where in the lent memory its
 other operand and its target lie, or -1 for the arrays of the call; and the range of its tasks among all."""
-CHAIN = record("links calls")
-"""The addresses of the first `LINK`, and of the first `CALL`, which are `_CALL_BYTES` apart."""
+CHAIN = record("links calls in_turn")
+"""The addresses of the first `LINK`, and of the first `CALL`, which are `_CALL_BYTES` apart. Where `in_turn` is not 0
+it is the number of links, which take turns with their tasks; otherwise the tasks of one follow those of another."""
 
 _CALL_BYTES = -(-CALL.itemsize // LINE) * LINE
 _LINK_BYTES = LINK.itemsize
@@ -46,6 +47,11 @@ def linked() -> CFunc:
     def run_links(address, begin, end, thread):
         chain = record_at(address, CHAIN)
         at, call, task = chain.links, chain.calls, begin
+        while chain.in_turn != 0 and task < end:
+            turn, own = task % chain.in_turn, task // chain.in_turn
+            link = record_at(at + turn * NEXT, LINK)
+            call_part(link.entry, (call + turn * CALL_BYTES, own, own + 1, thread))
+            task += 1
         while task < end:
             link = record_at(at, LINK)
             if task < link.end:
@@ -57,10 +63,10 @@ def linked() -> CFunc:
     return jit.kernel(run_links)
 
 
-def _call(entry, links, count, tasks, source, other, target, lent, buffer):
+def _call(entry, links, count, in_turn, tasks, source, other, target, lent, buffer):
     own = buffer.ctypes.data
     chain = record_at(own, CHAIN)
-    chain.links, chain.calls = links, own + HEAD
+    chain.links, chain.calls, chain.in_turn = links, own + HEAD, count if in_turn else 0
     for i in range(count):
         link, call = record_at(links + i * _LINK_BYTES, LINK), record_at(own + HEAD + i * _CALL_BYTES, CALL)
         call.plan, call.relu, call.activation, call.failed = link.plan, 0, 0, 0
@@ -77,7 +83,7 @@ def _caller(dtype: str) -> Any:
     """The compiled `_call` for arrays of one dtype, whatever their strides."""
     image = types.Array(numba.from_dtype(np.dtype(dtype)), 4, "A", readonly=True)
     memory = types.Array(types.uint8, 1, "C")
-    return jit.native(types.intp(*[types.intp] * 4, image, image, image, memory, memory))(_call)()
+    return jit.native(types.intp(*[types.intp] * 5, image, image, image, memory, memory))(_call)()
 
 
 def _share(launches: Sequence[Launch]) -> tuple[int, int]:
@@ -94,14 +100,16 @@ def workspace_bytes(launches: Sequence[Launch]) -> int:
 class Chain:
     """Launches that do not wait for each other, called as one and no longer on their own.
 
-    Their threads have one workspace each: the chain writes to the launches' plans how far apart these lie.
+    Their threads have one workspace each: the chain writes to the launches' plans how far apart these lie. Launches of
+    equally many tasks may take turns with them, so that what the first tasks of all read and write is near them.
     """
 
-    def __init__(self, links: Sequence[Link], dtype: str) -> None:
+    def __init__(self, links: Sequence[Link], dtype: str, in_turn: bool = False) -> None:
         self._links = links
         self._dtype = dtype
         launches = [link.launch for link in links]
         self.threads, workspace = _share(launches)
+        self._in_turn = int(in_turn and len({each.tasks for each in launches}) == 1)
         ends = np.cumsum([each.tasks for each in launches], dtype=np.int64)
         self._tasks = int(ends[-1])
         self._records = np.zeros(len(links), LINK)
@@ -127,6 +135,7 @@ class Chain:
                 entry,
                 self._address,
                 len(self._links),
+                self._in_turn,
                 self._tasks if serial else 0,
                 source,
                 other,

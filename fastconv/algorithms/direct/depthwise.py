@@ -72,8 +72,8 @@ class DepthwisePass(Pass):
         if shape.masked:
             slots /= model.MASKED_SHARE
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
-        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
-        work = max(vectors * slots / rate, traffic) + trace
+        traffic = problem.n * int(p["source_n"]) + pixels * int(p["channels"]) * problem.itemsize
+        work = max(vectors * slots / rate, traffic * model.STREAM_SECONDS) + trace
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def run(

@@ -13,6 +13,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.depthwise import DepthwisePass
 from fastconv.algorithms.direct.gather import GatherPass
 from fastconv.kernels.chain import Chain, Link, workspace_bytes
 from fastconv.kernels.params import LINE, Buffer
@@ -23,7 +24,7 @@ from fastconv.problem import ConvProblem
 class PhasesPass(Pass):
     """The chained launches of all phases, and those that pack the weights of the phases whose tasks do not."""
 
-    parts: tuple[GatherPass, ...]
+    parts: tuple[GatherPass | DepthwisePass, ...]
     multiply: Chain
     pack: Chain | None
     packed_bytes: int
@@ -53,15 +54,17 @@ class PhasesPass(Pass):
 
 def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> PhasesPass | None:
     """Chain the passes of a gradient's phases; None for one, for other kinds, or if all weights need too much room."""
-    gathered = tuple(part for part in parts if isinstance(part, GatherPass))
-    if len(gathered) < max(2, len(parts)):
+    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass) and _is_launch(part))
+    if len(chained) < max(2, len(parts)):
         return None
     launches, packs, multiplies, packed_bytes = [], [], [], 0
-    for part in gathered:
-        launches.append(part.unpacked or part.launch)
-        if part.unpacked:  # its tasks pack what they use
-            multiplies.append(Link(part.unpacked, part.zeros))
+    for part in chained:
+        alone = part.launch if isinstance(part, DepthwisePass) else part.unpacked
+        launches.append(alone or part.launch)
+        if alone:  # it takes the weights as they lie
+            multiplies.append(Link(alone, part.zeros))
             continue
+        assert isinstance(part, GatherPass)
         packs.append(Link(part.pack, part.zeros, target=packed_bytes))
         multiplies.append(Link(part.launch, part.zeros, other=packed_bytes))
         packed_bytes += -(-math.prod(part.packed_shape) * problem.itemsize // LINE) * LINE
@@ -69,6 +72,12 @@ def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> 
     if room + packed_bytes > scratch_limit(problem, threads):
         return None
     pack = Chain(packs, problem.dtype) if packs else None
-    multiply = Chain(multiplies, problem.dtype)
-    tile, first = gathered[0].tile, gathered[0].launch
-    return PhasesPass(problem, threads, tile, first, gathered, multiply, pack, packed_bytes, room)
+    # Depthwise phases move more than they multiply: those of the same rows follow each other.
+    multiply = Chain(multiplies, problem.dtype, in_turn=not any(isinstance(part, GatherPass) for part in chained))
+    tile, first = chained[0].tile, chained[0].launch
+    return PhasesPass(problem, threads, tile, first, chained, multiply, pack, packed_bytes, room)
+
+
+def _is_launch(part: GatherPass | DepthwisePass) -> bool:
+    """Whether the pass is its launches alone."""
+    return not (isinstance(part, DepthwisePass) and part.turns)
