@@ -101,15 +101,15 @@ class Chain:
     """Launches that do not wait for each other, called as one and no longer on their own.
 
     Their threads have one workspace each: the chain writes to the launches' plans how far apart these lie. Launches of
-    equally many tasks may take turns with them, so that what the first tasks of all read and write is near them.
+    equally many tasks take turns with them, so that what the first tasks of all read and write is near them.
     """
 
-    def __init__(self, links: Sequence[Link], dtype: str, in_turn: bool = False) -> None:
+    def __init__(self, links: Sequence[Link], dtype: str) -> None:
         self._links = links
         self._dtype = dtype
         launches = [link.launch for link in links]
         self.threads, workspace = _share(launches)
-        self._in_turn = int(in_turn and len({each.tasks for each in launches}) == 1)
+        self._in_turn = int(len({each.tasks for each in launches}) == 1)
         ends = np.cumsum([each.tasks for each in launches], dtype=np.int64)
         self._tasks = int(ends[-1])
         self._records = np.zeros(len(links), LINK)

@@ -41,6 +41,7 @@ from fastconv.kernels.simd import (
     copy_run,
     integer_at,
     multiply_tile,
+    pick_columns,
     pitched_tile,
     pointer,
     prefetch,
@@ -222,7 +223,7 @@ on the next row. `entry` is the address of the compiled `pack_part`."""
 
 
 @jit.inline
-def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target, begin, end):
+def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end):
     """Pack the weights of NR output channels in the order (tap, input channel, output channel), filled up with zeros.
 
     A tile then reads a panel from front to end. Only the lines of the taps from `begin` to `end` are packed where each
@@ -237,6 +238,12 @@ def pack_panel(q, REAL, ITEM, VL, NR, source, panel, target, begin, end):
         lines = range(begin, end) if q.period == 1 else range(q.lines)
         for i in lines:
             for d in range(0, NR, VL):
+                if PERIOD > 1:
+                    pick_columns(
+                        REAL, VL, PERIOD, first + offsets[i] + d * q.source_d, min(VL, lanes - d), q.slots,
+                        target + i * q.line_bytes + d * ITEM,
+                    )  # fmt: skip
+                    continue
                 turn_line(
                     REAL, VL, 0, first + offsets[i], d, lanes, q.source_d, q.line,
                     target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
@@ -307,15 +314,18 @@ def trace() -> CFunc:
 
 
 @functools.cache
-def pack_part(dtype: str, lanes: int) -> CFunc:
-    """The part of kernels that packs the weights of a panel of so many channels."""
+def pack_part(dtype: str, lanes: int, period: int) -> CFunc:
+    """The part of kernels that packs the weights of a panel of so many channels.
+
+    With a `period` above 1, one target channel's line of so many weights follows another's.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    NR = lanes
+    NR, PERIOD = lanes, period
     VL = min(NR, vector_bytes() // ITEM)
 
     def pack_taps(plan, source, panel, target, begin, end):
-        pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, source, panel, target, begin, end)
+        pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
 
     return jit.part(pack_taps)
 

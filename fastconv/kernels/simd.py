@@ -291,6 +291,37 @@ def turn_tile(
     return types.void(REAL, VL, *[types.intp] * 6), codegen
 
 
+@intrinsic(prefer_literal=True)
+def pick_columns(
+    typingctx: Any, REAL: Any, VL: Any, PERIOD: Any, source: Any, rows: Any, slots: Any, target: Any
+) -> Any:  # fmt: skip
+    """Transpose at most VL `rows` of PERIOD values that follow each other: `turn_line` without wasted lanes.
+
+    Column q is stored as a vector at `target` plus the q-th of `slots`, or nowhere if that is negative.
+    """
+    lanes, period = literal(VL), literal(PERIOD)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, rows, slots, target = args[3:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        values = builder.mul(rows, emit.const(period))
+        places = [emit.add(source, emit.const(i * emit.vector_bytes)) for i in range(period)]
+        vectors = [emit.load_masked(place, emit.below(values, i * lanes)) for i, place in enumerate(places)]
+        for q in range(period):
+            offset = emit.load_int(emit.add(slots, emit.const(8 * q)))
+            with builder.if_then(builder.icmp_signed(">=", offset, emit.const(0))):
+                column = vectors[0]
+                at = [divmod(lane * period + q, lanes) for lane in range(lanes)]  # the vector and lane of each row's
+                for i in range(1, period):
+                    mask = [lanes + low if high == i else low if i == 1 else n for n, (high, low) in enumerate(at)]
+                    column = builder.shuffle_vector(column, vectors[i], ir.Constant(ir.VectorType(I32, lanes), mask))
+                emit.store(column, emit.add(target, offset))
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, PERIOD, *[types.intp] * 4), codegen
+
+
 UNROLLED = 4
 """Steps of a tile that share their address arithmetic in most kernels."""
 ANYWHERE = 0

@@ -28,7 +28,7 @@ from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
 from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
-from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, sum_tile_shape
+from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, sum_tile_shape, vector_bytes
 from fastconv.problem import ConvProblem, IntPair
 
 _TABLE_BYTES = 32 << 10
@@ -59,6 +59,8 @@ CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
+_MOST_PICKED = 9
+"""Taps of a channel up to which picking them from vectors is quicker than turning squares with as many columns."""
 _LAUNCH_WEIGHTS = 1 << 15
 """Weights whose packing takes as long as starting another thread."""
 
@@ -417,7 +419,7 @@ def _plan(
         if frame is not None:
             frame.record["entry"] = pad.rows(problem.dtype).address
         if plan["packing"]:
-            pack.plan["entry"] = gather.pack_part(problem.dtype, lanes).address
+            pack.plan["entry"] = _pack_part(problem, pack.plan, lanes).address
         if target[3] != item:
             plan["scatter"] = gather.scatter(problem.dtype).address
         unroll = ANYWHERE if apart else unrolling(reduction * joined)
@@ -445,6 +447,13 @@ def _plan(
     return kind(
         problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked, on_lines
     )
+
+
+def _pack_part(problem: ConvProblem, pack: np.ndarray, lanes: int) -> CFunc:
+    """The part that packs as a record says; short lines that follow each other have one of their own."""
+    line, together = int(pack["line"][0]), pack["source_d"][0] == pack["period"][0] * problem.itemsize
+    short = together and line == pack["period"][0] and 1 < line <= _MOST_PICKED and vector_bytes() > 16
+    return gather.pack_part(problem.dtype, lanes, line if short else 1)
 
 
 def _plan_pack(
@@ -482,7 +491,7 @@ def _plan_pack(
     grain = max(1, _LAUNCH_WEIGHTS * tasks // math.prod(packed_shape))
 
     def compiled() -> CFunc:
-        template["entry"] = gather.pack_part(problem.dtype, lanes).address
+        template["entry"] = _pack_part(problem, template, lanes).address
         return gather.pack()
 
     pack = Launch(compiled, problem.dtype, template, tasks, threads, 0, grain)

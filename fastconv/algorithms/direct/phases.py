@@ -72,8 +72,7 @@ def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> 
     if room + packed_bytes > scratch_limit(problem, threads):
         return None
     pack = Chain(packs, problem.dtype) if packs else None
-    # Depthwise phases move more than they multiply: those of the same rows follow each other.
-    multiply = Chain(multiplies, problem.dtype, in_turn=not any(isinstance(part, GatherPass) for part in chained))
+    multiply = Chain(multiplies, problem.dtype)
     tile, first = chained[0].tile, chained[0].launch
     return PhasesPass(problem, threads, tile, first, chained, multiply, pack, packed_bytes, room)
 
