@@ -34,6 +34,8 @@ _VALUE_SECONDS = 0.25e-9
 """Copying one value of a piece."""
 _CALL_SECONDS = 20e-6
 """Calls of the copying kernel and of the matrix product for one block."""
+_ADD_SECONDS = 0.4e-9
+"""Adding a byte of a block's weight gradient, which comes in an array of its own, to that of the blocks before."""
 _SWITCH_SECONDS = 8e-3
 """What a block takes besides on several threads: BLAS's threads spin for some 25 ms after a product, and Numba's get a
 core only when the scheduler takes it from them (measured on two cores, where every call took a multiple of 8 ms)."""
@@ -75,6 +77,8 @@ class Im2colOperation(Operation):
         blocks = problem.groups * problem.n * -(-math.prod(problem.output_size) // self._rows)
         reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks} blocks"
         each = _CALL_SECONDS if machine.threads == 1 else _SWITCH_SECONDS
+        if direction == "grad_weight":
+            each += math.prod(problem.w_shape) // problem.groups * problem.itemsize * _ADD_SECONDS
         return Estimate(copy + max(product, traffic) + blocks * each, reason)
 
     @QUIET

@@ -177,6 +177,11 @@ def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
     tile = carray(pointer(buffer), (rows, NR), REAL)
     for m in range(rows):
         place = target + (first + m) // p.inputs * p.target_b + (first + m) % p.inputs * p.target_k
+        if p.target_d == ITEM:
+            row = carray(pointer(place), lanes, REAL)
+            for d in range(lanes):
+                row[d] = row[d] + tile[m, d] if adds else tile[m, d]
+            continue
         for d in range(lanes):
             value = carray(pointer(place + d * p.target_d), 1, REAL)
             value[0] = value[0] + tile[m, d] if adds else tile[m, d]

@@ -71,6 +71,8 @@ class CorrelatePass(Pass):
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
         scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS
+        if p["target_d"] == problem.itemsize:
+            scatter = model.CORRELATE_ROW_SECONDS
         each = model.CORRELATE_ADD_SECONDS if p["even"] else scatter
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])

@@ -338,8 +338,9 @@ def _plan(
     most_runs = len(rows.taps) if always else taps
     entry_bytes = most_runs * (shape.MR + RUN_FIELDS) * 8
     # Weights already lie in panels where output channels are contiguous; packing them pays off over a few tiles.
-    in_place = not sums and direction == "forward" and w_strides[3] == item and masks_or_fills(shape, channels)
-    in_place = in_place and w_strides[1] == reduction * w_strides[2]  # taps follow each other, as packed ones do
+    in_order = direction == "forward" and w_strides[1] == reduction * w_strides[2]  # as packed taps follow each other
+    in_order = in_order or problem.kernel_size == (1, 1)
+    in_place = not sums and in_order and w_strides[3] == item and masks_or_fills(shape, channels)
     in_place = in_place and (tiles <= 2 or lies_well(w_strides[2], panel_bytes, taps * reduction))
     # NumPy's arrays begin 16 bytes behind a cache line mostly, and every vector of theirs lies in two.
     on_lines = in_place and tiles * panels * taps * reduction >= _STRADDLING_STEPS * threads
@@ -398,7 +399,7 @@ def _plan(
         first_column=min(columns.offsets), last_column=max(columns.offsets),
         reduction=reduction, channels=channels,
         in_place=0, weight_tap=w_strides[1], weight_step=w_strides[2], weight_panel=shape.NR * item,
-        weight_group=channels * item, packed_group=panels * panel_bytes, packing=0,
+        weight_group=part.weight_group, packed_group=panels * panel_bytes, packing=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,

@@ -41,6 +41,8 @@ CORRELATE_SHARE = 0.93
 """Share of a tile's own share of the peak that the weight gradient's tile reaches: its runs end with every row."""
 CORRELATE_ADD_SECONDS = 0.06e-9
 """Adding one value of its tile to the weight gradient where both lie alike."""
+CORRELATE_ROW_SECONDS = 0.2e-9
+"""The same where only a tile's output channels do, not its rows."""
 DOT_SHARE = {1: 0.2, 4: 0.3}
 """Share of the peak that dot products over pixels with so many planes reach: most vectors straddle two cache lines."""
 DOT_GATHER_SECONDS = 0.02e-9
