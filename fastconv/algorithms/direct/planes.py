@@ -53,8 +53,8 @@ class PlanePass(Pass):
     """Records and offsets whose addresses the record holds, and which it keeps alive."""
     turn: Launch | None
     """Lays each target channel's weights side by side; None where they lie so, or well enough."""
-    step: int
-    """Columns between windows, as `fastconv.kernels.columns.pack_columns` takes them."""
+    packing: float
+    """Time of packing what one tap of one channel reads for all pixels."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -76,7 +76,7 @@ class PlanePass(Pass):
         slots += panels * (model.RUN_SLOTS + model.TILE_SLOTS)
         pack = 0.0
         if not p["in_place"]:
-            pack = matrices * int(p["blocks"]) * pixels * reduction * model.COLUMN_SECONDS[self.step]
+            pack = matrices * int(p["blocks"]) * reduction * self.packing
         multiply = tiles * slots / rate
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.APART_SHARE
@@ -111,17 +111,17 @@ def _lies_well(step: int, reduction: int) -> bool:
 
 
 def _packing_blocks(
-    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, step: int, threads: int
+    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, packing: float, threads: int
 ) -> int:  # fmt: skip
     """In how many blocks of tiles to use panels that each task packs anew: more tasks balance, but pack more often."""
     panels = -(-pixels // shape.NR)
     multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
-    pack, largest = pixels * model.COLUMN_SECONDS[step], min(1.0, shape.NR / pixels)
+    largest = min(1.0, shape.NR / pixels)
 
     def seconds(blocks: int) -> float:
-        work = reduction * (multiply + blocks * pack) + panels * blocks * _TASK_SECONDS
+        work = reduction * (multiply + blocks * packing) + panels * blocks * _TASK_SECONDS
         # On average a thread waits for half of the largest task at the end.
-        late = 0.0 if threads == 1 else reduction * (multiply / blocks + pack) * largest / 2
+        late = 0.0 if threads == 1 else reduction * (multiply / blocks + packing) * largest / 2
         return matrices * work / threads + late
 
     return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16) if blocks <= tiles), key=seconds)
@@ -167,10 +167,13 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     in_place = pointwise and masks_or_fills(shape, pixels) and (tiles <= 2 or _lies_well(source[3], reduction))
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
     step = columns.step if columns.step <= 2 else 0
+    flat = rows.step == columns.step == 1 and columns.count == size[1]
+    runs = panels if flat else panels + rows.count
+    packing = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
     tasks = tasks_wanted(problem, threads)
     count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, tasks)
     if not in_place:
-        blocks = _packing_blocks(tiles, pixels, matrices, reduction, shape, step, threads)
+        blocks = _packing_blocks(tiles, pixels, matrices, reduction, shape, packing, threads)
         count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
@@ -185,7 +188,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         source_rows=size[0], source_columns=size[1], rows=rows.count, columns=columns.count, row_step=rows.step,
         column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps), row_offsets=address(row_offsets),
         column_offsets=address(column_offsets), reduction=part.reduction, channel_row=channel_row, tap_row=tap_row,
-        flat=rows.step == columns.step == 1 and columns.count == size[1], panel_bytes=panel_bytes,
+        flat=flat, panel_bytes=panel_bytes,
     )  # fmt: skip
     template = fill(
         gather.GATHER,
@@ -224,4 +227,4 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     launch = Launch(compiled, problem.dtype, template, matrices * -(-tiles // count) * parts, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
     kept = zero, inside, row_offsets, column_offsets, pack
-    return PlanePass(problem, threads, shape, launch, zeros, kept, turn, step)
+    return PlanePass(problem, threads, shape, launch, zeros, kept, turn, packing)
