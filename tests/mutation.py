@@ -22,20 +22,50 @@ from pathlib import Path
 from .process import ROOT
 
 MODULES = {
-    "gather": "direct", "correlate": "direct", "strips": "direct", "dots": "direct", "depthwise": "direct",
-    "channel_dots": "direct", "window_dots": "direct", "plane_dots": "direct", "reduce": "direct",
-    "spans": "direct", "transpose": "direct",
-    "addresses": "direct", "stencil": "direct", "pad": "direct", "slabs": "direct", "spread": "direct",
-    "chain": "direct", "groups": "direct", "runs": "direct", "taptile": "direct", "windows": "direct",
-    "simd": "direct", "emit": "direct",
-    "winograd": "winograd", "winograd_weights": "winograd", "transforms": "winograd", "toomcook": "winograd",
-    "fft": "fft", "overlap_save": "fft",
-    "patches": "im2col", "naive": "naive",
-    "activation": "test_layers", "dense": "test_dense", "local": "test_local2d", "pool": "test_nn",
-    "softmax": "test_nn", "update": "test_nn", "signal": "test_signal", "sums": "test_signal",
+    "gather": "plan_gather plan_planes",
+    "columns": "plan_planes",
+    "correlate": "plan_correlate",
+    "strips": "plan_strips",
+    "dots": "plan_dots",
+    "depthwise": "plan_depthwise",
+    "channel_dots": "plan_channel_dots",
+    "window_dots": "plan_window_dots",
+    "plane_dots": "plan_plane_dots",
+    "reduce": "plan_reduce",
+    "spans": "plan_correlate plan_dots",
+    "addresses": "plan_gather plan_depthwise plan_stencil",
+    "stencil": "plan_stencil",
+    "pad": "plan_padded",
+    "slabs": "plan_correlate plan_channel_dots",
+    "groups": "plan_depthwise plan_channel_dots",
+    "simd": "plan_gather plan_correlate plan_dots",
+    "emit": "plan_gather",
+    "transpose": "direct",
+    "chain": "direct",
+    "winograd": "winograd",
+    "winograd_weights": "winograd",
+    "transforms": "winograd",
+    "toomcook": "winograd",
+    "fft": "fft",
+    "overlap_save": "fft",
+    "patches": "im2col",
+    "naive": "naive",
+    "spread": "test_few_channels",
+    "activation": "test_layers",
+    "dense": "test_dense",
+    "runs": "test_local2d",
+    "local": "test_local2d",
+    "pool": "test_nn",
+    "windows": "test_nn",
+    "softmax": "test_nn",
+    "update": "test_nn",
+    "signal": "test_signal",
+    "sums": "test_signal",
+    "taptile": "test_signal",
     "fourier": "test_signal",
-}  # fmt: skip
-"""Modules of kernels, and what depends on them: an algorithm, which the table of cases checks, or a file of tests."""
+}
+"""Modules of kernels, and what depends on them: kinds of passes or an algorithm, which the table of cases checks, or a
+file of tests."""
 _KERNELS = Path("fastconv", "kernels")
 EQUIVALENT = ("prefetch", "grain")
 """Changes in lines that hold one of these words alter speed alone."""
@@ -148,14 +178,19 @@ def _passes(folder: Path, what: str, seconds: float) -> bool:
     return done.returncode == 0
 
 
-def check(algorithm: str) -> None:
-    """All cases in one dtype, those with many tails first: what a mutant has to fail."""
+def check(what: str) -> None:
+    """All cases, those with many tails first: what a mutant has to fail."""
     from .cases import CASES, DIRECTIONS, LAYOUTS, TARGET_CASES, compare_integers
+    from .passes import KINDS, compare_all
 
     for case in (*TARGET_CASES, *(case for case in CASES if case not in TARGET_CASES)):
-        for direction in DIRECTIONS:
-            for layout in LAYOUTS:
-                compare_integers(case, direction, algorithm, layout, "float32")
+        for name in what.split():
+            if name in KINDS:
+                compare_all(name, (case,))
+                continue
+            for direction in DIRECTIONS:
+                for layout in LAYOUTS:
+                    compare_integers(case, direction, name, layout, "float32")
     sys.stdout.flush()
     os._exit(0)
 

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-_PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
-_TOGETHER = (plan_stencil, plan_spread)
-_WEIGHT_KINDS = (
+PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
+TOGETHER = (plan_stencil, plan_spread)
+WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
 )  # fmt: skip
 
@@ -63,10 +63,10 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
     Stencils and spreads do all sub-problems in one pass.
     """
     if direction == "grad_weight":
-        return (_fastest(lambda kind: kind(problem, 1), _WEIGHT_KINDS)[0],)
+        return (_fastest(lambda kind: kind(problem, 1), WEIGHT_KINDS)[0],)
     parts = sub_problems(problem, direction)
     fastest = [
-        _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), _PIXEL_KINDS)  # type: ignore[misc]
+        _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), PIXEL_KINDS)  # type: ignore[misc]
         for part in parts
     ]
     together, kind = _fastest_together(problem, direction)
@@ -75,7 +75,7 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
     return tuple(kind for kind, _ in fastest)
 
 
-def _together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> Pass | None:
+def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> Pass | None:
     """The plan of one of the kinds that do all sub-problems in one pass."""
     if kind is plan_spread:
         return plan_spread(problem, threads, plan_passes) if direction == "grad_input" else None
@@ -84,7 +84,7 @@ def _together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> 
 
 def _fastest_together(problem: ConvProblem, direction: str) -> tuple[float, Any]:
     """The least time of one pass for all sub-problems on one thread, and its kind."""
-    offered = [(kind, _together(kind, problem, direction, 1)) for kind in _TOGETHER]
+    offered = [(kind, plan_together(kind, problem, direction, 1)) for kind in TOGETHER]
     times = [(step.seconds(model.NOMINAL_RATE), kind) for kind, step in offered if step is not None]
     return min(times, key=lambda item: item[0], default=(math.inf, None))
 
@@ -100,8 +100,8 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     if direction == "grad_weight":
         return (kinds[0](problem, threads),)
     parts = sub_problems(problem, direction)
-    if kinds[:1] in [(kind,) for kind in _TOGETHER]:
-        together = _together(kinds[0], problem, direction, threads)
+    if kinds[:1] in [(kind,) for kind in TOGETHER]:
+        together = plan_together(kinds[0], problem, direction, threads)
         assert together is not None  # one thread had a plan for one image
         return (together,)
     passes = tuple(kind(problem, direction, *part, threads) for kind, part in zip(kinds, parts, strict=True))

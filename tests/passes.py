@@ -1,0 +1,64 @@
+"""Every kind of pass that `direct` may take, by name, and its results held against the reference.
+
+Which kind a problem gets is the cost model's choice; correctness must not hang on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastconv.algorithms import direct
+from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.problem import ConvProblem, problem_from
+
+from .cases import DIRECTIONS, LAYOUTS, Case, data
+
+KINDS = {kind.__name__: kind for kind in (*direct.PIXEL_KINDS, *direct.TOGETHER, *direct.WEIGHT_KINDS)}
+
+
+def directions_of(name: str) -> tuple[str, ...]:
+    """The directions that a kind of pass can do."""
+    return ("grad_weight",) if KINDS[name] in direct.WEIGHT_KINDS else ("forward", "grad_input")
+
+
+def _planned(name: str, problem: ConvProblem, direction: str, threads: int) -> list[Pass | None]:
+    kind = KINDS[name]
+    if kind in direct.WEIGHT_KINDS:
+        return [kind(problem, threads)]
+    if kind in direct.TOGETHER:
+        return [direct.plan_together(kind, problem, direction, threads)]
+    return [kind(problem, direction, *part, threads) for part in sub_problems(problem, direction)]
+
+
+def compare_pass(name: str, case: Case, direction: str, layout: str, dtype: str, threads: int = 2) -> bool:
+    """Hold a result for integer-valued data against the reference; False where the kind is not for the problem."""
+    x_shape, w_shape, _ = case.shapes(layout)
+    problem = problem_from(x_shape, w_shape, np.dtype(dtype), **case.arguments, layout=layout)
+    planned = _planned(name, problem, direction, threads)
+    if None in planned:
+        return False
+    given = data(case, "integers", layout, dtype)
+    first = given.x if direction == "forward" else given.grad_y
+    second = given.x if direction == "grad_weight" else given.w
+    expected = given.expected[direction]
+    # Pixels between the phases of an input gradient are nobody's: their caller writes zeros there.
+    result = np.full_like(expected, 0 if direction == "grad_input" else np.nan, dtype)
+    for step in planned:
+        assert step is not None
+        step.run(np.ascontiguousarray(first), np.ascontiguousarray(second), result)
+    np.testing.assert_array_equal(result, expected, err_msg=f"{name} {case.name} {direction} {layout} {dtype}")
+    return True
+
+
+def compare_all(name: str, cases: tuple[Case, ...]) -> int:
+    """All directions and layouts of these cases, with float32 and float64 in turn; how many the kind could do."""
+    done = 0
+    for number, case in enumerate(cases):
+        for direction in directions_of(name):
+            for turn, layout in enumerate(LAYOUTS):
+                done += compare_pass(name, case, direction, layout, ("float32", "float64")[(number + turn) % 2])
+    return done
+
+
+assert {direction for name in KINDS for direction in directions_of(name)} == set(DIRECTIONS)
