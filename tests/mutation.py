@@ -22,7 +22,7 @@ from pathlib import Path
 from .process import ROOT
 
 MODULES = {
-    "gather": "plan_gather plan_planes",
+    "gather": "plan_gather plan_padded plan_planes",
     "columns": "plan_planes",
     "correlate": "plan_correlate",
     "strips": "plan_strips",

@@ -255,6 +255,8 @@ def test_command_rejects(command, arguments):
 def test_quick_takes_one_case_of_each_class():
     options = peers_command._parser().parse_args(["--quick"])
     assert [case.kind for case in peers_command._chosen(options)] == list(KINDS)
+    options = peers_command._parser().parse_args(["--quick", "--cases", "mobilenetv2-dw"])
+    assert len(peers_command._chosen(options)) > 1, "cases that are named are all taken"
 
 
 def test_cases_are_sorted_by_class():

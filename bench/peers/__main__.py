@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[ConvCase]:
-    """Return the cases by class; with ``--quick``, the first of each."""
+    """Return the cases by class; with ``--quick`` and nothing named, the first of each."""
     chosen = report.by_class(case for case in cases.matching(options.cases) if re.search(options.kind, case.kind))
-    if not options.quick:
+    if not options.quick or options.cases or options.kind:
         return chosen
     first: dict[str, ConvCase] = {}
     for case in chosen:
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--prepared", action="store_true", help="weights packed beforehand, by fastconv and by peers that can")
     add("--algorithms", action="store_true", help="time all of fastconv's algorithms, and judge what auto chooses")
     add("--threads", type=environment.thread_count, metavar="N", help="of every library (default: all of Numba's)")
-    add("--quick", action="store_true", help="one case of each class, few repetitions")
+    add("--quick", action="store_true", help="few repetitions, and one case of each class where none is named")
     add("--list", action="store_true", help="print the cases and measure nothing")
     add("--markdown", action="store_true", help="print the tables for a README")
     add("--json", type=Path, metavar="FILE", help="write every figure and the environment to FILE")

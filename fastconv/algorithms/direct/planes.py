@@ -153,7 +153,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     wanted = not in_order
     if taps == 1:
         wanted = weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS
-    if wanted and math.prod(problem.w_shape) * item <= scratch_limit(problem, 1):
+    if wanted and math.prod(problem.w_shape) * item + panel_bytes <= scratch_limit(problem, 1):
         turn = transposition(
             problem.dtype, problem.groups, part.reduction, channels * taps, (part.weight_group, weights[2]),
             (part.weight_group, part.reduction * item), threads,
