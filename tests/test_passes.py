@@ -1,10 +1,15 @@
 """Every kind of pass on the problems that it can do, whether or not the cost model would choose it for them."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from fastconv.algorithms.direct import correlate
 from fastconv.kernels.target import vector_bytes
+from fastconv.problem import CHANNELS_LAST, problem_from
 
-from .cases import CASES
+from .cases import CASES, data
 from .passes import KINDS, compare_all
 
 _EVERY = 4
@@ -18,3 +23,26 @@ def test_each_kind_of_pass_is_exact(name):
     first = list(KINDS).index(name) % _EVERY
     done = compare_all(name, CASES if name in _RARE else CASES[first::_EVERY])
     assert done >= 5 or vector_bytes() == 16  # where some need masked loads
+
+
+@pytest.mark.parametrize("layout", ["NCHW", CHANNELS_LAST])
+def test_gradients_too_large_to_be_turned(layout, monkeypatch):
+    monkeypatch.setattr(correlate, "scratch_limit", lambda problem, threads: 0)
+    monkeypatch.setattr(correlate, "_PANEL_BYTES", 1 << 11)
+    blocks = 0
+    for number, case in enumerate(CASES):
+        images = "NCHW" if layout == "NCHW" else "NHWC"
+        dtype = ("float32", "float64")[number % 2]
+        given = data(case, "integers", images, dtype)
+        shapes = case.shapes("NCHW")
+        problem = problem_from(*shapes[:2], np.dtype(dtype), **case.arguments, layout="NCHW")
+        step = correlate.plan_correlate(replace(problem, layout=layout), 2)
+        assert step.turn is None
+        result = np.full(step.problem.w_shape, np.nan, dtype)
+        step.run(np.ascontiguousarray(given.grad_y), np.ascontiguousarray(given.x), result)
+        expected = given.expected["grad_weight"]
+        if layout == CHANNELS_LAST:
+            expected = expected.transpose(2, 0, 1, 3)
+        np.testing.assert_array_equal(result, expected, err_msg=case.name)
+        blocks += int(step.launch.plan["row_blocks"][0]) > 1
+    assert blocks > 20
