@@ -26,6 +26,9 @@ _PAGE = mmap.PAGESIZE
 _NONE, _READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE if AVAILABLE else 0
 _FAILED = ctypes.c_void_p(-1).value
 _CANARY = 0xA5
+_NOT_A_NUMBER = 0xFF
+"""What fresh memory is filled with, byte by byte: kernels must not count on the zeros of fresh pages."""
+_MARKED_BYTES = 1 << 24
 _SCALAR_BYTES = 8
 """NumPy makes scalars of this size by the million: their pages are used again instead of given back."""
 _FAILING_BYTES = 64
@@ -93,6 +96,8 @@ class Guard:
         if self._libc.mprotect(base + _PAGE, inside, _READ_WRITE):
             self._libc.munmap(base, total)
             return None
+        if inside <= _MARKED_BYTES:
+            ctypes.memset(base + _PAGE, _NOT_A_NUMBER, inside)
         behind = self._random.random() < 0.75  # most slips are tails
         first = base + _PAGE + (inside - size if behind else 0)
         self._blocks[first] = base, total, size

@@ -31,7 +31,7 @@ MODULES = {
     "channel_dots": "plan_channel_dots",
     "window_dots": "plan_window_dots",
     "plane_dots": "plan_plane_dots",
-    "reduce": "plan_reduce",
+    "reduce": "plan_reduce test_layers",
     "spans": "plan_correlate plan_dots",
     "addresses": "plan_gather plan_depthwise plan_stencil",
     "stencil": "plan_stencil",
