@@ -39,7 +39,7 @@ MODULES = {
     "slabs": "plan_correlate plan_channel_dots",
     "groups": "plan_depthwise plan_channel_dots",
     "simd": "plan_gather plan_correlate plan_dots",
-    "emit": "plan_gather",
+    "emit": "plan_gather plan_planes plan_stencil plan_window_dots",
     "transpose": "direct",
     "chain": "direct",
     "winograd": "winograd",
