@@ -22,7 +22,7 @@ _RARE = ("plan_spread", "plan_abreast", "plan_exchanged")
 def test_each_kind_of_pass_is_exact(name):
     first = list(KINDS).index(name) % _EVERY
     done = compare_all(name, CASES if name in _RARE else CASES[first::_EVERY])
-    assert done >= 5 or vector_bytes() == 16  # where some need masked loads
+    assert done >= 4 or vector_bytes() == 16  # where some need masked loads
 
 
 @pytest.mark.parametrize("layout", ["NCHW", CHANNELS_LAST])
