@@ -39,8 +39,8 @@ from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
-from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import correlate_tile, panel_tile, vector_bytes
+from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.kernels.transforms import GRADIENT, INPUT
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 

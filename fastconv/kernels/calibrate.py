@@ -9,8 +9,9 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import CHANNEL_START, multiply_tile, record_at, tensor
+from fastconv.kernels.simd import record_at, tensor
 from fastconv.kernels.target import Tile
+from fastconv.kernels.tiles import CHANNEL_START, multiply_tile
 
 PEAK = record("table weights starts targets")
 STREAM = record("values sums block item")

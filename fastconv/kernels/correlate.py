@@ -23,18 +23,10 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import (
-    RUN_FIELDS,
-    added_tile,
-    call_part,
-    copy_first_lanes,
-    copy_run,
-    pointer,
-    record_at,
-    turn_line,
-)
+from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, record_at, turn_line
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 
 CORRELATE = record("""
     source_n source_r source_c source_k source_group source_rows source_columns

@@ -16,9 +16,10 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import dot_tile, pointer, record_at, tensor
+from fastconv.kernels.simd import pointer, record_at, tensor
 from fastconv.kernels.strips import fill_strip
 from fastconv.kernels.target import Tile
+from fastconv.kernels.tiles import dot_tile
 
 DOTS = record("""
     source_n source_r source_c source_k source_group source_rows source_columns

@@ -33,16 +33,11 @@ from fastconv.kernels.addresses import (
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
-    CHANNEL_START,
-    ROW_START,
-    RUN_FIELDS,
     call_part,
     copy_first_lanes,
     copy_run,
     integer_at,
-    multiply_tile,
     pick_columns,
-    pitched_tile,
     pointer,
     prefetch,
     record_at,
@@ -50,6 +45,7 @@ from fastconv.kernels.simd import (
     turn_tile,
 )
 from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.tiles import CHANNEL_START, ROW_START, RUN_FIELDS, multiply_tile, pitched_tile
 
 GATHER = record("""
     source_n source_r source_c source_k
@@ -361,7 +357,7 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool)
     """The part of the kernel that knows its register tile: the tiles of a task, by the taps of a panel from one on.
 
     The tile may be narrower than the panels, for the last of them. `unroll` and `masked` are those of
-    `fastconv.kernels.simd.multiply_tile`. Sums begin with a value for each channel in the lanes, or for each pixel.
+    `fastconv.kernels.tiles.multiply_tile`. Sums begin with a value for each channel in the lanes, or for each pixel.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize

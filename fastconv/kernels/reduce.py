@@ -21,8 +21,9 @@ from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.gather import GATHER
 from fastconv.kernels.params import CALL
-from fastconv.kernels.simd import RUN_FIELDS, call_part, integer_at, pointer, record_at
+from fastconv.kernels.simd import call_part, integer_at, pointer, record_at
 from fastconv.kernels.target import Tile
+from fastconv.kernels.tiles import RUN_FIELDS
 
 
 @intrinsic(prefer_literal=True)

@@ -17,18 +17,9 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import (
-    ROW_START,
-    RUN_FIELDS,
-    call_part,
-    integer_at,
-    multiply_tile,
-    pointer,
-    record_at,
-    tensor,
-    turn_tile,
-)
+from fastconv.kernels.simd import call_part, integer_at, pointer, record_at, tensor, turn_tile
 from fastconv.kernels.target import Tile
+from fastconv.kernels.tiles import ROW_START, RUN_FIELDS, multiply_tile
 
 STRIPS = record("""
     source_n source_r source_c source_k source_group source_rows source_columns

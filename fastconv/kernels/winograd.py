@@ -23,18 +23,9 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.gather import AHEAD
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import (
-    CHANNEL_START,
-    RUN_FIELDS,
-    UNROLLED,
-    call_part,
-    copy_first_lanes,
-    multiply_tile,
-    pointer,
-    prefetch,
-    record_at,
-)
+from fastconv.kernels.simd import call_part, copy_first_lanes, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.tiles import CHANNEL_START, RUN_FIELDS, UNROLLED, multiply_tile
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
 from fastconv.kernels.transpose import transpose_square
 

@@ -19,8 +19,9 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import RUN_FIELDS, added_tile, call_part, pointer, record_at
+from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 from fastconv.kernels.transforms import SUMS, transform_tile
 from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile
 

@@ -20,8 +20,8 @@ from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
+from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 _PANEL_BYTES = 32 << 10

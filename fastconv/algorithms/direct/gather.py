@@ -27,8 +27,8 @@ from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
-from fastconv.kernels.simd import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, sum_tile_shape, vector_bytes
+from fastconv.kernels.tiles import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.problem import ConvProblem, IntPair
 
 _TABLE_BYTES = 32 << 10

@@ -26,8 +26,8 @@ from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill
-from fastconv.kernels.simd import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, vector_bytes
+from fastconv.kernels.tiles import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.problem import ConvProblem
 
 _PAGE_BYTES = 4 << 10

@@ -14,8 +14,8 @@ from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspac
 from fastconv.kernels import strips
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
-from fastconv.kernels.simd import RUN_FIELDS
 from fastconv.kernels.target import pixel_tile
+from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import ConvProblem
 
 _STRIP_BYTES = 256 << 10
