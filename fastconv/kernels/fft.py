@@ -69,15 +69,21 @@ def unit(numerators: np.ndarray, denominator: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
+_tables: list[tuple[np.ndarray, ...]] = []
+"""All that were made, for good: of those that two threads make at once the cache keeps one, and plans point to both."""
+
+
 @functools.cache
 def table(n: int, dtype: str) -> tuple[np.ndarray, ...]:
-    """The record of an axis, and the arrays that it points to."""
+    """The record of an axis, and the arrays that it points to, which stay where they are."""
     found, twiddles, m = radices(n), [], n
     for radix in found:
         length, m = m, m // radix
         twiddles.append(unit(np.outer(np.arange(m), np.arange(1, radix)), length).ravel())
     stages, values = np.array(found, np.int64), np.concatenate(twiddles).astype(dtype)
-    return fill(TABLE, stages=len(found), radices=address(stages), twiddles=address(values)), stages, values
+    record = fill(TABLE, stages=len(found), radices=address(stages), twiddles=address(values))
+    _tables.append((record, stages, values))
+    return record, stages, values
 
 
 class _Butterfly:

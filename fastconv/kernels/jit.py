@@ -26,6 +26,9 @@ KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
 
 _counts = {"compiled": 0, "loaded": 0}
+_compiled: list[Any] = []
+"""Everything compiled, for good. Threads that ask for a kernel at once may compile it twice, and of these the caches of
+its callers keep one: the other's address is in a plan already, and its code must not go."""
 
 
 def statistics() -> dict[str, int]:
@@ -107,6 +110,7 @@ def _c_function(py_func: Callable[..., None], signature: Any) -> CFunc:
     if cache is not None:
         compiled._cache = cache  # type: ignore[attr-defined]
     compiled.compile()
+    _compiled.append(compiled)
     _count(compiled.cache_hits > 0)
     return compiled
 
@@ -124,6 +128,7 @@ def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Cal
             compiled.compile(signature)
             _count(sum(compiled.stats.cache_hits.values()) > 0)
             compiled.disable_compile()
+            _compiled.append(compiled)
             return compiled
 
         return dispatcher
