@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.gather import AHEAD
 from fastconv.kernels.params import LINE, record
 from fastconv.kernels.simd import pointer, prefetch, record_at
 
@@ -33,8 +34,6 @@ reads a panel's pixels side by side; the masks of all taps are kept `panel_bytes
 
 MOST_LANES = 64
 """Pixels of a panel at most: the bits of a mask."""
-AHEAD = 16
-"""Rows of a panel to ask for ahead of packing: planes lie too far apart for the CPU to foresee."""
 
 
 @intrinsic(prefer_literal=True)
