@@ -16,6 +16,7 @@ import mmap
 import random
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 
@@ -163,14 +164,19 @@ def _the_guard() -> Guard:
     return Guard()
 
 
+@functools.lru_cache(maxsize=1)
+def _users_of_aligned(_modules: int) -> list[ModuleType]:
+    """Return the modules that took `params.aligned` by name; looked for again when more modules are imported."""
+    ours = [module for name, module in sys.modules.items() if name.startswith("fastconv")]
+    return [module for module in ours if getattr(module, "aligned", None) is params.aligned]
+
+
 @contextlib.contextmanager
 def guarded(seed: int) -> Iterator[Guard]:
     """Guard all arrays made inside, and lend every kernel a workspace of just its size."""
     guard = _the_guard()
     guard.restart(seed)
-    plain = params.aligned
-    users = [module for name, module in sys.modules.items() if name.startswith("fastconv")]
-    users = [module for module in users if getattr(module, "aligned", None) is plain]
+    plain, users = params.aligned, _users_of_aligned(len(sys.modules))
     kept = params._MOST_KEPT
     params._kept.clear()
     params._MOST_KEPT = 0

@@ -46,8 +46,11 @@ def _size(rng, spans, low, high):
     return max(int(rng.integers(low, high)), spans)
 
 
-def draw_case(rng: np.random.Generator) -> Case:
-    """Draw geometry around the tiles: channels and columns below, at and above them."""
+def draw_case(rng: np.random.Generator, *, rows: int = 24, columns: tuple[int, int] = (40, 150)) -> Case:
+    """Draw geometry around the tiles: channels and columns below, at and above them.
+
+    Images have fewer rows than `rows`, and fewer columns than the first of `columns`, one in five than the second.
+    """
     kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large"])
     n = int(rng.integers(1, 4))
     if kind == "winograd":
@@ -73,7 +76,7 @@ def draw_case(rng: np.random.Generator) -> Case:
         groups = ic = oc = 1
     padding = tuple((int(rng.integers(0, 4)), int(rng.integers(0, 4))) for _ in range(2))
     spans = [(size - 1) * spread + 1 - sum(pads) for size, spread, pads in zip(kernel, dilation, padding, strict=True)]
-    image = _size(rng, spans[0], 1, 24), _size(rng, spans[1], 1, 40 if rng.random() < 0.8 else 150)
+    image = _size(rng, spans[0], 1, rows), _size(rng, spans[1], 1, columns[rng.random() >= 0.8])
     if rng.random() < 0.1:
         image = max(spans[0], 1), max(spans[1], 1)  # one window, or a few where padding is larger
     padding = rng.choice(["same", "same_lower", "full"]) if rng.random() < 0.2 else padding
@@ -113,6 +116,7 @@ class Check:
         )
         self.bias = _integers(rng, (case.oc,), drawn.dtype) if drawn.bias else None
         self.keywords = {"layout": drawn.layout, **case.arguments}
+        self.rng = rng
         self.compared = 0
 
     def run(self, algorithms: tuple[str, ...] = (*NAMED, "auto")) -> int:
@@ -132,6 +136,22 @@ class Check:
                 self._compare(result, expected[direction], magnitude[direction], f"{algorithm} {direction}")
         assert before == [None if array is None else array.tobytes() for array in given], "an input was written"
         return self.compared
+
+    def touch(self) -> int:
+        """Compute one direction by one algorithm, without a reference: for faults, and values that nobody wrote."""
+        rng = self.rng
+        algorithms = NAMED if rng.random() < 0.2 else (*INEXACT, "direct", "direct", "auto")
+        algorithm = str(rng.choice(algorithms))
+        calls = self._calls(algorithm)
+        direction = str(rng.choice(list(calls)))
+        try:
+            result = calls[direction]()
+        except ValueError as error:
+            if algorithm in UNIVERSAL or algorithm not in str(error):
+                raise
+            result = self._calls("auto")[direction]()
+        assert np.isfinite(result).all(), f"{algorithm} {direction}: not every value was written"
+        return 1
 
     def _expected(self, turn) -> dict[str, np.ndarray]:
         x, w, grad_y = (turn(np.asarray(array, np.float64)) for array in (self.x, self.w, self.grad_y))

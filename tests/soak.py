@@ -75,6 +75,27 @@ def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
     return compared
 
 
+def _faults(rng: np.random.Generator, number: int, table: bool) -> int:
+    """One direction of a problem by one algorithm between guard pages, a tenth of the work of `_bounds`."""
+    import numba
+
+    from . import random_problems as problems
+    from .cases import CASES
+    from .guarded import guarded
+
+    case = CASES[number % len(CASES)] if table else problems.draw_case(rng, rows=12, columns=(24, 70))
+    numba.set_num_threads(1 + (number % 4 == 0))  # two workers on two cores wait for each other's second threads
+    with guarded(number) as guard:
+        drawn = problems.draw(rng, case=case)
+        try:
+            computed = problems.Check(drawn, rng).touch()
+        except Exception:
+            print(drawn, file=sys.stderr)
+            raise
+        guard.check()
+    return computed
+
+
 def _oracles(rng: np.random.Generator, number: int, table: bool) -> int:
     """One problem against PyTorch, SciPy or ONNX, as far as they are installed."""
     from . import oracles
@@ -83,7 +104,7 @@ def _oracles(rng: np.random.Generator, number: int, table: bool) -> int:
     return oracles.check(rng, number, CASES[number % len(CASES)] if table else None)
 
 
-PARTS = {"bounds": _bounds, "oracles": _oracles}
+PARTS = {"bounds": _bounds, "faults": _faults, "oracles": _oracles}
 
 
 def _work(options: argparse.Namespace) -> None:

@@ -47,11 +47,11 @@ def test_guards_fault(where, faults):
 
 
 @needs_guards
-def test_random_problems_stay_inside_their_arrays():
+@pytest.mark.parametrize(("part", "problems"), [("bounds", -(-len(CASES) // 9) * 12), ("faults", len(CASES))])
+def test_random_problems_stay_inside_their_arrays(part, problems):
     """Every case of the table once, all else drawn; ``make soak`` draws geometry too."""
-    problems = str(-(-len(CASES) // 9) * 12)
-    arguments = ["--table", "--seed", "2024", "--problems", problems, "--seconds", "280"]
-    output = run_python("-m", "tests.soak", "bounds", *arguments)
+    arguments = ["--table", "--seed", "2024", "--problems", str(problems), "--seconds", "280"]
+    output = run_python("-m", "tests.soak", part, *arguments)
     assert f" {problems} problems" in output, output
 
 
