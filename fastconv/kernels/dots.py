@@ -16,7 +16,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at, tensor
+from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.strips import fill_strip
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import dot_tile
@@ -27,7 +27,7 @@ DOTS = record("""
     groups rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row first_column
     reduction channels row_block row_blocks strip_rows strip_columns gradient_columns
-    workspace_bytes strip planes lefts rights sums
+    workspace_bytes strip planes lefts rights
 """)
 """Strides and `*_group` are in bytes. `partial` is an array (blocks, groups, reduction, taps_r, taps_c, channels) with
 the blocks of all images."""
@@ -46,7 +46,6 @@ def dots(dtype: str, tile: Tile) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         lefts = carray(pointer(own + p.lefts), MR, np.int64)
         rights = carray(pointer(own + p.rights), ND, np.int64)
-        sums = carray(pointer(own + p.sums), (MR, ND, VL), REAL)
         row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
         column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
         taps = p.taps_r * p.taps_c
@@ -69,11 +68,10 @@ def dots(dtype: str, tile: Tile) -> CFunc:
                 p.gradient_r, p.gradient_c, p.gradient_d, p.rows, p.columns, i, 0, rows,
             )  # fmt: skip
             size = combinations * p.channels
-            partial = tensor(REAL, 1, call.target + task * size * ITEM, (combinations, p.channels),
-                             (p.channels * ITEM, ITEM))  # fmt: skip
+            partial = call.target + task * size * ITEM
             for d in range(0, p.channels, ND):
                 for q in range(ND):
-                    # Rows and columns of a tile past the last repeat it; their sums are not taken.
+                    # Rows and columns of a tile past the last repeat it.
                     channel = min(d + q, p.channels - 1)
                     rights[q] = own + p.planes + channel * p.row_block * gradient_row_bytes
                 for first in range(0, combinations, MR):
@@ -86,13 +84,8 @@ def dots(dtype: str, tile: Tile) -> CFunc:
                         lefts[m] = own + p.strip + (line * p.strip_columns + column // p.column_step) * ITEM
                     dot_tile(
                         REAL, VL, MR, ND, rows, p.columns, own + p.lefts, p.row_step * row_bytes,
-                        own + p.rights, gradient_row_bytes, own + p.sums,
+                        own + p.rights, gradient_row_bytes, partial + (first * p.channels + d) * ITEM,
+                        p.channels * ITEM, combinations - first, p.channels - d, 0,
                     )  # fmt: skip
-                    for m in range(min(MR, combinations - first)):
-                        for q in range(min(ND, p.channels - d)):
-                            total = REAL(0)
-                            for lane in range(VL):
-                                total += sums[m, q, lane]
-                            partial[first + m, d + q] = total
 
     return jit.kernel(dot_tiles)

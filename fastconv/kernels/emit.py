@@ -145,6 +145,17 @@ class Emitter:
             value = self.builder.fadd(value, self.builder.shuffle_vector(value, value, mask))
         return self.builder.extract_element(value, ir.Constant(I32, 0))
 
+    def sums_of_lanes(self, vectors: list[Any]) -> Any:
+        """The sum of each of these vectors' lanes, in the order of the vectors: at most as many as they have lanes."""
+        lanes = self.vector.count
+        even, odd = (ir.Constant(ir.VectorType(I32, lanes), [*range(first, 2 * lanes, 2)]) for first in (0, 1))
+        # Each round adds neighbours, and halves what is left of each vector; the last of an odd number is its own pair.
+        for _ in range(lanes.bit_length() - 1):
+            pairs = [(vectors[i], vectors[min(i + 1, len(vectors) - 1)]) for i in range(0, len(vectors), 2)]
+            shuffle = self.builder.shuffle_vector
+            vectors = [self.builder.fadd(shuffle(a, b, even), shuffle(a, b, odd)) for a, b in pairs]
+        return vectors[0]
+
     def broadcast(self, scalar: Any) -> Any:
         """A vector with one scalar in all lanes."""
         one = self.builder.insert_element(self._undef, scalar, ir.Constant(I32, 0))

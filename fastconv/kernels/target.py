@@ -171,6 +171,13 @@ def dot_tile_shape(dtype: str, channels: int) -> Tile:
     return Tile(VL=lanes, MR=rows, NV=planes)
 
 
+def plane_tile(dtype: str) -> Tile:
+    """Choose the tile of dot products of planes as they lie: MR planes by NV, whose products lie side by side."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    rows, planes = (3, 8) if registers() == 32 else (3, 4)
+    return Tile(VL=lanes, MR=rows, NV=planes)
+
+
 @dataclass(frozen=True)
 class RowTile:
     """A register tile for depthwise convolution: MR pixels of a row by one vector of VL channels.

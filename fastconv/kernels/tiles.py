@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -281,59 +280,74 @@ def added_tile(
 @intrinsic(prefer_literal=True)
 def dot_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any,
-    rows: Any, columns: Any, left: Any, left_step: Any, right: Any, right_step: Any, target: Any,
+    rows: Any, columns: Any, left: Any, left_step: Any, right: Any, right_step: Any,
+    target: Any, target_pitch: Any, lefts: Any, rights: Any, adds: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR by ND dot products over rows of pixels: ``target[m, d] = sum left[m] * right[d]``.
 
     `left` is the address of a table of MR addresses and `right` of one of ND, each of the first value of a plane;
-    from row to row they move by `left_step` and `right_step` bytes. A row has `columns` values side by side, of which
-    those past the last are never used, though up to VL - 1 more are read. The MR x ND vectors of partial sums, one
-    sum for each lane, are stored at `target`.
+    from row to row they move by `left_step` and `right_step` bytes. A row has `columns` values side by side, and
+    nothing past the last is read. The first `lefts` rows of the first `rights` products, `target_pitch` bytes from row
+    to row, are added to the target, or written there where `adds` is 0.
     """
     lanes, ups, downs = literal(VL), literal(MR), literal(ND)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, columns, left, left_step, right, right_step, target = args[4:]
+        rows, columns, left, left_step, right, right_step = args[4:10]
+        target, target_pitch, first_rows, first_columns, adds = args[10:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
-        vector_bytes = lanes * emit.item
-        whole = builder.sdiv(columns, const(lanes))
-        rest = builder.srem(columns, const(lanes))
+        whole, rest = builder.sdiv(columns, const(lanes)), builder.srem(columns, const(lanes))
         lefts = [emit.load_int(add(left, const(8 * m))) for m in range(ups)]
         rights = [emit.load_int(add(right, const(8 * d))) for d in range(downs)]
-        # Lanes past the end count as zero, on both sides: 0 times whatever lies there might be NaN.
         inside = emit.below(rest, 0)
-        nothing = ir.Constant(emit.vector, [0.0] * lanes)
 
         def multiply(along_left: Any, along_right: Any, sums: list[Any], masked: bool) -> list[Any]:
             def load(address: Any) -> Any:
-                value = emit.load(address)
-                return builder.select(inside, value, nothing) if masked else value
+                return emit.load_masked(address, inside) if masked else emit.load(address)
 
-            right_values = [load(add(address, along_right)) for address in rights]
-            following = []
-            for m in range(ups):
-                value = load(add(lefts[m], along_left))
-                following += [emit.fma(value, right_values[d], sums[m * downs + d]) for d in range(downs)]
-            return following
+            sums = list(sums)
+            # The side of fewer planes stays in registers, beside all sums.
+            if ups > downs:
+                kept = [load(add(address, along_right)) for address in rights]
+                for m in range(ups):
+                    value = load(add(lefts[m], along_left))
+                    for d in range(downs):
+                        sums[m * downs + d] = emit.fma(value, kept[d], sums[m * downs + d])
+            else:
+                kept = [load(add(address, along_left)) for address in lefts]
+                for d in range(downs):
+                    value = load(add(rights[d], along_right))
+                    for m in range(ups):
+                        sums[m * downs + d] = emit.fma(kept[m], value, sums[m * downs + d])
+            return sums
 
         def row(r: Any, sums: list[Any]) -> list[Any]:
             row_left, row_right = builder.mul(r, left_step), builder.mul(r, right_step)
 
             def step(k: Any, sums: list[Any]) -> list[Any]:
-                along = builder.mul(k, const(vector_bytes))
+                along = builder.mul(k, const(emit.vector_bytes))
                 return multiply(add(row_left, along), add(row_right, along), sums, masked=False)
 
             def tail(_: Any, sums: list[Any]) -> list[Any]:
-                along = builder.mul(whole, const(vector_bytes))
+                along = builder.mul(whole, const(emit.vector_bytes))
                 return multiply(add(row_left, along), add(row_right, along), sums, masked=True)
 
             once = builder.zext(builder.icmp_signed(">", rest, const(0)), I64)
             return emit.loop(once, tail, emit.loop(whole, step, sums))
 
-        for i, value in enumerate(emit.loop(rows, row, [nothing] * (ups * downs))):
-            emit.store(value, add(target, const(i * vector_bytes)))
+        sums = emit.loop(rows, row, [emit.constant(0.0)] * (ups * downs))
+        fewer = builder.icmp_signed("<", first_columns, const(downs))
+        first_columns = builder.select(fewer, first_columns, const(downs))
+        adding = builder.select(builder.icmp_signed("!=", adds, const(0)), first_columns, const(0))
+        for m in range(ups):
+            with builder.if_then(builder.icmp_signed("<", const(m), first_rows)):
+                for d in range(0, downs, lanes):
+                    total = emit.sums_of_lanes(sums[m * downs + d : (m + 1) * downs][:lanes])
+                    place = add(target, add(builder.mul(target_pitch, const(m)), const(d * emit.item)))
+                    total = builder.fadd(total, emit.load_masked(place, emit.below(adding, d)))
+                    emit.store_masked(total, place, emit.below(first_columns, d))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, MR, ND, *[types.intp] * 7), codegen
+    return types.void(REAL, VL, MR, ND, *[types.intp] * 11), codegen

@@ -28,11 +28,13 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.phases import plan_phases
+from fastconv.algorithms.direct.pixel_dots import plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
+from fastconv.algorithms.direct.whole_window import WholeWindowOperation, as_one_pixel
 from fastconv.algorithms.direct.window_dots import plan_window_dots
 from fastconv.algorithms.transposed import TransposedGradient, TransposedOperation, bands_of, transposed
 from fastconv.cost import conv_bytes
@@ -46,6 +48,7 @@ PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, 
 TOGETHER = (plan_stencil, plan_spread)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
+    plan_pixel_dots,
 )  # fmt: skip
 
 
@@ -135,6 +138,9 @@ class Direct(Algorithm):
     name = "direct"
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        pixel = as_one_pixel(problem)
+        if pixel is not None:
+            return WholeWindowOperation(self.plan(pixel, direction, threads), pixel, direction)
         if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
             operation = _transposed(problem, direction, threads)
             if operation is not None:

@@ -110,10 +110,9 @@ def plan_dots(problem: ConvProblem, threads: int) -> DotPass | None:
     if blocks * math.prod(problem.w_shape) * item > _PARTIAL_BYTES:
         return None
     strip_rows = (row_block - 1) * rows.step + reach_r + 1
-    strip, planes, lefts, rights, sums, total = workspace_offsets(
-        strip_rows * row_bytes, row_block * gradient_row_bytes, shape.MR * 8, shape.NV * 8,
-        shape.MR * shape.NV * shape.VL * item,
-    )  # fmt: skip
+    strip, planes, lefts, rights, total = workspace_offsets(
+        strip_rows * row_bytes, row_block * gradient_row_bytes, shape.MR * 8, shape.NV * 8
+    )
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         dots.DOTS,
@@ -129,7 +128,7 @@ def plan_dots(problem: ConvProblem, threads: int) -> DotPass | None:
         reduction=problem.ic_per_group, channels=problem.oc_per_group,
         row_block=row_block, row_blocks=-(-rows.count // row_block),
         strip_rows=strip_rows, strip_columns=strip_columns, gradient_columns=gradient_columns,
-        workspace_bytes=total, strip=strip, planes=planes, lefts=lefts, rights=rights, sums=sums,
+        workspace_bytes=total, strip=strip, planes=planes, lefts=lefts, rights=rights,
     )  # fmt: skip
     launch = Launch(
         lambda: dots.dots(problem.dtype, shape), problem.dtype, template, blocks * problem.groups, threads, total

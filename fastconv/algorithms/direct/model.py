@@ -51,6 +51,12 @@ DOT_GATHER_SECONDS = 0.02e-9
 """Copying one value into their strips, for each byte up to a cache line between it and the next."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
+PLANE_DOT_SHARE = 0.85
+"""Share of the peak that dot products of planes as they lie reach, apart from their ends."""
+PLANE_DOT_CONFLICT_SHARE = 0.85
+"""Speed of such products where planes meet in few lines of a cache."""
+DOT_SLOTS = 3
+"""Slots of adding up the lanes of one such product."""
 SUM_SHARE = 0.6
 """Share of the peak that a tile whose lanes are added up reaches: it loads a vector for most multiply-adds."""
 SUM_SLOTS = 6
@@ -98,10 +104,11 @@ STENCIL_PLANES = 6
 STENCIL_MORE_PLANES = 16
 """A tile that reads so many more planes takes twice as long where all of them take more than this many bytes."""
 STENCIL_FAR_BYTES = 256 << 10
-STENCIL_CONFLICT_BYTES = 4 << 10
+CONFLICT_BYTES = 4 << 10
+"""Planes that lie multiples of that far apart meet in few lines of the first cache level."""
 STENCIL_CONFLICT_PLANES = 12
 STENCIL_CONFLICT_SHARE = 0.7
-"""Speed of reading so many planes that lie multiples of that far apart, and meet in few lines of the first cache."""
+"""Speed of a tile that reads so many planes which meet."""
 STENCIL_TAP_SLOTS = 12
 """Slots lost with every column of a kernel."""
 STENCIL_TILE_SLOTS = 60

@@ -84,7 +84,7 @@ class StencilPass(Pass):
         plane_bytes = int(p["source_rows"] * p["source_r"])
         if reduction * plane_bytes > model.STENCIL_FAR_BYTES:
             step *= 1 + max(0, reduction - model.STENCIL_PLANES) / model.STENCIL_MORE_PLANES
-        elif reduction >= model.STENCIL_CONFLICT_PLANES and plane_bytes % model.STENCIL_CONFLICT_BYTES == 0:
+        elif reduction >= model.STENCIL_CONFLICT_PLANES and plane_bytes % model.CONFLICT_BYTES == 0:
             step /= model.STENCIL_CONFLICT_SHARE
         tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
         multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
