@@ -220,6 +220,7 @@ CASES: tuple[Case, ...] = (
     Case("stride-beyond-kernel", 4, 18, (13, 14), (2, 3), stride=(5, 4)),
     Case("stride-beyond-image", 4, 6, (5, 6), (3, 2), stride=(9, 11), padding=1),
     Case("stem-7x7", 3, 16, (20, 21), (7, 7), stride=2, padding=3),
+    Case("patchify-16", 3, 18, (33, 48), (16, 17), stride=(16, 17), n=2),
     Case("patchify", 3, 20, (8, 12), (4, 4), stride=4, n=2),
     # dilation
     Case("dilated", 6, 10, (9, 14), (3, 3), padding=2, dilation=2),

@@ -215,7 +215,7 @@ PACK = record("""
 """Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
 has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
 every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
-on the next row. `entry` is the address of the compiled `pack_part`."""
+on the next row. With a period of 1 each tap has as many lines. `entry` is the address of the compiled `pack_part`."""
 
 
 @jit.inline
@@ -231,7 +231,8 @@ def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
     first = source + panel * NR * q.source_d
     if q.source_d != ITEM:
         offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
-        lines = range(begin, end) if q.period == 1 else range(q.lines)
+        each = q.lines // (q.taps_r * q.taps_c)
+        lines = range(begin * each, end * each) if q.period == 1 else range(q.lines)
         for i in lines:
             for d in range(0, NR, VL):
                 if PERIOD > 1:

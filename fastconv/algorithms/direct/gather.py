@@ -59,6 +59,8 @@ CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
+_LANES_OF_A_LINE = 16
+"""Values of a line that are turned together."""
 _MOST_PICKED = 9
 """Taps of a channel up to which picking them from vectors is quicker than turning squares with as many columns."""
 _LAUNCH_WEIGHTS = 1 << 15
@@ -470,7 +472,11 @@ def _plan_pack(
     kh, kw = problem.kernel_size
     tap_bytes, step_bytes = reduction * lanes * problem.itemsize, lanes * problem.itemsize
     # What lies side by side along a target channel's weights: source channels, or the taps of one or of all of them.
-    if w_k == problem.itemsize:
+    # Where few of these taps are wanted, reading all of them takes longer than reading each for itself.
+    if w_k != problem.itemsize and taps * _LANES_OF_A_LINE < kh * kw:
+        lines = [row * w_r + column * w_c + k * w_k for row in rows for column in columns for k in range(reduction)]
+        line, slots, line_bytes = 1, [0], step_bytes
+    elif w_k == problem.itemsize:
         lines = [row * w_r + column * w_c for row in rows for column in columns]
         line, slots, line_bytes = reduction, [0], tap_bytes
     else:

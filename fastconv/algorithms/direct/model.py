@@ -27,8 +27,10 @@ TILE_SLOTS = 120
 """Slots lost at the beginning and end of a tile."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-APART_SHARE = 0.75
-"""Speed of such a tile where its scalars lie apart, each on a cache line of its own, and many meet in the same few."""
+APART_SHARE = 0.65
+"""Speed of a tile whose scalars lie in planes, and meet in few cache lines."""
+ROW_APART_SHARE = 0.9
+"""Speed of a tile of weights whose rows lie apart so."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.2e-9
@@ -115,6 +117,8 @@ STENCIL_TILE_SLOTS = 60
 """Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
+PLANE_SECONDS = 0.03e-9
+"""Moving a byte of a plane, beside the work on it."""
 CACHED_BYTES = 1 << 20
 CACHED_SHARE = 0.25
 """Time of reading operands of so few bytes, which lie in a cache from the call before, over that from memory."""

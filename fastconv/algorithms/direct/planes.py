@@ -20,7 +20,6 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.algorithms.transposed import transposition
-from fastconv.cost import conv_flops
 from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
@@ -33,10 +32,15 @@ from fastconv.problem import ConvProblem
 _PAGE_BYTES = 4 << 10
 _MOST_PAGES = 60
 """Pages that a CPU knows without looking them up, less those of weights and results."""
-_TURNING_FLOPS = 8_000_000
-"""Work from which on it pays to turn weights first of which many meet in the same few cache lines."""
+_TURNING_PIXELS = 600
+"""Pixels from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
 """Lines that a cache keeps of those that meet in one place."""
+_MANY_SHARING = 32
+_NEAR_BYTES = 1 << 10
+"""Rows that lie no further apart are read nearly side by side."""
+_FEW_TILES, _SOME_TILES = 4, 12
+"""Tiles for which packing does not pay where rows meet in few lines of a cache, and where they lie in many pages."""
 _TASK_SECONDS = 0.2e-6
 """What a task takes besides packing and multiplying."""
 _PANEL_BYTES = 1 << 20
@@ -79,7 +83,7 @@ class PlanePass(Pass):
             pack = matrices * int(p["blocks"]) * reduction * self.packing
         multiply = tiles * slots / rate
         if p["source_k"] % CONFLICT_BYTES == 0:
-            multiply /= model.APART_SHARE
+            multiply /= model.ROW_APART_SHARE
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
         turn = 0.0
         if self.turn:
@@ -103,10 +107,15 @@ class PlanePass(Pass):
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
-def _lies_well(step: int, reduction: int) -> bool:
-    """Whether the source rows of a panel, so many bytes apart, can be read in place over and over."""
+def _stays_in_place(step: int, reduction: int, tiles: int) -> bool:
+    """Whether the source rows of a panel, so many bytes apart, are read as they lie, by so many tiles.
+
+    A packed panel costs a copy, and saves what rows take that lie in many pages, or meet in few lines of a cache.
+    """
     pages = reduction * min(step, _PAGE_BYTES) // _PAGE_BYTES
     sharing = reduction * math.gcd(step, _PAGE_BYTES) // _PAGE_BYTES  # rows that meet in the same lines of a cache
+    if step <= _NEAR_BYTES or tiles <= (_FEW_TILES if sharing > _MANY_SHARING else _SOME_TILES):
+        return True
     return pages <= _MOST_PAGES and sharing <= _MOST_SHARING
 
 
@@ -152,7 +161,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     turn, weights_row, weights_step = None, weights[3], item if in_order else weights[2]
     wanted = not in_order
     if taps == 1:
-        wanted = weights[2] % CONFLICT_BYTES == 0 and conv_flops(problem) >= _TURNING_FLOPS
+        wanted = weights[2] % CONFLICT_BYTES == 0 and problem.n * pixels >= _TURNING_PIXELS
     if wanted and math.prod(problem.w_shape) * item + panel_bytes <= scratch_limit(problem, 1):
         turn = transposition(
             problem.dtype, problem.groups, part.reduction, channels * taps, (part.weight_group, weights[2]),
@@ -164,7 +173,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     channel_row, tap_row = (taps, 1) if turn is None else (1, part.reduction)
     tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
     matrices = problem.n * problem.groups
-    in_place = pointwise and masks_or_fills(shape, pixels) and (tiles <= 2 or _lies_well(source[3], reduction))
+    in_place = pointwise and masks_or_fills(shape, pixels) and _stays_in_place(source[3], reduction, tiles)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
     step = columns.step if columns.step <= 2 else 0
     flat = rows.step == columns.step == 1 and columns.count == size[1]
