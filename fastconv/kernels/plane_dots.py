@@ -20,8 +20,9 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
+from fastconv.kernels.plane_taps import PlaneTap
 from fastconv.kernels.simd import pointer, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import IN_FLIGHT, vector_bytes
@@ -29,46 +30,13 @@ from fastconv.kernels.target import IN_FLIGHT, vector_bytes
 PLANE_DOTS = record("""
     source_n source_d source_r source_rows source_columns
     gradient_n gradient_d gradient_r
-    rows columns row_step first_row first_column tap_rows tap_columns taps_r
+    rows columns row_step first_row first_column tap_rows tap_columns taps_r tap_step line_step source_step
     channels multiplier row_block row_blocks blocks parts slabs slab_bytes
 """)
 """Strides are in bytes. `channels` are those of the gradient, `multiplier` of which read one source plane. Kernel rows
-lie `tap_rows` source rows apart, kernel columns `tap_columns`. The target is an array (slabs, channels, taps_r,
-taps_c), slabs `slab_bytes` apart."""
-
-
-class _Tap:
-    """The source values that a kernel column meets in a strip, and which of its lanes meet any."""
-
-    def __init__(self, emit: Emitter, column: Any, step: int, size: Any, there: Any) -> None:
-        builder, const, lanes = emit.builder, emit.const, emit.vector.count
-        self._emit, self._step, self._offset = emit, step, builder.mul(column, const(emit.item))
-        before, behind = builder.neg(column), builder.sub(size, column)
-        parts = [(builder.sub(before, const(h * lanes)), builder.sub(behind, const(h * lanes))) for h in range(step)]
-        self._masks = [emit.between(*part) for part in parts]
-        if step > 1:  # lane l stands for position 2 l: half of these, rounded up
-            before, behind = (builder.ashr(emit.add(end, const(1)), const(1)) for end in (before, behind))
-        end = builder.select(builder.icmp_signed("<", behind, there), behind, there)
-        self.inside = emit.between(before, end)
-        if step == 1:
-            self._masks = [self.inside]
-
-    def load(self, row: Any) -> Any:
-        """The lanes' values in a source row."""
-        emit, lanes = self._emit, self._emit.vector.count
-        place = emit.add(row, self._offset)
-        found = [
-            emit.load_masked(emit.add(place, emit.const(h * emit.vector_bytes)), mask)
-            for h, mask in enumerate(self._masks)
-        ]
-        if self._step == 1:
-            return found[0]
-        every = ir.Constant(ir.VectorType(I32, lanes), [2 * lane for lane in range(lanes)])
-        return self.only(emit.builder.shuffle_vector(found[0], found[1], every))
-
-    def only(self, value: Any) -> Any:
-        """A vector with zeros where no source value is met."""
-        return self._emit.builder.select(self.inside, value, self._emit.constant(0.0))
+lie `tap_rows` source rows apart, kernel columns `tap_columns`. A source row meets every `tap_step`-th kernel row, by
+every `line_step`-th row of the gradient, and so does the source row `source_step` on. The target is an array (slabs,
+channels, taps_r, taps_c), slabs `slab_bytes` apart."""
 
 
 @intrinsic(prefer_literal=True)
@@ -96,15 +64,14 @@ def plane_row(
             left = multiply(v, const(lanes))
             there = builder.sub(columns, left)
             begin = add(first, multiply(left, const(step)))
-            every = [_Tap(emit, add(begin, multiply(spread, const(b))), step, size, there) for b in range(taps)]
+            every = [PlaneTap(emit, add(begin, multiply(spread, const(b))), step, size, there) for b in range(taps)]
             pixels = emit.below(there, 0)
             here = add(gradient, multiply(left, const(emit.item)))
 
             def line(i: Any, sums: list[Any]) -> list[Any]:
                 row = add(source, multiply(i, source_line))
                 value = emit.load_masked(add(here, multiply(i, gradient_line)), pixels)
-                pairs = zip(every, sums, strict=True)
-                return [emit.fma(tap.load(row), tap.only(value), total) for tap, total in pairs]
+                return [tap.add(tap.load(row), value, total) for tap, total in zip(every, sums, strict=True)]
 
             def group(i: Any, sums: list[Any]) -> list[Any]:
                 begin = multiply(i, const(sets))
@@ -117,26 +84,107 @@ def plane_row(
             return emit.loop(builder.sub(lines, grouped), rest, emit.loop(groups, group, sums))
 
         sums = emit.loop(strips, strip, [emit.constant(0.0)] * (taps * sets))
-        for b in range(taps):
-            total = sums[b]
-            for one in sums[b + taps :: taps]:
-                total = builder.fadd(total, one)
-            place = builder.inttoptr(add(target, const(b * emit.item)), emit.scalar.as_pointer())
-            builder.store(builder.fadd(builder.load(place), emit.sum_lanes(total)), place)
+        totals = sums[:taps]
+        for k in range(1, sets):
+            totals = [builder.fadd(*pair) for pair in zip(totals, sums[k * taps : (k + 1) * taps], strict=True)]
+        _add_totals(emit, totals, target)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KW, S, *[types.intp] * 11), codegen
 
 
+def _add_totals(emit: Emitter, sums: list[Any], target: Any) -> None:
+    """Add the sums of the lanes to weights that lie side by side."""
+    lanes = emit.vector.count
+    for first in range(0, len(sums), lanes):
+        total = emit.sums_of_lanes(sums[first : first + lanes])
+        place, there = emit.add(target, emit.const(first * emit.item)), emit.below(emit.const(len(sums)), first)
+        emit.store_masked(emit.builder.fadd(total, emit.load_masked(place, there)), place, there)
+
+
+@intrinsic(prefer_literal=True)
+def plane_rows(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, strips: Any, begin: Any, end: Any, lines: Any,
+    columns: Any, first: Any, spread: Any, size: Any, source: Any, source_line: Any, gradient: Any,
+    gradient_line: Any, target: Any, target_line: Any,
+) -> Any:  # fmt: skip
+    """Sums of KH kernel rows' taps: ``target[a, b] += sum of source[i + a, j S + b] gradient[i, j]``.
+
+    Source rows from `begin` to `end` are loaded once for all kernel rows, which meet the gradient's row at hand and
+    those before, as far as these are among its `lines`. All else is as for `plane_row`.
+    """
+    lanes, height, taps, step = literal(VL), literal(KH), literal(KW), literal(S)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        strips, begin, end, lines, columns, first, spread, size = args[5:13]
+        source, source_line, gradient, gradient_line, target, target_line = args[13:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, multiply = emit.const, emit.add, builder.mul
+        nothing = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [0] * lanes)
+
+        def limited(value: Any, low: Any, high: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, low), low, value)
+            return builder.select(builder.icmp_signed(">", value, high), high, value)
+
+        # Between these all kernel rows meet a row of the gradient.
+        begin_all = limited(const(height - 1), begin, end)
+        end_all = limited(lines, begin_all, end)
+
+        def exists(i: Any) -> Any:
+            return builder.icmp_unsigned("<", i, lines)
+
+        def strip(v: Any, sums: list[Any]) -> list[Any]:
+            left = multiply(v, const(lanes))
+            there, begin_columns = builder.sub(columns, left), add(first, multiply(left, const(step)))
+            every = [
+                PlaneTap(emit, add(begin_columns, multiply(spread, const(b))), step, size, there) for b in range(taps)
+            ]
+            pixels = emit.below(there, 0)
+            here = add(gradient, multiply(left, const(emit.item)))
+
+            def gradient_row(i: Any, mask: Any) -> Any:
+                return emit.load_masked(add(here, multiply(i, gradient_line)), mask)
+
+            def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
+                def line(i: Any, carried: list[Any]) -> list[Any]:
+                    i = add(i, low)
+                    sums, before = carried[: height * taps], carried[height * taps :]
+                    mask = builder.select(exists(i), pixels, nothing) if edge else pixels
+                    row, gradients = add(source, multiply(i, source_line)), [gradient_row(i, mask), *before]
+                    meets = [exists(builder.sub(i, const(a))) for a in range(height)] if edge else [None] * height
+                    for b, tap in enumerate(every):
+                        value = tap.load(row)
+                        for a in range(height):
+                            sums[a * taps + b] = tap.add(value, gradients[a], sums[a * taps + b], meets[a])
+                    return [*sums, *gradients[:-1]]
+
+                return emit.loop(builder.sub(high, low), line, carried)
+
+            for a in range(1, height):
+                i = builder.sub(begin, const(a))
+                sums = [*sums, gradient_row(i, builder.select(exists(i), pixels, nothing))]
+            carried = rows_between(begin, begin_all, sums, True)
+            carried = rows_between(begin_all, end_all, carried, False)
+            return rows_between(end_all, end, carried, True)[: height * taps]
+
+        sums = emit.loop(strips, strip, [emit.constant(0.0)] * (height * taps))
+        for a in range(height):
+            _add_totals(emit, sums[a * taps : (a + 1) * taps], add(target, multiply(target_line, const(a))))
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, KH, KW, S, *[types.intp] * 14), codegen
+
+
 @functools.cache
-def plane_dots(dtype: str, taps: int, step: int) -> CFunc:
+def plane_dots(dtype: str, taps: int, step: int, height: int) -> CFunc:
     """The kernel for kernel rows of so many taps and so many columns from window to window.
 
-    Tasks are (slab of blocks of rows, part of the channels).
+    `height` kernel rows are summed at once. Tasks are (slab of blocks of rows, part of the channels).
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KW, S = vector_bytes() // ITEM, int(taps), int(step)
+    VL, KH, KW, S = vector_bytes() // ITEM, int(height), int(taps), int(step)
 
     def plane_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -152,16 +200,36 @@ def plane_dots(dtype: str, taps: int, step: int) -> CFunc:
                     last = min(first + p.row_block, p.rows)
                     source = call.source + image * p.source_n + d // p.multiplier * p.source_d
                     gradient = call.other + image * p.gradient_n + d * p.gradient_d
-                    for a in range(p.taps_r):
-                        row = p.first_row + a * p.tap_rows
-                        top = max(first, first_inside(row, p.row_step))
-                        bottom = end_inside(row, p.row_step, p.source_rows, last)
-                        if top < bottom:
-                            plane_row(
-                                REAL, VL, KW, S, strips, bottom - top, p.columns,
-                                p.first_column, p.tap_columns, p.source_columns,
-                                source + (row + top * p.row_step) * p.source_r, p.row_step * p.source_r,
-                                gradient + top * p.gradient_r, p.gradient_r, target + a * KW * ITEM,
-                            )  # fmt: skip
+                    for q in range(p.tap_step):
+                        rows = (p.taps_r - q + p.tap_step - 1) // p.tap_step
+                        for m in range(rows):
+                            a = q + m * p.tap_step
+                            row, weights = p.first_row + a * p.tap_rows, target + a * KW * ITEM
+                            if KH > 1 and m // KH < rows // KH:
+                                if m % KH != 0:
+                                    continue  # the first of these rows has summed them all
+                                for phase in range(min(p.line_step, last - first)):
+                                    upper = row + (first + phase) * p.row_step
+                                    lines = (last - first - phase + p.line_step - 1) // p.line_step
+                                    begin_line = first_inside(upper, p.source_step)
+                                    end_line = end_inside(upper, p.source_step, p.source_rows, lines + KH - 1)
+                                    if begin_line < end_line:
+                                        plane_rows(
+                                            REAL, VL, KH, KW, S, strips, begin_line, end_line, lines, p.columns,
+                                            p.first_column, p.tap_columns, p.source_columns,
+                                            source + upper * p.source_r, p.source_step * p.source_r,
+                                            gradient + (first + phase) * p.gradient_r, p.line_step * p.gradient_r,
+                                            weights, p.tap_step * KW * ITEM,
+                                        )  # fmt: skip
+                                continue
+                            top = max(first, first_inside(row, p.row_step))
+                            bottom = end_inside(row, p.row_step, p.source_rows, last)
+                            if top < bottom:
+                                plane_row(
+                                    REAL, VL, KW, S, strips, bottom - top, p.columns,
+                                    p.first_column, p.tap_columns, p.source_columns,
+                                    source + (row + top * p.row_step) * p.source_r, p.row_step * p.source_r,
+                                    gradient + top * p.gradient_r, p.gradient_r, weights,
+                                )  # fmt: skip
 
     return jit.kernel(plane_dot_tiles)

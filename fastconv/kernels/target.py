@@ -299,6 +299,23 @@ class StencilTile:
         return self.VL * self.NV
 
 
+@dataclass(frozen=True)
+class RollingTile:
+    """A strip of planes under a kernel of KH x KW taps: NV vectors of VL pixels, which run down its rows.
+
+    Every AT-th kernel row meets a source row, and neighbouring target pixels meet source pixels S apart. Where INNER is
+    1, only the first and the last vector of a strip meet columns outside the image.
+    """
+
+    VL: int
+    KH: int
+    KW: int
+    AT: int
+    S: int
+    NV: int
+    INNER: int
+
+
 def mixed_vectors(dtype: str, channels: int) -> int:
     """After how many vectors of pixels with so many channels side by side the lanes meet the same channels again."""
     return channels // math.gcd(channels, vector_bytes() // np.dtype(dtype).itemsize)

@@ -31,6 +31,7 @@ from fastconv.algorithms.direct.phases import plan_phases
 from fastconv.algorithms.direct.pixel_dots import plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import plan_planes
+from fastconv.algorithms.direct.rolling import plan_rolling
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise)
+PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise, plan_rolling)
 TOGETHER = (plan_stencil, plan_spread)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,

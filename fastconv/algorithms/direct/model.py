@@ -100,6 +100,10 @@ WINDOW_LOAD_SLOTS = 1.75
 """Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
+ROLLING_SHARE = 0.7
+"""Share of what multiply-adds and loads allow that rolling sums reach."""
+ROLLING_SLOTS = 150
+"""Slots lost with every strip."""
 STENCIL_SHARE = 0.72
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6

@@ -15,7 +15,7 @@ from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
 from fastconv.kernels import plane_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.target import Tile, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 12
@@ -26,8 +26,8 @@ _SLAB_PIXELS = 4000
 """Pixels of a slab, at least."""
 _MANY_CHANNELS = 32
 """Channels that keep all threads busy without slabs."""
-_BLOCK_BYTES = 24 << 10
-"""Rows of both operands that one kernel row after the other reads, from the first cache level."""
+_BLOCK_BYTES = 256 << 10
+"""Rows of both operands that some kernel rows after the others read, from the second cache level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,12 @@ class PlaneDotPass(Pass):
         problem, p = self.problem, self.launch.plan[0]
         (oh, ow), (kh, kw) = problem.output_size, problem.kernel_size
         vectors = problem.n * problem.oc * oh * -(-ow // self.tile.VL)
-        loads = kw * problem.stride[1] + 1
-        slots = vectors * kh * max(2 * kw, model.WINDOW_LOAD_SLOTS * loads)
-        ends = problem.oc * int(p["blocks"]) * kh * (kw * model.SUM_SLOTS + model.TILE_SLOTS)
-        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.STREAM_SECONDS
+        chains = [len(range(q, kh, int(p["tap_step"]))) for q in range(int(p["tap_step"]))]
+        passes = sum(rows // self.tile.MR + rows % self.tile.MR for rows in chains)
+        loads = passes * (kw * problem.stride[1] + 1)
+        slots = vectors * max(1.25 * kh * kw, model.WINDOW_LOAD_SLOTS * loads)
+        ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
+        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
         work = max((slots + ends) / model.STENCIL_SHARE / rate, traffic) / self.threads
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
@@ -68,10 +70,15 @@ class PlaneDotPass(Pass):
         self.slabs.run(self.launch, second, first, self.unused, result)
 
 
+def _fitting_rows(taps: int) -> int:
+    """Kernel rows of so many taps whose sums find registers, beside rows of the gradient and a vector of the input."""
+    return max(1, (registers() - 1) // (taps + 1))
+
+
 def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
     """Plan the launch; None for groups of several source channels, pixels that lie apart, or long kernel rows."""
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
-    alone = problem.layout == "NCHW" and problem.ic_per_group == 1
+    alone = problem.in_planes and problem.ic_per_group == 1
     if not alone or columns.step > _MOST_STEP or len(columns.taps) > _MOST_TAPS or vector_bytes() == 16:
         return None  # vectors of 16 bytes have no masked loads
     item, channels = problem.itemsize, problem.oc
@@ -83,7 +90,12 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         pixels = problem.n * rows.count * columns.count
         slabs = min(_MOST_SLABS, -(-pixels // _SLAB_PIXELS), SLABS_BYTES // (math.prod(problem.w_shape) * item))
     row_block = min(rows.count, -(-problem.n * rows.count // max(1, slabs)))
-    row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
+    source_step = math.lcm(rows.step, problem.dilation[0])
+    tap_step, line_step = min(source_step // problem.dilation[0], len(rows.taps)), source_step // rows.step
+    meeting = -(-len(rows.taps) // tap_step)
+    height = min(meeting, _fitting_rows(len(columns.taps)))
+    if height < len(rows.taps):
+        row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
     row_blocks = -(-rows.count // row_block)
     blocks = problem.n * row_blocks
     slabs = max(1, min(slabs, blocks))
@@ -97,12 +109,11 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         rows=rows.count, columns=columns.count, row_step=rows.step,
         first_row=rows.offsets[0], first_column=columns.offsets[0],
         tap_rows=problem.dilation[0], tap_columns=problem.dilation[1], taps_r=len(rows.taps),
+        tap_step=tap_step, line_step=line_step, source_step=source_step,
         channels=channels, multiplier=channels // problem.ic, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
     )  # fmt: skip
-    shape = Tile(VL=vector_bytes() // item, MR=1, NV=1)
-    launch = Launch(
-        lambda: kernels.plane_dots(problem.dtype, len(columns.taps), columns.step), problem.dtype, plan, slabs * parts,
-        threads,
-    )  # fmt: skip
+    shape = Tile(VL=vector_bytes() // item, MR=height, NV=1)
+    kernel = problem.dtype, len(columns.taps), columns.step, height
+    launch = Launch(lambda: kernels.plane_dots(*kernel), problem.dtype, plan, slabs * parts, threads)
     return PlaneDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))

@@ -1,0 +1,180 @@
+"""Depthwise convolution of planes (NCHW), row after row, with pixels in the lanes.
+
+Vectors of pixels run down a plane. Each source row is loaded once for every column of the kernel and added to the sums
+of all target rows that it reaches, which roll through the registers: with every row one is complete, and one begins.
+Padding takes no part: columns outside the image are lanes that a mask leaves out, and rows outside are not read.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.plane_taps import PlaneTap
+from fastconv.kernels.simd import call_part, record_at
+from fastconv.kernels.spans import end_inside, first_inside
+from fastconv.kernels.target import RollingTile
+
+ROLLING = record("""
+    source_d source_r source_rows source_columns target_d target_r rows columns
+    first_row first_column row_step tap_rows tap_columns line_step source_step
+    weight_offset weight_r weight_c weight_d item multiplier channels row_block row_blocks
+    entry entry_narrow wide_strips strips vector_columns width
+""")
+"""Strides are in bytes; `multiplier` of the target's planes read one source plane. Kernel rows lie `tap_rows` source
+rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apart, source rows lie `source_step` apart.
+Rows are cut into `strips`, the first `wide_strips` of which have `width` vectors of `vector_columns`, the others one
+less: `entry` and `entry_narrow` are the addresses of their parts."""
+
+
+@intrinsic(prefer_literal=True)
+def rolling_strip(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, AT: Any, S: Any, NV: Any, INNER: Any,
+    lines: Any, begin: Any, end: Any, columns: Any, first: Any, spread: Any, size: Any,
+    source: Any, source_line: Any, row: Any, rows_apart: Any, step: Any, source_rows: Any,
+    weights: Any, weight_r: Any, weight_c: Any, start: Any, floor: Any, target: Any, target_line: Any,
+) -> Any:  # fmt: skip
+    """Sums of `lines` target rows of NV vectors: ``target[i] = max(start + sum weight[a, b] source[i + a], floor)``.
+
+    Of the KH kernel rows every AT-th meets a source row by the target row at hand, and the ones AT on by those before.
+    Source row `row` + `step` i + `rows_apart` q lies `source_line` for each from `source`, if it is one of
+    `source_rows`; from row `begin` to `end` all are. Lanes meet the source's columns S apart from `first` on, of
+    `size`, and `spread` more with each of the KW columns of the kernel. Of the target there are `columns`. Where INNER
+    is 1, only the first and the last vector meet columns outside.
+    """
+    lanes, height, taps, apart, column_step, width = (literal(value) for value in (VL, KH, KW, AT, S, NV))
+    inner, depth = literal(INNER), -(-literal(KH) // literal(AT))
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lines, begin, end, columns, first, spread, size = args[8:15]
+        source, source_line, row, rows_apart, step, source_rows = args[15:21]
+        weights, weight_r, weight_c, start, floor, target, target_line = args[21:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, multiply = emit.const, emit.add, builder.mul
+        vectors = range(width)
+        kernel = [
+            [
+                emit.load_broadcast(add(weights, add(multiply(weight_r, const(a)), multiply(weight_c, const(b)))))
+                for b in range(taps)
+            ]
+            for a in range(height)
+        ]
+        begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
+        every = [
+            [
+                PlaneTap(
+                    emit, add(add(first, const(v * lanes * column_step)), multiply(spread, const(b))), column_step,
+                    size, builder.sub(columns, const(v * lanes)), not inner or v in (0, width - 1),
+                )
+                for b in range(taps)
+            ]
+            for v in vectors
+        ]  # fmt: skip
+        last = emit.below(columns, (width - 1) * lanes)
+
+        def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
+            def line(i: Any, carried: list[Any]) -> list[Any]:
+                i = add(i, low)
+                sums = [*[begins] * width, *carried]
+                here = add(row, multiply(step, i))
+                for q in range(min(apart, height)):
+                    place = add(here, multiply(rows_apart, const(q)))
+                    exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
+                    place = add(source, multiply(place, source_line))
+                    for b in range(taps):
+                        values = [every[v][b].load(place, exists) for v in vectors]
+                        for m, a in enumerate(range(q, height, apart)):
+                            for v in vectors:
+                                k = m * width + v
+                                sums[k] = every[v][b].add(values[v], kernel[a][b], sums[k], exists)
+                done = builder.sub(i, const(depth - 1))
+                with builder.if_then(builder.icmp_signed(">=", done, const(0))):
+                    there = add(target, multiply(done, target_line))
+                    for v, total in enumerate(sums[(depth - 1) * width :]):
+                        # An ordered "<" is false for NaN, which therefore passes.
+                        value = builder.select(builder.fcmp_ordered("<", total, lowest), lowest, total)
+                        to = add(there, const(v * emit.vector_bytes))
+                        if v == width - 1:
+                            emit.store_masked(value, to, last)
+                        else:
+                            emit.store(value, to)
+                return sums[: (depth - 1) * width]
+
+            return emit.loop(builder.sub(high, low), line, carried)
+
+        carried = rows_between(const(0), begin, [begins] * ((depth - 1) * width), True)
+        carried = rows_between(begin, end, carried, False)
+        rows_between(end, add(lines, const(depth - 1)), carried, True)
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 17
+    return types.void(REAL, VL, KH, KW, AT, S, NV, INNER, *integers, real, types.intp, types.intp), codegen
+
+
+@functools.cache
+def strip(dtype: str, tile: RollingTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: a strip of the rows from `top` on, every `line_step`-th."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KH, KW, AT, S, NV, INNER = tile.VL, tile.KH, tile.KW, tile.AT, tile.S, tile.NV, tile.INNER
+
+    def rolling_rows(address, plan, source, weights, start, target, top, lines, left, columns):
+        call = record_at(address, CALL)
+        p = record_at(plan, ROLLING)
+        row = top * p.row_step + p.first_row
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        lowest_row = row + (min(KH, AT) - 1) * p.tap_rows
+        all_lines = lines + (KH + AT - 1) // AT - 1
+        begin = min(all_lines, first_inside(row, p.source_step))
+        end = max(begin, end_inside(lowest_row, p.source_step, p.source_rows, all_lines))
+        here = target + top * p.target_r + left * ITEM
+        rolling_strip(
+            REAL, VL, KH, KW, AT, S, NV, INNER, lines, begin, end, columns,
+            left * S + p.first_column, p.tap_columns, p.source_columns,
+            source, p.source_r, row, p.tap_rows, p.source_step, p.source_rows,
+            weights, p.weight_r, p.weight_c, start, lowest, here, p.line_step * p.target_r,
+        )  # fmt: skip
+        if call.activation != 0:
+            for i in range(lines):
+                activate(call, here + i * p.line_step * p.target_r, columns)
+
+    return jit.part(rolling_rows)
+
+
+@functools.cache
+def rolling() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (plane of the target, block of rows)."""
+
+    def rolling_planes(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, ROLLING)
+        for task in range(begin, end):
+            plane, first = task // p.row_blocks, task % p.row_blocks * p.row_block
+            last, channel = min(first + p.row_block, p.rows), plane % p.channels
+            source = call.source + plane // p.multiplier * p.source_d
+            target = call.target + plane * p.target_d
+            weights = call.other + p.weight_offset + channel * p.weight_d
+            start = call.start + channel * p.item
+            left = 0
+            for number in range(p.strips):
+                width = p.width if number < p.wide_strips else p.width - 1
+                entry = p.entry if number < p.wide_strips else p.entry_narrow
+                columns = min(width * p.vector_columns, p.columns - left)
+                for phase in range(min(p.line_step, last - first)):
+                    lines = (last - first - phase + p.line_step - 1) // p.line_step
+                    call_part(
+                        entry, (address, call.plan, source, weights, start, target, first + phase, lines, left, columns)
+                    )
+                left += columns
+
+    return jit.kernel(rolling_planes)
