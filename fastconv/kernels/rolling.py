@@ -3,6 +3,9 @@
 Vectors of pixels run down a plane. Each source row is loaded once for every column of the kernel and added to the sums
 of all target rows that it reaches, which roll through the registers: with every row one is complete, and one begins.
 Padding takes no part: columns outside the image are lanes that a mask leaves out, and rows outside are not read.
+
+An input gradient of stride 2 does the same with rows of the output gradient: each is added to the sums of two rows, of
+even and of odd columns, which are stored side by side.
 """
 
 from __future__ import annotations
@@ -11,18 +14,19 @@ import functools
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.plane_taps import PlaneTap
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside
-from fastconv.kernels.target import RollingTile
+from fastconv.kernels.target import PairTile, RollingTile
 
 ROLLING = record("""
     source_d source_r source_rows source_columns target_d target_r rows columns
@@ -121,6 +125,114 @@ def rolling_strip(
     return types.void(REAL, VL, KH, KW, AT, S, NV, INNER, *integers, real, types.intp, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def rolling_pairs(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, PR: Any, PC: Any, NV: Any, INNER: Any,
+    lines: Any, begin: Any, end: Any, low: Any, high: Any, columns: Any, first: Any, size: Any,
+    source: Any, source_line: Any, weights: Any, weight_r: Any, weight_c: Any, target: Any, target_line: Any,
+) -> Any:  # fmt: skip
+    """Sums of `lines` target rows in pairs, of 2 NV vectors: ``target[2 i + p] = sum of weight[a, b] source[i + o]``.
+
+    Row p of a pair, and column, meets the taps whose number has the parity of p + PR, or p + PC; tap a reads the source
+    ``o = (p + PR - a) / 2`` rows on. Source rows from `low` to `high` are there, of which those from `begin` to `end`
+    are visited; row 0 is at `source`, and row 0 of the target's at `target`. Lanes meet the source's columns from
+    `first` on, of `size`; `columns` of the target are stored. Where INNER is 1, only the first and the last vector meet
+    columns outside.
+    """
+    lanes, heights, width, inner = literal(VL), (literal(KH), literal(KW)), literal(NV), literal(INNER)
+    parity = literal(PR), literal(PC)
+    real = REAL.dtype
+    # The taps of each phase along both axes, with what they read.
+    rows_of, columns_of = (
+        [[(a, (p + odd - a) // 2) for a in range(count) if (p + odd - a) % 2 == 0] for p in range(2)]
+        for count, odd in zip(heights, parity, strict=True)
+    )
+    shifts = sorted({shift for phase in columns_of for _, shift in phase})
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lines, begin, end, low, high, columns, first, size = args[8:16]
+        source, source_line, weights, weight_r, weight_c, target, target_line = args[16:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, multiply = emit.const, emit.add, builder.mul
+        vectors, half = range(width), lanes // 2
+        kernel = [
+            [
+                emit.load_broadcast(add(weights, add(multiply(weight_r, const(a)), multiply(weight_c, const(b)))))
+                for b in range(heights[1])
+            ]
+            for a in range(heights[0])
+        ]
+        every = {
+            (v, shift): PlaneTap(
+                emit, add(first, const(v * lanes + shift)), 1, size, const(lanes), not inner or v in (0, width - 1)
+            )
+            for v in vectors
+            for shift in shifts
+        }
+        lanes_of = [[i for lane in range(h * half, (h + 1) * half) for i in (lane, lanes + lane)] for h in range(2)]
+        interleaved = [ir.Constant(ir.VectorType(I32, lanes), order) for order in lanes_of]
+        masks = [emit.below(columns, k * lanes) for k in range(2 * width)]
+        nothing = emit.constant(0.0)
+        depths = [max(o for _, o in phase) - min(o for _, o in phase) + 1 for phase in rows_of]
+
+        def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
+            def line(i: Any, carried: list[Any]) -> list[Any]:
+                i = add(i, low)
+                exists = None
+                if edge:
+                    there = builder.icmp_signed(">=", i, args[11]), builder.icmp_signed("<", i, args[12])
+                    exists = builder.and_(*there)
+                place = add(source, multiply(i, source_line))
+                values = {key: tap.load(place, exists) for key, tap in every.items()}
+                following, begun = [], 0
+                for p, phase in enumerate(rows_of):
+                    nearest, each = min(o for _, o in phase), 2 * width
+                    before = carried[begun : begun + (depths[p] - 1) * each]
+                    begun += len(before)
+                    sums = [*[nothing] * each, *before]  # by target row, the newest first, column's phase and vector
+                    for a, o in phase:
+                        for q in range(2):
+                            for b, shift in columns_of[q]:
+                                for v in vectors:
+                                    k = (o - nearest) * each + q * width + v
+                                    sums[k] = every[v, shift].add(values[v, shift], kernel[a][b], sums[k], exists)
+                    done = builder.sub(i, const(nearest + depths[p] - 1))
+                    row = add(multiply(done, const(2)), const(p))
+                    wanted = builder.and_(
+                        builder.icmp_signed(">=", done, const(0)), builder.icmp_signed("<", row, lines)
+                    )
+                    with builder.if_then(wanted):
+                        here = add(target, multiply(row, target_line))
+                        complete = sums[(depths[p] - 1) * each :]
+                        for k in range(each):
+                            pair = complete[k // 2], complete[width + k // 2]
+                            value = builder.shuffle_vector(*pair, interleaved[k % 2])
+                            emit.store_masked(value, add(here, const(k * emit.vector_bytes)), masks[k])
+                    following += sums[: (depths[p] - 1) * each]
+                return following
+
+            return emit.loop(builder.sub(high, low), line, carried)
+
+        def limited(value: Any, least: Any, most: Any) -> Any:
+            value = builder.select(builder.icmp_signed("<", value, least), least, value)
+            return builder.select(builder.icmp_signed(">", value, most), most, value)
+
+        begin_there = limited(low, begin, end)
+        end_there = limited(high, begin_there, end)
+        carried = rows_between(begin, begin_there, [nothing] * sum(2 * width * (depth - 1) for depth in depths), True)
+        carried = rows_between(begin_there, end_there, carried, False)
+        rows_between(end_there, end, carried, True)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, KH, KW, PR, PC, NV, INNER, *[types.intp] * 15), codegen
+
+
+def pair_offsets(taps: int, odd: int) -> tuple[int, int]:
+    """How far before and behind its own a pair of targets reads sources: the least and the largest offset."""
+    offsets = [(p + odd - a) // 2 for p in range(2) for a in range(taps) if (p + odd - a) % 2 == 0]
+    return min(offsets), max(offsets)
+
+
 @functools.cache
 def strip(dtype: str, tile: RollingTile) -> CFunc:
     """The part of the kernel that knows dtype and tile: a strip of the rows from `top` on, every `line_step`-th."""
@@ -147,6 +259,26 @@ def strip(dtype: str, tile: RollingTile) -> CFunc:
         if call.activation != 0:
             for i in range(lines):
                 activate(call, here + i * p.line_step * p.target_r, columns)
+
+    return jit.part(rolling_rows)
+
+
+@functools.cache
+def pair_strip(dtype: str, tile: PairTile) -> CFunc:
+    """The part of the kernel for an input gradient of stride 2: a strip of pairs of rows, `top` of them before."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KH, KW, PR, PC, NV, INNER = tile.VL, tile.KH, tile.KW, tile.PR, tile.PC, tile.NV, tile.INNER
+    LEAST, MOST = pair_offsets(KH, PR)
+
+    def rolling_rows(address, plan, source, weights, start, target, top, lines, left, columns):
+        p = record_at(plan, ROLLING)
+        row = top // 2 + p.first_row
+        rolling_pairs(
+            REAL, VL, KH, KW, PR, PC, NV, INNER, lines, LEAST, (lines + 1) // 2 + MOST, -row, p.source_rows - row,
+            columns, left // 2 + p.first_column, p.source_columns, source + row * p.source_r, p.source_r,
+            weights, p.weight_r, p.weight_c, target + top * p.target_r + left * ITEM, p.target_r,
+        )  # fmt: skip
 
     return jit.part(rolling_rows)
 

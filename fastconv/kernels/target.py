@@ -316,6 +316,22 @@ class RollingTile:
     INNER: int
 
 
+@dataclass(frozen=True)
+class PairTile:
+    """The same for an input gradient of stride 2: NV vectors of pairs of pixels, from PR, PC columns' and rows' parity.
+
+    PR and PC are 1 where the padding before the image is odd.
+    """
+
+    VL: int
+    KH: int
+    KW: int
+    PR: int
+    PC: int
+    NV: int
+    INNER: int
+
+
 def mixed_vectors(dtype: str, channels: int) -> int:
     """After how many vectors of pixels with so many channels side by side the lanes meet the same channels again."""
     return channels // math.gcd(channels, vector_bytes() // np.dtype(dtype).itemsize)

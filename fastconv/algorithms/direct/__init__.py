@@ -31,7 +31,7 @@ from fastconv.algorithms.direct.phases import plan_phases
 from fastconv.algorithms.direct.pixel_dots import plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import plan_planes
-from fastconv.algorithms.direct.rolling import plan_rolling
+from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise, plan_rolling)
-TOGETHER = (plan_stencil, plan_spread)
+TOGETHER = (plan_stencil, plan_spread, plan_pairs)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
     plan_pixel_dots,
@@ -83,6 +83,8 @@ def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int)
     """The plan of one of the kinds that do all sub-problems in one pass."""
     if kind is plan_spread:
         return plan_spread(problem, threads, plan_passes) if direction == "grad_input" else None
+    if kind is plan_pairs:
+        return plan_pairs(problem, threads) if direction == "grad_input" else None
     return plan_stencil(problem, direction, sub_problems(problem, direction), threads)
 
 

@@ -102,6 +102,8 @@ WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 ROLLING_SHARE = 0.7
 """Share of what multiply-adds and loads allow that rolling sums reach."""
+PAIR_STORE_SLOTS = 2
+"""Slots of interleaving two vectors and storing one."""
 ROLLING_SLOTS = 150
 """Slots lost with every strip."""
 STENCIL_SHARE = 0.72

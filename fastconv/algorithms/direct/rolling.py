@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +16,12 @@ from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, 
 from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import RollingTile, registers, vector_bytes
+from fastconv.kernels.target import PairTile, RollingTile, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 15
 """Taps whose weights find registers, beside the sums."""
+_MOST_PAIR_TAPS = 25
 _MOST_STEP = 2
 _LEAST_ROWS = 16
 """Rows of a block, whose beginning and end read some rows twice."""
@@ -44,18 +46,23 @@ class RollingPass(Pass):
         return f"sums that roll down strips of {width} pixels, {self._lanes_share():.0%} of the lanes in use"
 
     def seconds(self, rate: float) -> float:
-        p, shape, problem = self.launch.plan[0], self.tile, self.problem
+        p, shape = self.launch.plan[0], self.tile
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // shape.VL)
         products = shape.KH * shape.KW
         loads = min(shape.AT, shape.KH) * shape.KW * shape.S + 1
         row = vectors * max(products, model.WINDOW_LOAD_SLOTS * loads) / model.ROLLING_SHARE
         rows = int(p["rows"]) + int(p["row_blocks"] * p["line_step"]) * (-(-shape.KH // shape.AT) - 1)
-        ends = int(p["strips"] * p["row_blocks"] * p["line_step"]) * model.ROLLING_SLOTS
+        return self._seconds(planes * rows * row, rate)
+
+    def _seconds(self, slots: float, rate: float) -> float:
+        """The time of a launch whose rows take so many slots."""
+        p, problem = self.launch.plan[0], self.problem
+        slots += self.launch.tasks * int(p["strips"] * p["line_step"]) * model.ROLLING_SLOTS
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
-        work = planes * (rows * row + ends) / rate + traffic
         grains = -(-self.launch.tasks // self.launch.grain)
-        return model.launch_seconds(self.threads) + work * model.balance(grains, self.threads) / self.threads
+        share = model.balance(grains, self.threads) / self.threads
+        return model.launch_seconds(self.threads) + (slots / rate + traffic) * share
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -65,12 +72,38 @@ class RollingPass(Pass):
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
+@dataclass(frozen=True, eq=False)
+class PairPass(RollingPass):
+    """The same for an input gradient of stride 2."""
+
+    def seconds(self, rate: float) -> float:
+        p, shape = self.launch.plan[0], self.tile
+        planes = self.launch.tasks // int(p["row_blocks"])
+        vectors = -(-int(p["columns"]) // (2 * shape.VL))
+        slots = shape.KH * shape.KW + model.WINDOW_LOAD_SLOTS * (shape.KW // 2 + 1) + 4 * model.PAIR_STORE_SLOTS
+        rows = int(p["source_rows"]) + int(p["row_blocks"]) * (shape.KH // 2)
+        return self._seconds(planes * rows * vectors * slots / model.ROLLING_SHARE, rate)
+
+
 def _width(taps: int, depth: int, vectors: int) -> tuple[int, int]:
     """Vectors of a wide strip and the number of strips: as many sums as there are registers, evenly divided."""
     room = registers() - 2 - min(taps, registers() // 2)
     most = max(1, min(_MOST_VECTORS, room // depth))
     strips = -(-vectors // most)
     return -(-vectors // strips), strips
+
+
+def _row_block(planes: int, rows: int, together: int, threads: int) -> int:
+    """Rows of a task, a multiple of `together`: all of a plane's unless there are too few planes."""
+    wanted = 1 if threads == 1 else -(-TASKS_PER_THREAD * threads // planes)
+    blocks = max(1, min(wanted, rows // (together * _LEAST_ROWS)))
+    return -(-rows // (together * blocks)) * together
+
+
+def _launch(compiled: Callable[[], CFunc], problem: ConvProblem, plan: np.ndarray, tasks: int, threads: int) -> Launch:
+    moved = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize // tasks
+    grain = max(1, min(_TASK_BYTES // max(1, moved), tasks // (TASKS_PER_THREAD * threads)))
+    return Launch(compiled, problem.dtype, plan, tasks, threads, 0, grain)
 
 
 def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> RollingPass | None:
@@ -110,10 +143,7 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         VL=lanes, KH=len(rows.taps), KW=len(columns.taps), AT=tap_step, S=columns.step, NV=width, INNER=int(inner)
     )
     planes = problem.n * problem.groups * part.channels
-    blocks = 1
-    if threads > 1 and planes < TASKS_PER_THREAD * threads:
-        blocks = max(1, min(-(-TASKS_PER_THREAD * threads // planes), rows.count // _LEAST_ROWS))
-    row_block = -(-rows.count // blocks)
+    row_block = _row_block(planes, rows.count, 1, threads)
     blocks = -(-rows.count // row_block)
     # Of images with one channel, each is a plane.
     source_d, target_d = (strides[3 if problem.layout == "NCHW" else 0] for strides in (part.source, part.target))
@@ -136,7 +166,51 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
             plan["entry_narrow"] = kernels.strip(problem.dtype, replace(shape, NV=width - 1)).address
         return kernels.rolling()
 
-    tasks, moved = planes * blocks, (source_d + target_d) // blocks
-    grain = max(1, min(_TASK_BYTES // max(1, moved), tasks // (TASKS_PER_THREAD * threads)))
-    launch = Launch(compiled, problem.dtype, plan, tasks, threads, 0, grain)
+    launch = _launch(compiled, problem, plan, planes * blocks, threads)
     return RollingPass(problem, threads, shape, launch, np.zeros(problem.groups * part.channels, problem.dtype))
+
+
+def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
+    """Plan the launch of an input gradient of stride 2, all phases at once; None for others, as `plan_rolling`."""
+    item, (kh, kw) = problem.itemsize, problem.kernel_size
+    if problem.layout != "NCHW" or max(problem.ic_per_group, problem.oc_per_group) > 1 or vector_bytes() == 16:
+        return None
+    if (problem.stride, problem.dilation) != ((2, 2), (1, 1)) or min(kh, kw) < 2 or kh * kw > _MOST_PAIR_TAPS:
+        return None
+    part = roles(problem, "grad_input")
+    (low_r, _), (low_c, _) = problem.padding
+    rows, columns = problem.input_size
+    lanes = vector_bytes() // item
+    least, most = kernels.pair_offsets(kw, low_c % 2)
+    vectors = -(-columns // (2 * lanes))
+    width = 2 if vectors > 1 and kh * kw <= _MOST_TAPS else 1
+    strips = -(-vectors // width)
+    width = -(-vectors // strips)
+    source_rows, source_columns = part.source_size
+    firsts = range(low_c // 2, low_c // 2 + vectors * lanes, lanes)
+    outside = [(first + least < 0, first + most + lanes > source_columns) for first in firsts]
+    inner = all(sum(side) <= 1 for side in zip(*outside, strict=True))
+    shape = PairTile(VL=lanes, KH=kh, KW=kw, PR=low_r % 2, PC=low_c % 2, NV=width, INNER=int(inner))
+    planes = problem.n * problem.groups
+    row_block = _row_block(planes, rows, 2, threads)
+    blocks = -(-rows // row_block)
+    plan = fill(
+        kernels.ROLLING,
+        source_d=part.source[3], source_r=part.source[1], source_rows=source_rows, source_columns=source_columns,
+        target_d=part.target[3], target_r=part.target[1], rows=rows, columns=columns,
+        first_row=low_r // 2, first_column=low_c // 2, row_step=1, tap_rows=1, tap_columns=1, line_step=1,
+        source_step=1,
+        weight_offset=0, weight_r=part.weights[0], weight_c=part.weights[1], weight_d=part.weight_group,
+        item=item, multiplier=1, channels=problem.groups, row_block=row_block, row_blocks=blocks,
+        entry=0, entry_narrow=0, wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=2 * lanes,
+        width=width,
+    )  # fmt: skip
+
+    def compiled() -> CFunc:
+        plan["entry"] = kernels.pair_strip(problem.dtype, shape).address
+        if plan["wide_strips"] < strips:
+            plan["entry_narrow"] = kernels.pair_strip(problem.dtype, replace(shape, NV=width - 1)).address
+        return kernels.rolling()
+
+    launch = _launch(compiled, problem, plan, planes * blocks, threads)
+    return PairPass(problem, threads, shape, launch, np.zeros(problem.groups, problem.dtype))
