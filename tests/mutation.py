@@ -33,7 +33,7 @@ MODULES = {
     "plane_dots": "plan_plane_dots",
     "plane_taps": "plan_plane_dots plan_rolling",
     "pixel_dots": "plan_pixel_dots",
-    "rolling": "plan_rolling",
+    "rolling": "plan_rolling plan_pairs",
     "reduce": "plan_reduce test_layers",
     "spans": "plan_correlate plan_dots",
     "addresses": "plan_gather plan_depthwise plan_stencil",

@@ -40,7 +40,7 @@ class Settings:
 
 DEFAULTS = {
     "mlp": Settings("mlp", epochs=12),
-    "cnn": Settings("cnn", epochs=24, batch=64, rate=4e-3, flip=True, dropout=0.4),
+    "cnn": Settings("cnn", epochs=24, batch=64, rate=4e-3, flip=True, dropout=0.4, decay=0.05),
     "lenet5": Settings("lenet5", epochs=12),
 }
 

@@ -138,7 +138,7 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         )
         for left in range(0, columns.count, lanes)
     ]
-    inner = all(sum(side) <= 1 for side in zip(*outside))
+    inner = width <= 2 or all(sum(side) <= 1 for side in zip(*outside, strict=True))
     shape = RollingTile(
         VL=lanes, KH=len(rows.taps), KW=len(columns.taps), AT=tap_step, S=columns.step, NV=width, INNER=int(inner)
     )
@@ -189,7 +189,7 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
     source_rows, source_columns = part.source_size
     firsts = range(low_c // 2, low_c // 2 + vectors * lanes, lanes)
     outside = [(first + least < 0, first + most + lanes > source_columns) for first in firsts]
-    inner = all(sum(side) <= 1 for side in zip(*outside, strict=True))
+    inner = width <= 2 or all(sum(side) <= 1 for side in zip(*outside, strict=True))
     shape = PairTile(VL=lanes, KH=kh, KW=kw, PR=low_r % 2, PC=low_c % 2, NV=width, INNER=int(inner))
     planes = problem.n * problem.groups
     row_block = _row_block(planes, rows, 2, threads)
