@@ -54,7 +54,7 @@ class ChannelDotPass(Pass):
         loads += model.PERMUTE_SLOTS * shape.S * shape.G
         slots = kh * (shape.KW * shape.G / model.DEPTHWISE_SHARE + loads)
         trace = pixels * kh * 2 * shape.S * int(p["parts"]) * model.TRACE_SECONDS
-        traffic = vectors * shape.VL * problem.itemsize * (1 + shape.S) * model.STREAM_SECONDS
+        traffic = vectors * shape.VL * problem.itemsize * (1 + shape.S) * model.PLANE_SECONDS
         work = max(vectors * slots / rate, traffic) + trace
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         work *= model.balance(self.launch.tasks, self.threads) / self.threads

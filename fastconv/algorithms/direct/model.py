@@ -53,9 +53,9 @@ DOT_GATHER_SECONDS = 0.02e-9
 """Copying one value into their strips, for each byte up to a cache line between it and the next."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
-PLANE_DOT_SHARE = 0.85
+PIXEL_DOT_SHARE = 0.85
 """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
-PLANE_DOT_CONFLICT_SHARE = 0.85
+PIXEL_DOT_CONFLICT_SHARE = 0.85
 """Speed of such products where planes meet in few lines of a cache."""
 DOT_SLOTS = 3
 """Slots of adding up the lanes of one such product."""
@@ -100,13 +100,15 @@ WINDOW_LOAD_SLOTS = 1.75
 """Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
-ROLLING_SHARE = 0.7
+ROLLING_SHARE = 0.9
 """Share of what multiply-adds and loads allow that rolling sums reach."""
 PAIR_STORE_SLOTS = 2
 """Slots of interleaving two vectors and storing one."""
-ROLLING_SLOTS = 150
+ROLLING_SLOTS = 300
 """Slots lost with every strip."""
-STENCIL_SHARE = 0.72
+PLANE_DOT_SHARE = 0.72
+"""Share of what multiply-adds and loads allow that weight gradients of planes reach."""
+STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6
 STENCIL_MORE_PLANES = 16
@@ -117,14 +119,14 @@ CONFLICT_BYTES = 4 << 10
 STENCIL_CONFLICT_PLANES = 12
 STENCIL_CONFLICT_SHARE = 0.7
 """Speed of a tile that reads so many planes which meet."""
-STENCIL_TAP_SLOTS = 12
+STENCIL_TAP_SLOTS = 20
 """Slots lost with every column of a kernel."""
 STENCIL_TILE_SLOTS = 60
 """Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
-PLANE_SECONDS = 0.03e-9
-"""Moving a byte of a plane, beside the work on it."""
+PLANE_SECONDS = 0.015e-9
+"""Moving a byte of an image that is read in the order in which it lies."""
 CACHED_BYTES = 1 << 20
 CACHED_SHARE = 0.25
 """Time of reading operands of so few bytes, which lie in a cache from the call before, over that from memory."""

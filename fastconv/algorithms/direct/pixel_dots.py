@@ -55,9 +55,9 @@ class PixelDotPass(Pass):
         vectors = problem.n * int(p["pixels"]) / self._lanes_share() / shape.VL
         blocks = int(p["image_blocks"] * p["pixel_blocks"])
         products = shape.MR * shape.NV
-        slots = tiles * vectors * max(products, model.WINDOW_LOAD_SLOTS * (shape.MR + shape.NV)) / model.PLANE_DOT_SHARE
+        slots = tiles * vectors * max(products, model.WINDOW_LOAD_SLOTS * (shape.MR + shape.NV)) / model.PIXEL_DOT_SHARE
         if p["source_k"] % model.CONFLICT_BYTES == 0:
-            slots /= model.PLANE_DOT_CONFLICT_SHARE
+            slots /= model.PIXEL_DOT_CONFLICT_SHARE
         slots += tiles * blocks * (products * model.DOT_SLOTS + model.TILE_SLOTS)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
         work = slots / rate * model.balance(self.launch.tasks, self.threads)

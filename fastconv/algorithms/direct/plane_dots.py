@@ -27,7 +27,7 @@ _SLAB_PIXELS = 4000
 _MANY_CHANNELS = 32
 """Channels that keep all threads busy without slabs."""
 _BLOCK_BYTES = 256 << 10
-"""Rows of both operands that some kernel rows after the others read, from the second cache level."""
+"""Rows of both operands that one strip of pixels after the other reads: they stay in the second cache level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class PlaneDotPass(Pass):
         slots = vectors * max(1.25 * kh * kw, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
-        work = max((slots + ends) / model.STENCIL_SHARE / rate, traffic) / self.threads
+        work = max((slots + ends) / model.PLANE_DOT_SHARE / rate, traffic) / self.threads
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
@@ -94,8 +94,7 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
     tap_step, line_step = min(source_step // problem.dilation[0], len(rows.taps)), source_step // rows.step
     meeting = -(-len(rows.taps) // tap_step)
     height = min(meeting, _fitting_rows(len(columns.taps)))
-    if height < len(rows.taps):
-        row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
+    row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
     row_blocks = -(-rows.count // row_block)
     blocks = problem.n * row_blocks
     slabs = max(1, min(slabs, blocks))

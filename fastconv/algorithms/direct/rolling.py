@@ -51,7 +51,7 @@ class RollingPass(Pass):
         vectors = -(-int(p["columns"]) // shape.VL)
         products = shape.KH * shape.KW
         loads = min(shape.AT, shape.KH) * shape.KW * shape.S + 1
-        row = vectors * max(products, model.WINDOW_LOAD_SLOTS * loads) / model.ROLLING_SHARE
+        row = vectors * max(products, loads) / model.ROLLING_SHARE
         rows = int(p["rows"]) + int(p["row_blocks"] * p["line_step"]) * (-(-shape.KH // shape.AT) - 1)
         return self._seconds(planes * rows * row, rate)
 
@@ -80,7 +80,7 @@ class PairPass(RollingPass):
         p, shape = self.launch.plan[0], self.tile
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // (2 * shape.VL))
-        slots = shape.KH * shape.KW + model.WINDOW_LOAD_SLOTS * (shape.KW // 2 + 1) + 4 * model.PAIR_STORE_SLOTS
+        slots = shape.KH * shape.KW + shape.KW // 2 + 1 + 4 * model.PAIR_STORE_SLOTS
         rows = int(p["source_rows"]) + int(p["row_blocks"]) * (shape.KH // 2)
         return self._seconds(planes * rows * vectors * slots / model.ROLLING_SHARE, rate)
 

@@ -67,7 +67,7 @@ class WindowDotPass(Pass):
         lines = chunks * rounds * model.WINDOW_LINE_SLOTS / problem.output_size[1] / shape.NV
         slots = outputs * kh * kw + loads * model.WINDOW_LOAD_SLOTS + lines
         read = vectors * shape.VL * rounds * min(shape.S, kw) * shape.S + (outputs if shape.ND else vectors * shape.VL)
-        work = max(pixels * vectors * slots / rate, pixels * read * problem.itemsize * model.STREAM_SECONDS)
+        work = max(pixels * vectors * slots / rate, pixels * read * problem.itemsize * model.PLANE_SECONDS)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         work *= model.balance(self.launch.tasks, self.threads) / self.threads
         return model.launch_seconds(self.threads) + work + total
