@@ -14,7 +14,7 @@ from .passes import KINDS, compare_all
 
 _EVERY = 4
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
-_RARE = ("plan_spread", "plan_abreast", "plan_exchanged", "plan_pairs")
+_RARE = ("plan_spread", "plan_abreast", "plan_exchanged", "plan_pairs", "plan_pixel_dots")
 """Kinds that few of the cases are for."""
 
 
