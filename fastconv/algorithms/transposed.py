@@ -30,8 +30,9 @@ _LAUNCH_SECONDS = 8e-6
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
 _COLUMN_BLOCK = 256
-_CHANNEL_BLOCK = 64
-"""Output channels of a block: those of the widest register tile."""
+_CHANNEL_BLOCKS = (64, 32, 16)
+"""Output channels of a block are a multiple of these: of the widest register tile's, or of narrower ones where those
+are too many."""
 _WEIGHTS_OF_SCRATCH = 4
 """Least part of the scratch that the weights of a block may take."""
 _BAND_ROWS = 2
@@ -129,19 +130,27 @@ class Cut:
 
 def cut_of(problem: ConvProblem) -> Cut | None:
     """Cut a weight gradient so that its scratch is small enough; None where that cannot be done."""
+    cuts = (_cut(problem, block, whole) for block in _CHANNEL_BLOCKS for whole in (True, False))
+    return next((cut for cut in cuts if cut is not None), None)
+
+
+def _cut(problem: ConvProblem, block: int, whole: bool) -> Cut | None:
+    """The same in blocks of a multiple of `block` channels, whose images are `whole` or cut into bands."""
     limit = int(scratch_limit(problem, 2))
     w_bytes = math.prod(problem.w_shape) * problem.itemsize
     parts = -(-w_bytes * _WEIGHTS_OF_SCRATCH // limit) if problem.groups == 1 else 1
-    width = -(-problem.oc // parts // _CHANNEL_BLOCK) * _CHANNEL_BLOCK
+    width = -(-problem.oc // parts // block) * block
     starts = list(range(0, problem.oc, width))
-    if problem.oc - starts[-1] < _CHANNEL_BLOCK and len(starts) > 1:
+    if problem.oc - starts[-1] < block and len(starts) > 1:
         starts.pop()
     width = max(end - start for start, end in itertools.pairwise((*starts, problem.oc)))
-    # One block's gradient, and that of the band which is added to it.
-    limit -= 2 * (w_bytes * width // problem.oc)
+    # One block's gradient, and that of a band which is added to it.
+    limit -= (1 if whole else 2) * (w_bytes * width // problem.oc)
     each = math.prod(problem.x_shape) + math.prod(problem.y_shape) * width // problem.oc
     bands = _bands_within(problem, "forward", CHANNELS_LAST, limit, each // problem.n * problem.itemsize)
-    return None if bands is None else Cut(tuple(bands), (*starts, problem.oc))
+    if bands is None or (whole and len(bands) > 1):
+        return None
+    return Cut(tuple(bands), (*starts, problem.oc))
 
 
 def transposition(
