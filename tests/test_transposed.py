@@ -34,7 +34,7 @@ def test_bands_make_the_whole(direction, layout, monkeypatch):
 
 def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch):
     monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
-    monkeypatch.setattr(transposed, "_CHANNEL_BLOCK", 16)
+    monkeypatch.setattr(transposed, "_CHANNEL_BLOCKS", (16,))
     bands, blocks, both = 0, 0, 0
     for case in CASES:
         x_shape, w_shape, _ = case.shapes("NCHW")

@@ -24,7 +24,7 @@ def as_one_pixel(problem: ConvProblem) -> ConvProblem | None:
     size = problem.input_size
     if problem.kernel_size != size or size == (1, 1) or problem.groups > 1 or problem.dilation != (1, 1):
         return None
-    if problem.padding != ((0, 0), (0, 0)):
+    if problem.padding != ((0, 0), (0, 0)) or problem.layout not in ("NHWC", "NCHW"):  # or the orders differ
         return None
     return replace(problem, ic=problem.ic * math.prod(size), input_size=(1, 1), kernel_size=(1, 1), stride=(1, 1))
 
