@@ -137,6 +137,7 @@ def _plane_tails() -> list[Case]:
         Case("planes-stride2-5x5", 5, 5, (14, 67), (5, 5), 2, ((2, 1), (1, 2)), groups=5, n=2),
         Case("planes-stride2-2x3", 4, 4, (9, 33), (2, 3), 2, groups=4),
         Case("planes-stride2-left-over", 3, 3, (12, 40), (4, 2), 2, ((3, 0), (0, 1)), groups=3),
+        Case("planes-stride2-ends-inside", 2, 2, (5, 160), (3, 3), 2, ((1, 0), (1, 2)), groups=2),
         Case("planes-stride2-one-column", 2, 2, (6, 3), (3, 3), 2, groups=2),
         Case("planes-stride2-asymmetric", 3, 3, (15, 35), (3, 3), 2, ((0, 1), (1, 0)), groups=3, n=2),
         Case("planes-stride2-even", 3, 3, (16, 34), (3, 3), 2, ((1, 0), (0, 1)), groups=3),

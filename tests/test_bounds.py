@@ -55,6 +55,31 @@ def test_random_problems_stay_inside_their_arrays(part, problems):
     assert f" {problems} problems" in output, output
 
 
+EVERY_SECOND = """
+import os, sys
+import numpy as np
+from fastconv.algorithms import direct
+from fastconv.problem import problem_from
+from tests.guarded import guarded
+
+w = np.ones((2, 1, 3, 3), np.float32)
+with guarded(0) as guard:
+    for size in range(90, 170):
+        x = np.ones((1, 2, 5, size), np.float32)
+        problem = problem_from(x.shape, w.shape, np.dtype("float32"), 2, ((1, 0), (1, 2)), 1, 2, "NCHW")
+        step = direct.plan_rolling(problem, "forward", *direct.sub_problems(problem, "forward")[0], 1)
+        if step is not None:  # vectors of 16 bytes have no masked loads
+            step.run(x, w, np.empty(problem.y_shape, np.float32))
+    print("inside", flush=True)
+os._exit(0)
+"""
+
+
+@needs_guards
+def test_vectors_of_every_second_column_end_with_the_row():
+    assert run_python("-c", EVERY_SECOND) == "inside\n"
+
+
 NAIVE = """
 import sys
 import numpy as np

@@ -130,12 +130,11 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
     tap_step, line_step = min(source_step // tap_rows, len(rows.taps)), source_step // rows.step
     vectors = -(-columns.count // lanes)
     width, strips = _width(taps, -(-len(rows.taps) // tap_step), vectors)
-    first, last, size = min(columns.offsets), max(columns.offsets), part.source_size[1]
+    first, size = min(columns.offsets), part.source_size[1]
+    # A vector of every second column is taken out of two whole ones.
+    reach = (lanes - 1) * columns.step + max(columns.offsets) + columns.step - 1
     outside = [
-        (
-            left * columns.step + first < 0,
-            (left + lanes - 1) * columns.step + last >= size or left + lanes > columns.count,
-        )
+        (left * columns.step + first < 0, left * columns.step + reach >= size or left + lanes > columns.count)
         for left in range(0, columns.count, lanes)
     ]
     inner = width <= 2 or all(sum(side) <= 1 for side in zip(*outside, strict=True))
