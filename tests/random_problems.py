@@ -117,6 +117,7 @@ class Check:
         self.bias = _integers(rng, (case.oc,), drawn.dtype) if drawn.bias else None
         self.keywords = {"layout": drawn.layout, **case.arguments}
         self.rng = rng
+        self._product = np.prod(sorted(float(np.abs(array).max(initial=0)) for array in (x, w, grad_y))[1:])
         self.compared = 0
 
     def run(self, algorithms: tuple[str, ...] = (*NAMED, "auto")) -> int:
@@ -196,6 +197,8 @@ class Check:
         if np.array_equal(result, rounded):
             return
         computed = "float64" if self.drawn.dtype == "float64" else "float32"
+        # Transforms mix values that a result of few pixels may not meet: the error is at least that of one product.
+        magnitude = np.maximum(magnitude, self._product)
         limit = inexact_tolerance(computed, max(magnitude.max(), 1), magnitude)
         if self.drawn.dtype == "float16":
             limit = limit + np.abs(expected) * np.finfo(np.float16).eps
