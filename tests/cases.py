@@ -248,6 +248,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise-one-window", 33, 33, (5, 3), (5, 3), groups=33, n=2),
     Case("depthwise-one-pixel", 33, 33, (1, 1), (3, 2), padding=(2, 1), groups=33, n=2),
     Case("groups-one-window", 48, 40, (3, 4), (3, 4), groups=2),
+    Case("pointwise-images-in-pairs", 5, 7, (14, 14), (1, 1), n=3),
     Case("threads-pointwise-slabs", 19, 35, (41, 45), (1, 1), n=3),
     Case("pointwise-many-pages", 80, 100, (33, 33), (1, 1)),
     Case("pointwise-conflicting-weights", 256, 52, (25, 26), (1, 1), groups=2),

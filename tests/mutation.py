@@ -205,7 +205,7 @@ def check(what: str) -> None:
         with guarded(number) as guard:
             for name in what.split():
                 if name in KINDS:
-                    compare_all(name, (case,))
+                    compare_all(name, (case,), number)
                     continue
                 for direction in DIRECTIONS:
                     for layout in LAYOUTS:

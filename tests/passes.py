@@ -5,11 +5,16 @@ Which kind a problem gets is the cost model's choice; correctness must not hang 
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
 import numpy as np
 
 from fastconv.algorithms import direct
+from fastconv.algorithms.base import PLAIN
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.epilogue import epilogue_for
 from fastconv.problem import ConvProblem, problem_from
 
 from .cases import DIRECTIONS, LAYOUTS, Case, data
@@ -31,8 +36,13 @@ def _planned(name: str, problem: ConvProblem, direction: str, threads: int) -> l
     return [kind(problem, direction, *part, threads) for part in sub_problems(problem, direction)]
 
 
-def compare_pass(name: str, case: Case, direction: str, layout: str, dtype: str, threads: int = 2) -> bool:
-    """Hold a result for integer-valued data against the reference; False where the kind is not for the problem."""
+def compare_pass(
+    name: str, case: Case, direction: str, layout: str, dtype: str, activation: Any = None, threads: int = 2
+) -> bool:
+    """Hold a result for integer-valued data against the reference; False where the kind is not for the problem.
+
+    A forward pass adds a bias, and applies the activation where there is one.
+    """
     x_shape, w_shape, _ = case.shapes(layout)
     problem = problem_from(x_shape, w_shape, np.dtype(dtype), **case.arguments, layout=layout)
     planned = _planned(name, problem, direction, threads)
@@ -44,20 +54,35 @@ def compare_pass(name: str, case: Case, direction: str, layout: str, dtype: str,
     expected = given.expected[direction]
     # Pixels between the phases of an input gradient are nobody's: their caller writes zeros there.
     result = np.full_like(expected, 0 if direction == "grad_input" else np.nan, dtype)
+    epilogue = PLAIN
+    if direction == "forward":
+        bias = (np.arange(case.oc) % 5 - 2).astype(dtype)
+        epilogue = epilogue_for(bias, activation, dtype)
+        expected = expected + (bias if layout == "NHWC" else bias[:, None, None])
+        expected = expected if activation is None else activation(expected)
     for step in planned:
         assert step is not None
-        step.run(np.ascontiguousarray(first), np.ascontiguousarray(second), result)
+        step.run(np.ascontiguousarray(first), np.ascontiguousarray(second), result, epilogue)
     np.testing.assert_array_equal(result, expected, err_msg=f"{name} {case.name} {direction} {layout} {dtype}")
     return True
 
 
-def compare_all(name: str, cases: tuple[Case, ...]) -> int:
-    """All directions and layouts of these cases, with float32 and float64 in turn; how many the kind could do."""
+@numba.njit
+def halve(value):
+    return value / 2
+
+
+def compare_all(name: str, cases: tuple[Case, ...], first: int = 0) -> int:
+    """All directions and layouts of these cases; how many the kind could do.
+
+    Dtypes come in turn, and so does an activation; `first` is the number of the first case.
+    """
     done = 0
-    for number, case in enumerate(cases):
+    for number, case in enumerate(cases, first):
         for direction in directions_of(name):
             for turn, layout in enumerate(LAYOUTS):
-                done += compare_pass(name, case, direction, layout, ("float32", "float64")[(number + turn) % 2])
+                dtype, activation = ("float32", "float64")[(number + turn) % 2], (None, halve)[number // 2 % 2]
+                done += compare_pass(name, case, direction, layout, dtype, activation)
     return done
 
 
