@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.slabs import Slabs
 from fastconv.kernels.launch import Launch
 from fastconv.problem import ConvProblem
 
@@ -50,3 +51,22 @@ class Pass(ABC):
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Compute the pass's part of the result, as `Operation.run` does the whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class SlabPass(Pass):
+    """A weight gradient whose slabs are summed apart, and added up in order."""
+
+    slabs: Slabs
+    unused: np.ndarray
+    """Stands for what sums begin with, which is nothing."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.launch.workspace_bytes + self.slabs.workspace_bytes
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.slabs.run(self.launch, second, first, self.unused, result)

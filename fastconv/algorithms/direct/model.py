@@ -5,12 +5,14 @@ Compute is counted in slots: one slot is one multiply-add of one vector, of whic
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fastconv.kernels.target import LATENCY_ROWS, Tile
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
+    from fastconv.problem import ConvProblem
 
 GATHER_SHARE = {1: 0.85, 2: 0.95, 3: 0.97, 4: 0.97}
 """Share of the peak that a tile of so many vectors of channels reaches, apart from what is counted below."""
@@ -145,6 +147,11 @@ NOMINAL_RATE = 5e9
 def launch_seconds(threads: int) -> float:
     """What a launch takes besides its work."""
     return _CALL_SECONDS + (_START_SECONDS if threads > 1 else 0.0)
+
+
+def planes_seconds(problem: ConvProblem) -> float:
+    """Reading and writing both images of a problem, on one thread."""
+    return (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * PLANE_SECONDS
 
 
 def slot_rate(machine: Machine, lanes: int) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
+from fastconv.algorithms.base import canonical_strides
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import SlabPass
 from fastconv.algorithms.direct.grids import tasks_wanted, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.kernels import pixel_dots as kernels
@@ -29,16 +29,8 @@ _SLAB_PIXELS = 800
 
 
 @dataclass(frozen=True, eq=False)
-class PixelDotPass(Pass):
+class PixelDotPass(SlabPass):
     """The launch of the weight gradient, planned."""
-
-    slabs: Slabs
-    unused: np.ndarray
-    """Stands for what sums begin with, which is nothing."""
-
-    @property
-    def workspace_bytes(self) -> int:
-        return self.launch.workspace_bytes + self.slabs.workspace_bytes
 
     def _lanes_share(self) -> float:
         return model.filled(min(int(self.launch.plan[name][0]) for name in ("pixels", "pixel_block")), self.tile.VL)
@@ -62,12 +54,6 @@ class PixelDotPass(Pass):
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
         work = slots / rate * model.balance(self.launch.tasks, self.threads)
         return model.launch_seconds(self.threads) + (work + total) / self.threads
-
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        self.slabs.run(self.launch, second, first, self.unused, result)
 
 
 def _channel_blocks(inputs: int, outputs: int, channels: int, shape: Tile, wanted: int) -> tuple[int, int]:

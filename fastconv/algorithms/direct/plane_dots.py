@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
+from fastconv.algorithms.base import canonical_strides
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import SlabPass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
 from fastconv.kernels import plane_dots as kernels
@@ -31,16 +31,8 @@ _BLOCK_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, eq=False)
-class PlaneDotPass(Pass):
+class PlaneDotPass(SlabPass):
     """The launch of a weight gradient of planes, planned."""
-
-    slabs: Slabs
-    unused: np.ndarray
-    """Stands for what sums begin with, which is nothing."""
-
-    @property
-    def workspace_bytes(self) -> int:
-        return self.launch.workspace_bytes + self.slabs.workspace_bytes
 
     def _lanes_share(self) -> float:
         return model.filled(self.problem.output_size[1], self.tile.VL)
@@ -57,17 +49,11 @@ class PlaneDotPass(Pass):
         loads = passes * (kw * problem.stride[1] + 1)
         slots = vectors * max(1.25 * kh * kw, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
-        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
+        traffic = model.planes_seconds(problem)
         work = max((slots + ends) / model.PLANE_DOT_SHARE / rate, traffic) / self.threads
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
-
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        self.slabs.run(self.launch, second, first, self.unused, result)
 
 
 def _fitting_rows(taps: int) -> int:

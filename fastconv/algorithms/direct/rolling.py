@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -59,7 +60,7 @@ class RollingPass(Pass):
         """The time of a launch whose rows take so many slots."""
         p, problem = self.launch.plan[0], self.problem
         slots += self.launch.tasks * int(p["strips"] * p["line_step"]) * model.ROLLING_SLOTS
-        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
+        traffic = model.planes_seconds(problem)
         grains = -(-self.launch.tasks // self.launch.grain)
         share = model.balance(grains, self.threads) / self.threads
         return model.launch_seconds(self.threads) + (slots / rate + traffic) * share
@@ -100,7 +101,17 @@ def _row_block(planes: int, rows: int, together: int, threads: int) -> int:
     return -(-rows // (together * blocks)) * together
 
 
-def _launch(compiled: Callable[[], CFunc], problem: ConvProblem, plan: np.ndarray, tasks: int, threads: int) -> Launch:
+def _launch(
+    part: Callable[[str, Any], CFunc], shape: Any, problem: ConvProblem, plan: np.ndarray, tasks: int, threads: int
+) -> Launch:
+    """The launch of a plan whose strips a `part` of the kernel does, compiled for one or two widths."""
+
+    def compiled() -> CFunc:
+        plan["entry"] = part(problem.dtype, shape).address
+        if plan["wide_strips"] < plan["strips"]:
+            plan["entry_narrow"] = part(problem.dtype, replace(shape, NV=shape.NV - 1)).address
+        return kernels.rolling()
+
     moved = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize // tasks
     grain = max(1, min(_TASK_BYTES // max(1, moved), tasks // (TASKS_PER_THREAD * threads)))
     return Launch(compiled, problem.dtype, plan, tasks, threads, 0, grain)
@@ -159,13 +170,7 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=lanes, width=width,
     )  # fmt: skip
 
-    def compiled() -> CFunc:
-        plan["entry"] = kernels.strip(problem.dtype, shape).address
-        if plan["wide_strips"] < strips:
-            plan["entry_narrow"] = kernels.strip(problem.dtype, replace(shape, NV=width - 1)).address
-        return kernels.rolling()
-
-    launch = _launch(compiled, problem, plan, planes * blocks, threads)
+    launch = _launch(kernels.strip, shape, problem, plan, planes * blocks, threads)
     return RollingPass(problem, threads, shape, launch, np.zeros(problem.groups * part.channels, problem.dtype))
 
 
@@ -205,11 +210,5 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
         width=width,
     )  # fmt: skip
 
-    def compiled() -> CFunc:
-        plan["entry"] = kernels.pair_strip(problem.dtype, shape).address
-        if plan["wide_strips"] < strips:
-            plan["entry_narrow"] = kernels.pair_strip(problem.dtype, replace(shape, NV=width - 1)).address
-        return kernels.rolling()
-
-    launch = _launch(compiled, problem, plan, planes * blocks, threads)
+    launch = _launch(kernels.pair_strip, shape, problem, plan, planes * blocks, threads)
     return PairPass(problem, threads, shape, launch, np.zeros(problem.groups, problem.dtype))

@@ -67,7 +67,7 @@ class StencilPass(Pass):
     def seconds(self, rate: float) -> float:
         problem, planes = self.problem, self.problem.n * self.problem.groups
         work = planes * sum(self._plane_seconds(record, rate) for record in self.launch.plan)
-        traffic = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * model.PLANE_SECONDS
+        traffic = model.planes_seconds(problem)
         balance = model.balance(-(-self.launch.tasks // self.launch.grain), self.threads)
         repeat = model.ARRAY_SECONDS if self.channels > 1 else 0.0
         return model.launch_seconds(self.threads) + (work + traffic) * balance / self.threads + repeat
