@@ -80,6 +80,12 @@ class Emitter:
         """Store a vector."""
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.item)
 
+    def limited(self, value: Any, low: Any, high: Any) -> Any:
+        """An int64, but no less than `low` and no more than `high`."""
+        builder = self.builder
+        value = builder.select(builder.icmp_signed("<", value, low), low, value)
+        return builder.select(builder.icmp_signed(">", value, high), high, value)
+
     def below(self, count: Any, first: int) -> Any:
         """A mask of the lanes whose number, counted from `first`, is below a count."""
         lanes = self.vector.count
@@ -95,9 +101,7 @@ class Emitter:
         lanes, builder = self.vector.count, self.builder
 
         def bound(value: Any) -> Any:
-            value = builder.select(builder.icmp_signed("<", value, self.const(lanes)), value, self.const(lanes))
-            value = builder.select(builder.icmp_signed(">", value, self.const(0)), value, self.const(0))
-            return builder.shl(self.const(1), value)
+            return builder.shl(self.const(1), self.limited(value, self.const(0), self.const(lanes)))
 
         high, low = bound(last), bound(first)
         bits = builder.select(builder.icmp_signed("<", low, high), builder.sub(high, low), self.const(0))

@@ -123,13 +123,9 @@ def plane_rows(
         const, add, multiply = emit.const, emit.add, builder.mul
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [0] * lanes)
 
-        def limited(value: Any, low: Any, high: Any) -> Any:
-            value = builder.select(builder.icmp_signed("<", value, low), low, value)
-            return builder.select(builder.icmp_signed(">", value, high), high, value)
-
         # Between these all kernel rows meet a row of the gradient.
-        begin_all = limited(const(height - 1), begin, end)
-        end_all = limited(lines, begin_all, end)
+        begin_all = emit.limited(const(height - 1), begin, end)
+        end_all = emit.limited(lines, begin_all, end)
 
         def exists(i: Any) -> Any:
             return builder.icmp_unsigned("<", i, lines)

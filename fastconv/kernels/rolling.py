@@ -40,6 +40,16 @@ Rows are cut into `strips`, the first `wide_strips` of which have `width` vector
 less: `entry` and `entry_narrow` are the addresses of their parts."""
 
 
+def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
+    """The weights of a kernel of so many rows and columns, each in all lanes."""
+
+    def weight(a: int, b: int) -> Any:
+        along = emit.add(emit.builder.mul(weight_r, emit.const(a)), emit.builder.mul(weight_c, emit.const(b)))
+        return emit.load_broadcast(emit.add(weights, along))
+
+    return [[weight(a, b) for b in range(size[1])] for a in range(size[0])]
+
+
 @intrinsic(prefer_literal=True)
 def rolling_strip(
     typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, AT: Any, S: Any, NV: Any, INNER: Any,
@@ -66,13 +76,7 @@ def rolling_strip(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         vectors = range(width)
-        kernel = [
-            [
-                emit.load_broadcast(add(weights, add(multiply(weight_r, const(a)), multiply(weight_c, const(b)))))
-                for b in range(taps)
-            ]
-            for a in range(height)
-        ]
+        kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
         every = [
             [
@@ -155,13 +159,7 @@ def rolling_pairs(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         vectors, half = range(width), lanes // 2
-        kernel = [
-            [
-                emit.load_broadcast(add(weights, add(multiply(weight_r, const(a)), multiply(weight_c, const(b)))))
-                for b in range(heights[1])
-            ]
-            for a in range(heights[0])
-        ]
+        kernel = _weights(emit, heights, weights, weight_r, weight_c)
         every = {
             (v, shift): PlaneTap(
                 emit, add(first, const(v * lanes + shift)), 1, size, const(lanes), not inner or v in (0, width - 1)
@@ -213,12 +211,8 @@ def rolling_pairs(
 
             return emit.loop(builder.sub(high, low), line, carried)
 
-        def limited(value: Any, least: Any, most: Any) -> Any:
-            value = builder.select(builder.icmp_signed("<", value, least), least, value)
-            return builder.select(builder.icmp_signed(">", value, most), most, value)
-
-        begin_there = limited(low, begin, end)
-        end_there = limited(high, begin_there, end)
+        begin_there = emit.limited(low, begin, end)
+        end_there = emit.limited(high, begin_there, end)
         carried = rows_between(begin, begin_there, [nothing] * sum(2 * width * (depth - 1) for depth in depths), True)
         carried = rows_between(begin_there, end_there, carried, False)
         rows_between(end_there, end, carried, True)
