@@ -46,49 +46,79 @@ def _size(rng, spans, low, high):
     return max(int(rng.integers(low, high)), spans)
 
 
-def draw_case(rng: np.random.Generator, *, rows: int = 24, columns: tuple[int, int] = (40, 150)) -> Case:
-    """Draw geometry around the tiles: channels and columns below, at and above them.
+@dataclass(frozen=True)
+class Layer:
+    """What kernels are compiled for, more or less: all of a geometry but its images and paddings."""
+
+    groups: int
+    ic: int
+    oc: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+
+def draw_layer(rng: np.random.Generator) -> Layer:
+    """Draw channels around the tiles, below, at and above them, and a window."""
+
+    def channels(sizes, groups):
+        return groups * int(rng.choice(sizes))
+
+    def pair(rows, columns):
+        return int(rng.choice(rows)), int(rng.choice(columns))
+
+    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large"])
+    if kind == "winograd":
+        groups = int(rng.choice([1, 1, 2]))
+        ic, oc = channels([8, 16, 17, 33, 40, 130], groups), channels([1, 5, 16, 33, 48, 70], groups)
+        kernel = ((3, 3), (5, 5))[int(rng.integers(2))]
+        return Layer(groups, ic, oc, kernel, dilation=pair([1, 1, 2, 3, 7], [1, 1, 2, 5]))
+    if kind == "large":
+        groups = int(rng.choice([1, 1, 2, 5]))
+        ic, oc = (channels([1, 1, 2, 3], groups) for _ in range(2))
+        return Layer(groups, ic, oc, pair([1, 9, 16, 19], [2, 12, 17, 31]))
+    if kind == "depthwise":
+        groups = ic = int(rng.choice([2, 8, 16, 17, 33, 40]))
+        oc = channels([1, 1, 1, 2], groups)
+    elif kind == "filter":
+        groups = ic = oc = 1
+    else:
+        groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
+        ic, oc = (channels([1, 1, 2, 3, 5, 16, 17, 33], groups) for _ in range(2))
+    kernel = pair([1, 2, 3, 5], [1, 2, 3, 4, 5, 7, 9])
+    return Layer(groups, ic, oc, kernel, pair([1, 1, 2, 3], [1, 1, 2, 3, 4]), pair([1, 1, 2, 3], [1, 1, 2]))
+
+
+def draw_case(
+    rng: np.random.Generator, layer: Layer | None = None, *, rows: int = 24, columns: tuple[int, int] = (40, 150)
+) -> Case:
+    """Draw images and paddings, and a layer where none is given.
 
     Images have fewer rows than `rows`, and fewer columns than the first of `columns`, one in five than the second.
     """
-    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large"])
+    if layer is None:
+        layer = draw_layer(rng)
     n = int(rng.integers(1, 4))
-    if kind == "winograd":
-        groups = int(rng.choice([1, 1, 2]))
-        ic, oc = (groups * int(rng.choice(sizes)) for sizes in ((8, 16, 17, 33, 40, 130), (1, 5, 16, 33, 48, 70)))
-        kernel, stride = ((3, 3), (5, 5))[int(rng.integers(2))], (1, 1)
-        dilation = int(rng.choice([1, 1, 2, 3, 7])), int(rng.choice([1, 1, 2, 5]))
-    else:
-        groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
-        ic, oc = (groups * int(rng.choice([1, 1, 2, 3, 5, 16, 17, 33])) for _ in range(2))
-        kernel = int(rng.choice([1, 2, 3, 5])), int(rng.choice([1, 2, 3, 4, 5, 7, 9]))
-        stride = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2, 3, 4]))
-        dilation = int(rng.choice([1, 1, 2, 3])), int(rng.choice([1, 1, 2]))
-    if kind == "large":
-        groups = int(rng.choice([1, 1, 2, 5]))
-        ic, oc = (groups * int(rng.choice([1, 1, 2, 3])) for _ in range(2))
-        kernel = int(rng.choice([1, 9, 16, 19])), int(rng.choice([2, 12, 17, 31]))
-        stride = dilation = 1, 1
-    if kind == "depthwise":
-        groups = ic = int(rng.choice([2, 8, 16, 17, 33, 40]))
-        oc = ic * int(rng.choice([1, 1, 1, 2]))
-    elif kind == "filter":
-        groups = ic = oc = 1
     padding = tuple((int(rng.integers(0, 4)), int(rng.integers(0, 4))) for _ in range(2))
-    spans = [(size - 1) * spread + 1 - sum(pads) for size, spread, pads in zip(kernel, dilation, padding, strict=True)]
+    windows = zip(layer.kernel, layer.dilation, padding, strict=True)
+    spans = [(size - 1) * spread + 1 - sum(pads) for size, spread, pads in windows]
     image = _size(rng, spans[0], 1, rows), _size(rng, spans[1], 1, columns[rng.random() >= 0.8])
     if rng.random() < 0.1:
         image = max(spans[0], 1), max(spans[1], 1)  # one window, or a few where padding is larger
     padding = rng.choice(["same", "same_lower", "full"]) if rng.random() < 0.2 else padding
-    return Case("random", ic, oc, image, kernel, stride, padding, dilation, groups, n)
+    return Case(
+        "random", layer.ic, layer.oc, image, layer.kernel, layer.stride, padding, layer.dilation, layer.groups, n
+    )
 
 
-def draw(rng: np.random.Generator, *, case: Case | None = None) -> Drawn:
-    """Draw a problem, or all but its geometry."""
+def draw(
+    rng: np.random.Generator, *, case: Case | None = None, layout: str | None = None, dtype: str | None = None
+) -> Drawn:
+    """Draw a problem, or what of it isn't given."""
     return Drawn(
         case or draw_case(rng),
-        layout=str(rng.choice(LAYOUTS)),
-        dtype=str(rng.choice(DTYPES)),
+        layout=layout or str(rng.choice(LAYOUTS)),
+        dtype=dtype or str(rng.choice(DTYPES)),
         activation=str(rng.choice(list(ACTIVATIONS))),
         bias=bool(rng.random() < 0.5),
         memory=tuple(str(name) for name in rng.choice(MEMORY, 3)),
@@ -138,9 +168,8 @@ class Check:
         assert before == [None if array is None else array.tobytes() for array in given], "an input was written"
         return self.compared
 
-    def touch(self) -> int:
-        """Compute one direction by one algorithm, without a reference: for faults, and values that nobody wrote."""
-        rng = self.rng
+    def touch(self, rng: np.random.Generator) -> int:
+        """Compute one direction by one algorithm, both drawn from `rng`, and look for values that nobody wrote."""
         algorithms = NAMED if rng.random() < 0.2 else (*INEXACT, "direct", "direct", "auto")
         algorithm = str(rng.choice(algorithms))
         calls = self._calls(algorithm)

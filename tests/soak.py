@@ -26,12 +26,22 @@ _COUNTERS = 3
 _FEW = 200
 """Problems after which plans are forgotten: each holds guarded tables, and a process has 65,530 mappings."""
 _MOST_FAILURES = 10
+_SIBLINGS = 32
+"""Problems of `faults` that share kernels, as compiling takes a hundred times longer than computing."""
+_FAMILIES = 64
+"""Such families are told in turn, so that no two workers compile for the same one, if their number divides this."""
 _ENVIRONMENT = {"NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 """Two threads in each worker find what one hides; on as many cores as workers they must not wait spinning."""
 
 
-def _rng(seed: int, part: str, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *part.encode(), number])
+class Draws:
+    """Random numbers of a part: for each problem its own, and for what problems share."""
+
+    def __init__(self, seed: int, part: str) -> None:
+        self._seed = [seed, *part.encode()]
+
+    def __call__(self, number: int, what: str = "") -> np.random.Generator:
+        return np.random.default_rng([*self._seed, *what.encode(), number])
 
 
 def forget_plans() -> None:
@@ -42,7 +52,7 @@ def forget_plans() -> None:
     plan.plan_problem.cache_clear()
 
 
-def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
+def _bounds(draws: Draws, number: int, table: bool) -> int:
     """One problem between guard pages: a convolution mostly, else one of the other layers.
 
     Compiling takes longer than computing. With `table` the geometry comes from the tables of cases, whose kernels the
@@ -53,7 +63,7 @@ def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
     from .guarded import guarded
     from .test_local2d import CASES as LOCAL_CASES
 
-    kind = number % 12
+    rng, kind = draws(number), number % 12
     with guarded(number) as guard:
         if kind == 0:
             compared = problems.check_dense(rng)
@@ -75,20 +85,26 @@ def _bounds(rng: np.random.Generator, number: int, table: bool) -> int:
     return compared
 
 
-def _faults(rng: np.random.Generator, number: int, table: bool) -> int:
-    """One direction of a problem by one algorithm between guard pages, a tenth of the work of `_bounds`."""
+def _faults(draws: Draws, number: int, table: bool) -> int:
+    """One direction of a problem by one algorithm between guard pages, a tenth of the work of `_bounds`.
+
+    Problems of a family have a layer, layout, dtype, direction and algorithm in common, and with them most kernels:
+    images, paddings, memory layouts and epilogues are their own.
+    """
     import numba
 
     from . import random_problems as problems
-    from .cases import CASES
+    from .cases import CASES, LAYOUTS
     from .guarded import guarded
 
-    case = CASES[number % len(CASES)] if table else problems.draw_case(rng, rows=12, columns=(24, 70))
+    rng, family = draws(number), draws(number // (_SIBLINGS * _FAMILIES) * _FAMILIES + number % _FAMILIES, "family")
+    layer, layout, dtype = problems.draw_layer(family), family.choice(LAYOUTS), family.choice(problems.DTYPES)
+    case = CASES[number % len(CASES)] if table else problems.draw_case(rng, layer, rows=12, columns=(24, 70))
     numba.set_num_threads(1 + (number % 4 == 0))  # two workers on two cores wait for each other's second threads
     with guarded(number) as guard:
-        drawn = problems.draw(rng, case=case)
+        drawn = problems.draw(rng, case=case, layout=str(layout), dtype=str(dtype))
         try:
-            computed = problems.Check(drawn, rng).touch()
+            computed = problems.Check(drawn, rng).touch(family)
         except Exception:
             print(drawn, file=sys.stderr)
             raise
@@ -96,12 +112,12 @@ def _faults(rng: np.random.Generator, number: int, table: bool) -> int:
     return computed
 
 
-def _oracles(rng: np.random.Generator, number: int, table: bool) -> int:
+def _oracles(draws: Draws, number: int, table: bool) -> int:
     """One problem against PyTorch, SciPy or ONNX, as far as they are installed."""
     from . import oracles
     from .cases import CASES
 
-    return oracles.check(rng, number, CASES[number % len(CASES)] if table else None)
+    return oracles.check(draws(number), number, CASES[number % len(CASES)] if table else None)
 
 
 PARTS = {"bounds": _bounds, "faults": _faults, "oracles": _oracles}
@@ -112,11 +128,12 @@ def _work(options: argparse.Namespace) -> None:
     faulthandler.enable()
     counters = np.memmap(options.counters, np.int64, "r+")[_COUNTERS * options.worker :][:_COUNTERS]
     ends = time.monotonic() + options.seconds
+    check, draws = PARTS[options.part], Draws(options.seed, options.part)
     number, done = options.first, 0
     while time.monotonic() < ends and done < options.problems:
         counters[0] = number
         counters[1] += 1
-        counters[2] += PARTS[options.part](_rng(options.seed, options.part, number), number, options.table)
+        counters[2] += check(draws, number, options.table)
         number += options.workers
         done += 1
         if done % _FEW == 0:
