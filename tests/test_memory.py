@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import fastconv
+from fastconv.kernels.disk import KernelFiles
 
 from .guarded import AVAILABLE
 from .process import run_python
@@ -79,18 +81,48 @@ def test_full_disk(copied, tmp_path):
     assert statistics(copied, tmp_path) == BOTH[1]
 
 
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 @pytest.mark.parametrize(
-    ("suffix", "content"),
-    [(".nbi", b""), (".nbi", b"\x80\x04garbage"), (".nbc", None)],
-    ids=["index-empty", "index-garbage", "code-half"],
+    "damage",
+    [lambda _: b"", lambda _: b"\x80\x04garbage" * 9, lambda content: content[: len(content) // 2], flipped],
+    ids=["empty", "garbage", "half", "flipped-bit"],
 )
-def test_damaged_cache_is_replaced(copied, tmp_path, content, suffix):
+def test_damaged_cache_is_replaced(copied, tmp_path, damage):
     assert statistics(copied, tmp_path) == BOTH[0]
     for path in files(tmp_path):
-        if path.suffix == suffix:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+        path.write_bytes(damage(path.read_bytes()))
     assert statistics(copied, tmp_path) == BOTH[0]
     assert statistics(copied, tmp_path) == BOTH[1]
+
+
+def test_kernels_of_one_function_saved_at_once_are_not_mixed_up(tmp_path):
+    """With a common index one kernel's key leads to the other's code now and then."""
+    keys = [(thread, number) for thread in range(8) for number in range(25)]
+
+    def save(thread):
+        for key in keys[thread * 25 : (thread + 1) * 25]:
+            KernelFiles(str(tmp_path), "function").save(key, key)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(8)))
+    assert [KernelFiles(str(tmp_path), "function").load(key) for key in keys] == keys
+
+
+def test_kernel_under_another_ones_name_is_not_loaded(tmp_path):
+    kernels = KernelFiles(str(tmp_path), "function")
+    kernels.save("one", 1)
+    (one,) = files(tmp_path)
+    content = one.read_bytes()
+    kernels.save("other", 2)
+    (other,) = set(files(tmp_path)) - {one}
+    other.write_bytes(content)
+    assert (kernels.load("one"), kernels.load("other")) == (1, None)
+    kernels.flush()
+    assert files(tmp_path) == []
 
 
 def test_processes_share_a_cache_from_its_first_moment(copied, tmp_path):
@@ -105,9 +137,9 @@ def test_processes_share_a_cache_from_its_first_moment(copied, tmp_path):
 
 def test_cache_does_not_grow_over_versions(copied, tmp_path):
     statistics(copied, tmp_path)
-    before = files(tmp_path)
+    before = len(files(tmp_path))
     for version in range(2):
         with (copied / "fastconv" / "kernels" / "simd.py").open("a") as file:
             file.write(f"# version {version}\n")
         assert statistics(copied, tmp_path) == BOTH[0]
-        assert files(tmp_path) == before
+        assert len(files(tmp_path)) == before

@@ -1,4 +1,4 @@
-"""Compilation of the kernels: the only place that knows Numba's options, its disk cache and the kernels' signature.
+"""Compilation of the kernels: the only place that knows Numba's options and the kernels' signature.
 
 A kernel is a function ``(params, begin, end, thread)`` of four integers: the address of a record that describes the
 work (`fastconv.kernels.params`), the half-open range of tasks to do, and the number of the thread that does them. It
@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from numba import njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+
+from fastconv.kernels.disk import KernelFiles, source_stamp
 
 KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
 
@@ -36,24 +36,6 @@ def statistics() -> dict[str, int]:
     return dict(_counts)
 
 
-@functools.cache
-def source_stamp() -> str:
-    """One hash over every source file of the package.
-
-    Numba looks only at the file of the cached function, so an edit in `simd.py` would leave stale machine code in
-    every kernel built on it.
-    """
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-source_stamp()  # now: a process that outlives an upgrade must not stamp its old kernels with the new sources
-
-
 class _PackageCacheImpl(CompileResultCacheImpl):
     def __init__(self, py_func: Callable[..., Any]) -> None:
         super().__init__(py_func)
@@ -61,17 +43,19 @@ class _PackageCacheImpl(CompileResultCacheImpl):
 
 
 class _PackageCache(FunctionCache):
-    """Numba's disk cache, with entries that are fresh only while the whole package is unchanged."""
+    """Numba's disk cache with files of our own, which are fresh only while the whole package is unchanged."""
 
     _impl_class = _PackageCacheImpl
 
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._cache_file = KernelFiles(self._cache_path, self._impl.filename_base)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The cached kernel, or None; files that cannot be read are forgotten, and written anew."""
+        """The cached kernel, or None, also where a file cannot be used: it is written anew."""
         try:
             return super().load_overload(sig, target_context)
         except Exception:
-            with contextlib.suppress(OSError):
-                self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
