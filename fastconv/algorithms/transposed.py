@@ -24,12 +24,19 @@ from fastconv.problem import CHANNELS_LAST, ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_VALUE_SECONDS = 0.45e-9
+_VALUE_SECONDS = 0.25e-9
 """Transposing one value, and fetching it from the cache of the thread that did."""
 _LAUNCH_SECONDS = 8e-6
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
-_COLUMN_BLOCK = 256
+_SQUARE = 16
+"""Rows and columns of the widest squares that are turned in registers."""
+_WRITTEN_BYTES = 1 << 15
+"""What a task writes to rows that lie in many pages: it stays in the first cache level."""
+_READ_BYTES = 1 << 18
+"""What it reads of such rows: it stays in the second one."""
+_GRAINS = 8
+"""Runs of tasks that a thread takes one after another."""
 _CHANNEL_BLOCKS = (64, 32, 16)
 """Output channels of a block are a multiple of these: of the widest register tile's, or of narrower ones where those
 are too many."""
@@ -154,18 +161,26 @@ def _cut(problem: ConvProblem, block: int, whole: bool) -> Cut | None:
 
 
 def transposition(
-    dtype: str, matrices: int, rows: int, columns: int, source: tuple[int, ...], target: tuple[int, ...], threads: int
-) -> Launch:
-    """Plan `matrices` of rows x columns; `source` and `target` are the strides from matrix to matrix and row to row."""
-    block = min(columns, _COLUMN_BLOCK)
+    dtype: str, matrices: int, rows: int, columns: int, source: tuple[int, ...], target: tuple[int, ...], threads: int,
+    by_rows: bool = False,
+) -> Launch:  # fmt: skip
+    """Plan `matrices` of rows x columns; `source` and `target` are the strides from matrix to matrix and row to row.
+
+    Tasks are blocks of columns, whose source rows are read along, or `by_rows`, whose target rows are written along.
+    """
+    long, across, most = (rows, columns, _READ_BYTES) if by_rows else (columns, rows, _WRITTEN_BYTES)
+    block = max(1, most // (across * np.dtype(dtype).itemsize) // _SQUARE) * _SQUARE
     if threads > 1:
-        block = max(16, min(block, -(-matrices * columns // (4 * threads * 16)) * 16))
-    blocks = -(-columns // block)
+        block = max(_SQUARE, min(block, -(-matrices * long // (4 * threads * _SQUARE)) * _SQUARE))
+    blocks = max(1, (long - _SQUARE) // block)  # the last one takes the rest: none is narrower than a square
     plan = fill(
         kernels.TRANSPOSE, rows=rows, columns=columns, source_matrix=source[0], source_row=source[1],
-        target_matrix=target[0], target_row=target[1], column_block=block, column_blocks=blocks,
+        target_matrix=target[0], target_row=target[1], by_rows=by_rows, block=block, blocks=blocks,
     )  # fmt: skip
-    return Launch(lambda: kernels.transpose(dtype), dtype, plan, matrices * blocks, threads)
+    tasks = matrices * blocks
+    return Launch(
+        lambda: kernels.transpose(dtype), dtype, plan, tasks, threads, grain=max(1, tasks // (_GRAINS * threads))
+    )
 
 
 class _Images:
@@ -179,7 +194,7 @@ class _Images:
         self.shape = (n, rows, columns, channels)
         planes, flat = (all_channels * whole * item, whole * item), (pixels * channels * item, channels * item)
         self.gather = transposition(dtype, n, channels, pixels, planes, flat, threads)
-        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads)
+        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=True)
         self.size = math.prod(self.shape)
 
 
@@ -312,7 +327,7 @@ class TransposedGradient(Operation):
             algorithm.plan(part, "grad_weight", threads),
             _Images(part.n, problem.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
             _Images(part.n, part.oc, problem.oc, part.output_size[0], oh, ow, dtype, threads),
-            transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, depth * item), threads),
+            transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, depth * item), threads, by_rows=True),
         )
 
     def _keeps_image(self) -> bool:

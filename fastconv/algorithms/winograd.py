@@ -42,7 +42,7 @@ from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.target import correlate_tile, panel_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.kernels.transforms import GRADIENT, INPUT
-from fastconv.problem import CHANNELS_LAST, ConvProblem
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -148,12 +148,13 @@ class Winograd(Algorithm):
     @staticmethod
     def _transposes(problem: ConvProblem, direction: str) -> bool:
         """Whether NCHW images can be transposed in parts."""
-        found = cut_of(problem) if direction == "grad_weight" else bands_of(problem, direction, CHANNELS_LAST)
+        found = cut_of(problem) if direction == "grad_weight" else bands_of(problem, direction, IMAGES_LAST)
         return found is not None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW":
-            operation = transposed(problem, direction, CHANNELS_LAST, self, threads)
+            layout = CHANNELS_LAST if direction == "grad_weight" else IMAGES_LAST
+            operation = transposed(problem, direction, layout, self, threads)
             assert operation is not None  # or it would have declined
             return operation
         if direction == "grad_weight":
@@ -312,7 +313,7 @@ class WinogradOperation(Operation):
             self._block * outputs * 8, height * 8, self._block * matrices * 8, matrices * value_step, chunk_bytes,
             matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
             max(reduction, part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
-            matrices * 8, max(taps * shape.VL, matrices) * shape.VL * item,
+            matrices * 8, max((taps + 1) * shape.VL, matrices) * shape.VL * item,
         )  # fmt: skip
         (
             sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,

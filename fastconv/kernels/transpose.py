@@ -1,7 +1,7 @@
 """Transposition of matrices: between layouts of images, and of weights, at the speed of the caches.
 
-Squares of VL x VL values are loaded, transposed in registers and stored; what is left at the edges is copied value by
-value.
+Squares of VL x VL values are loaded, transposed in registers and stored; matrices with a shorter side are copied value
+by value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastconv.kernels.target import vector_bytes
 
 TRANSPOSE = record("""
     rows columns source_matrix source_row target_matrix target_row
-    column_block column_blocks
+    by_rows block blocks
 """)
 """Strides are in bytes, from matrix to matrix and from row to row; the values of a row lie side by side."""
 
@@ -54,9 +54,48 @@ def transpose_square(
     return types.void(REAL, VL, *[types.intp] * 5), codegen
 
 
+@jit.inline
+def turn_square(REAL, ITEM, VL, p, source, target, row, column):
+    """Transpose the square that begins there."""
+    transpose_square(
+        REAL, VL, source + row * p.source_row + column * ITEM, p.source_row, VL,
+        target + column * p.target_row + row * ITEM, p.target_row,
+    )  # fmt: skip
+
+
+@jit.inline
+def lead_of(VL, ITEM, address):
+    """Values before the first that begins an aligned vector."""
+    return -address // ITEM % VL
+
+
+@jit.inline
+def block_of(p, block, size, lead):
+    """The values of an axis that are a task's, or all: but for the first's and the last's, whole vectors."""
+    first = block * p.block + lead if block > 0 else 0
+    return first, (block + 1) * p.block + lead if 0 <= block < p.blocks - 1 else size
+
+
+@jit.inline
+def squares_of(VL, first, last, lead):
+    """Where the squares of a block begin; the first and the last are moved inside (`inside`)."""
+    return range(lead - VL if first == 0 and lead > 0 else first, last, VL)
+
+
+@jit.inline
+def inside(VL, first, last, at):
+    """The beginning of a square moved inside its block."""
+    return min(max(at, first), last - VL)
+
+
 @functools.cache
 def transpose(dtype: str) -> CFunc:
-    """Transpose matrices; a task is a block of columns of one."""
+    """Transpose matrices; a task is a block of columns of one, or of rows.
+
+    Squares begin where vectors of the source's rows, and of the target's, are aligned, but for the first and the last
+    of an axis, which overlap their neighbours: else each vector meets two cache lines, which are gone from the first
+    cache level before the next vector where rows lie a multiple of 4 KiB apart.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL = vector_bytes() // ITEM
@@ -65,21 +104,27 @@ def transpose(dtype: str) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, TRANSPOSE)
         for task in range(begin, end):
-            matrix, first = task // p.column_blocks, task % p.column_blocks * p.column_block
-            last = min(first + p.column_block, p.columns)
+            matrix, block = task // p.blocks, task % p.blocks
             source = call.source + matrix * p.source_matrix
             target = call.target + matrix * p.target_matrix
-            whole_rows = p.rows // VL * VL
-            whole_columns = first + (last - first) // VL * VL
-            for r in range(0, whole_rows, VL):
-                for c in range(first, whole_columns, VL):
-                    transpose_square(
-                        REAL, VL, source + r * p.source_row + c * ITEM, p.source_row, VL,
-                        target + c * p.target_row + r * ITEM, p.target_row,
-                    )  # fmt: skip
-            for r in range(p.rows):
-                row = carray(pointer(source + r * p.source_row), p.columns, REAL)
-                for c in range(first if r >= whole_rows else whole_columns, last):
-                    carray(pointer(target + c * p.target_row + r * ITEM), 1, REAL)[0] = row[c]
+            lead_r, lead_c = lead_of(VL, ITEM, target), lead_of(VL, ITEM, source)
+            top, bottom = block_of(p, block if p.by_rows != 0 else -1, p.rows, lead_r)
+            first, last = block_of(p, -1 if p.by_rows != 0 else block, p.columns, lead_c)
+            if bottom - top < VL or last - first < VL:
+                for r in range(top, bottom):
+                    row = carray(pointer(source + r * p.source_row), p.columns, REAL)
+                    for c in range(first, last):
+                        carray(pointer(target + c * p.target_row + r * ITEM), 1, REAL)[0] = row[c]
+            elif p.by_rows != 0:
+                for c in squares_of(VL, first, last, lead_c):
+                    column = inside(VL, first, last, c)
+                    for r in squares_of(VL, top, bottom, lead_r):
+                        turn_square(REAL, ITEM, VL, p, source, target, inside(VL, top, bottom, r), column)
+            else:
+                for r in squares_of(VL, top, bottom, lead_r):
+                    row = inside(VL, top, bottom, r)
+                    for c in squares_of(VL, first, last, lead_c):
+                        column = inside(VL, first, last, c)
+                        turn_square(REAL, ITEM, VL, p, source, target, row, column)
 
     return jit.kernel(transpose_blocks)

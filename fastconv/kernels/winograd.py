@@ -47,6 +47,8 @@ WINOGRAD = record("""
 a register tile `height` rows. The last lines' fields are offsets into each thread's workspace."""
 
 
+AHEAD_OF_LINE = 2
+"""Squares of weights that are asked for ahead."""
 _MOST_UNROLLED = 28
 """Sums of a tile from which on unrolling its short runs spills some."""
 
@@ -173,6 +175,39 @@ def transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
                 )  # fmt: skip
 
 
+@jit.inline
+def transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
+    """Transform weights whose taps lie side by side, turning squares of VL target channels x VL taps.
+
+    The taps of VL source channels are one line where these lie side by side, else a line has those of one. A line's
+    last square overlaps the one before, or reads some taps of what precedes it, or follows the first line of all.
+    """
+    COUNT = R * R
+    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
+    lowest = tap + (R - 1) * (min(p.weight_r, 0) + min(p.weight_c, 0))
+    turned = own + p.buffer + VL * VL * ITEM
+    for a in range(R):
+        for b in range(R):
+            taps[a, b] = turned + (tap + a * p.weight_r + b * p.weight_c - lowest) * VL
+    together = VL if p.weight_k == COUNT * ITEM else 1
+    for v in range(0, lanes, VL):
+        there = min(VL, lanes - v)
+        for k in range(0, rows, together):
+            line = lowest + v * p.weight_d + k * p.weight_k
+            length = COUNT * min(together, rows - k)
+            for c in range(0, length, VL):
+                begin = min(c, length - VL) if before + k > 0 or length >= VL else 0
+                square = line + begin * ITEM
+                for d in range(there):
+                    prefetch(square + d * p.weight_d + AHEAD_OF_LINE * VL * ITEM)
+                transpose_square(REAL, VL, square, p.weight_d, there, turned + begin * VL * ITEM, VL * ITEM)
+            for i in range(min(together, rows - k)):
+                transform_tile(
+                    REAL, VL, WEIGHTS, M, R, own + p.weight_source, i * COUNT * VL * ITEM,
+                    own + p.weight_table, ((k + i) * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
+                )  # fmt: skip
+
+
 @functools.cache
 def transform_weights(dtype: str, m: int, r: int) -> CFunc:
     """The part that transforms a panel's weights of the source channels from `first` on into `packed`.
@@ -192,6 +227,8 @@ def transform_weights(dtype: str, m: int, r: int) -> CFunc:
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d
         if p.weight_d == ITEM:
             transform_in_place(REAL, ITEM, VL, M, R, p, own, tap, lanes, rows)
+        elif abs(p.weight_c) == ITEM:
+            transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, first, rows)
         else:
             transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, first, rows)
 

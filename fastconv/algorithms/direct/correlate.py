@@ -116,7 +116,9 @@ class Turn:
         self.shape = (kh, kw, ic, oc) if joined else (ic, kh, kw, oc)
         self.layout = "NHWC" if joined else CHANNELS_LAST
         depth, item = ic * kh * kw, problem.itemsize
-        self._launch = transposition(problem.dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads)
+        self._launch = transposition(
+            problem.dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads, by_rows=True
+        )
         self._unused = np.zeros(1, problem.dtype)
         self.seconds = depth * oc * (model.SCATTER_SECONDS if joined else model.TRANSPOSE_SECONDS)
         """Of one thread."""
