@@ -67,7 +67,7 @@ def draw_layer(rng: np.random.Generator) -> Layer:
     def pair(rows, columns):
         return int(rng.choice(rows)), int(rng.choice(columns))
 
-    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large"])
+    kind = rng.choice(["any", "any", "depthwise", "winograd", "filter", "large", "disjoint"])
     if kind == "winograd":
         groups = int(rng.choice([1, 1, 2]))
         ic, oc = channels([8, 16, 17, 33, 40, 130], groups), channels([1, 5, 16, 33, 48, 70], groups)
@@ -77,6 +77,10 @@ def draw_layer(rng: np.random.Generator) -> Layer:
         groups = int(rng.choice([1, 1, 2, 5]))
         ic, oc = (channels([1, 1, 2, 3], groups) for _ in range(2))
         return Layer(groups, ic, oc, pair([1, 9, 16, 19], [2, 12, 17, 31]))
+    if kind == "disjoint":
+        ic, oc = channels([1, 3, 5, 16, 17], 1), channels([1, 5, 16, 33], 1)
+        kernel = pair([1, 2, 3, 4, 7], [2, 3, 4, 7, 8])
+        return Layer(1, ic, oc, kernel, stride=kernel)
     if kind == "depthwise":
         groups = ic = int(rng.choice([2, 8, 16, 17, 33, 40]))
         oc = channels([1, 1, 1, 2], groups)
@@ -99,13 +103,14 @@ def draw_case(
     if layer is None:
         layer = draw_layer(rng)
     n = int(rng.integers(1, 4))
-    padding = tuple((int(rng.integers(0, 4)), int(rng.integers(0, 4))) for _ in range(2))
+    most = 1 if layer.stride == layer.kernel and rng.random() < 0.7 else 4  # windows side by side, unpadded mostly
+    padding = tuple((int(rng.integers(0, most)), int(rng.integers(0, most))) for _ in range(2))
     windows = zip(layer.kernel, layer.dilation, padding, strict=True)
     spans = [(size - 1) * spread + 1 - sum(pads) for size, spread, pads in windows]
     image = _size(rng, spans[0], 1, rows), _size(rng, spans[1], 1, columns[rng.random() >= 0.8])
     if rng.random() < 0.1:
         image = max(spans[0], 1), max(spans[1], 1)  # one window, or a few where padding is larger
-    padding = rng.choice(["same", "same_lower", "full"]) if rng.random() < 0.2 else padding
+    padding = rng.choice(["same", "same_lower", "full"]) if most > 1 and rng.random() < 0.2 else padding
     return Case(
         "random", layer.ic, layer.oc, image, layer.kernel, layer.stride, padding, layer.dilation, layer.groups, n
     )

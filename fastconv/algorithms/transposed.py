@@ -183,7 +183,7 @@ def transposition(
     )
 
 
-class _Images:
+class Images:
     """Transposition of a band of images between NCHW and NHWC."""
 
     def __init__(
@@ -197,6 +197,10 @@ class _Images:
         self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=True)
         self.size = math.prod(self.shape)
 
+    def seconds(self, threads: int) -> float:
+        """Predicted time of one transposition, but for its launch."""
+        return self.size * _VALUE_SECONDS / threads
+
 
 class TransposedOperation(Operation):
     """An operation of another algorithm on transposed images, and on transposed weights if it asks for them."""
@@ -205,13 +209,13 @@ class TransposedOperation(Operation):
         self.problem = problem
         self.direction = direction
         self._bands = bands
-        plans: dict[ConvProblem, tuple[Operation, _Images, _Images]] = {}
+        plans: dict[ConvProblem, tuple[Operation, Images, Images]] = {}
         dtype, (ih, iw), (oh, ow) = problem.dtype, problem.input_size, problem.output_size
         for band in bands:
             if band.problem not in plans:
                 n, ic, oc = band.problem.n, problem.ic, problem.oc
-                x = _Images(n, ic, ic, band.high - band.low, ih, iw, dtype, threads)
-                y = _Images(n, oc, oc, band.bottom - band.top, oh, ow, dtype, threads)
+                x = Images(n, ic, ic, band.high - band.low, ih, iw, dtype, threads)
+                y = Images(n, oc, oc, band.bottom - band.top, oh, ow, dtype, threads)
                 plans[band.problem] = algorithm.plan(band.problem, direction, threads), x, y
         self._plans = plans
         item, oc = problem.itemsize, problem.oc
@@ -291,8 +295,8 @@ class _Block:
     start: int
     end: int
     operation: Operation
-    x: _Images
-    y: _Images
+    x: Images
+    y: Images
     turn: Launch
     """Lays the gradient's transposed weights as the caller's lie."""
 
@@ -319,14 +323,14 @@ class TransposedGradient(Operation):
         self._scratch = values * problem.itemsize
         self.workspace_bytes = self._scratch + max(block.operation.workspace_bytes for block in self._blocks)
 
-    def _parts(self, algorithm: Algorithm, part: ConvProblem) -> tuple[Operation, _Images, _Images, Launch]:
+    def _parts(self, algorithm: Algorithm, part: ConvProblem) -> tuple[Operation, Images, Images, Launch]:
         """What a block does, which is the same for all of one shape."""
         problem, threads, dtype, item = self.problem, self._threads, self.problem.dtype, self.problem.itemsize
         (ih, iw), (oh, ow), depth = problem.input_size, problem.output_size, self._depth
         return (
             algorithm.plan(part, "grad_weight", threads),
-            _Images(part.n, problem.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
-            _Images(part.n, part.oc, problem.oc, part.output_size[0], oh, ow, dtype, threads),
+            Images(part.n, problem.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
+            Images(part.n, part.oc, problem.oc, part.output_size[0], oh, ow, dtype, threads),
             transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, depth * item), threads, by_rows=True),
         )
 
@@ -384,19 +388,78 @@ class TransposedGradient(Operation):
         launch(source, source, self._unused, target)
 
 
+class PointwiseGradient(Operation):
+    """A pointwise weight gradient of another algorithm on transposed images, which are not cut.
+
+    Input and output change places: the gradient of the layer from `oc` to `ic` channels, whose weights lie
+    (ic, kh, kw, oc), lies as the caller's.
+    """
+
+    def __init__(self, problem: ConvProblem, algorithm: Algorithm, threads: int) -> None:
+        self.problem = problem
+        self._threads = threads
+        self._unused = np.zeros(1, problem.dtype)
+        exchanged = replace(problem, ic=problem.oc, oc=problem.ic, layout=CHANNELS_LAST)
+        self._w_shape = exchanged.w_shape
+        self._operation = algorithm.plan(exchanged, "grad_weight", threads)
+        (rows, columns), n, dtype = problem.input_size, problem.n, problem.dtype
+        self._x, self._y = (
+            Images(n, channels, channels, rows, rows, columns, dtype, threads) for channels in (problem.ic, problem.oc)
+        )
+        self._scratch = (self._x.size + self._y.size) * problem.itemsize
+        self.workspace_bytes = self._scratch + self._operation.workspace_bytes
+
+    def _moving_seconds(self) -> float:
+        return 2 * _LAUNCH_SECONDS + (self._x.size + self._y.size) * _VALUE_SECONDS / self._threads
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        return self._operation.seconds(rate) + self._moving_seconds()  # type: ignore[attr-defined]
+
+    def estimate(self, machine: Machine) -> Estimate:
+        estimate = self._operation.estimate(machine)
+        return Estimate(estimate.seconds + self._moving_seconds(), f"transposed: {estimate.reason}")
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        with Buffer(self._scratch) as buffer:
+            values = buffer[: self._scratch].view(self.problem.dtype)
+            x, y = (
+                part.reshape(images.shape)
+                for part, images in zip(np.split(values, [self._x.size]), (self._x, self._y), strict=True)
+            )
+            self._x.gather(second, second, self._unused, x)
+            self._y.gather(first, first, self._unused, y)
+            self._operation.run(x, y, result.reshape(self._w_shape))
+
+
+def _pointwise_in_one(problem: ConvProblem) -> bool:
+    """Whether a problem is pointwise, and the scratch holds its transposed images."""
+    plain = replace(problem, kernel_size=(1, 1), stride=(1, 1), padding=((0, 0), (0, 0)), groups=1)
+    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
+    return problem == plain and values * problem.itemsize <= scratch_limit(problem, 2)
+
+
 @QUIET
 def _add(total: np.ndarray, part: np.ndarray) -> None:
     np.add(total, part, out=total)
 
 
+Transposed = TransposedOperation | TransposedGradient | PointwiseGradient
+
+
 def transposed(
     problem: ConvProblem, direction: str, layout: str, algorithm: Algorithm, threads: int
-) -> TransposedOperation | TransposedGradient | None:
+) -> Transposed | None:
     """An algorithm's operation on transposed images; None where these are too large for a scratch area.
 
     `layout` is that of the problems which the algorithm gets; the weight gradient has CHANNELS_LAST.
     """
     if direction == "grad_weight":
+        if _pointwise_in_one(problem):
+            return PointwiseGradient(problem, algorithm, threads)
         cut = cut_of(problem)
         return None if cut is None else TransposedGradient(problem, cut, algorithm, threads)
     bands = bands_of(problem, direction, layout)

@@ -110,6 +110,19 @@ def copy_first_lanes(typingctx: Any, REAL: Any, COUNT: Any, there: Any, source: 
 
 
 @intrinsic(prefer_literal=True)
+def copy_values(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) -> Any:
+    """Copy COUNT values that lie side by side."""
+    real, count = REAL.dtype, literal(COUNT)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder, scalar_ir(real), count)
+        emit.store(emit.load(args[2]), args[3])
+        return context.get_dummy_value()
+
+    return types.void(REAL, COUNT, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
 def copy_run(typingctx: Any, REAL: Any, VL: Any, source: Any, target: Any, count: Any) -> Any:
     """Copy `count` values that lie side by side, VL at once, or write zeros where `source` is 0."""
     real, lanes = REAL.dtype, literal(VL)

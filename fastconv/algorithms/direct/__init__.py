@@ -24,6 +24,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.channel_dots import plan_channel_dots
 from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
 from fastconv.algorithms.direct.depthwise import plan_depthwise
+from fastconv.algorithms.direct.disjoint import DisjointOperation, plan_disjoint
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
@@ -37,7 +38,7 @@ from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.whole_window import WholeWindowOperation, as_one_pixel
 from fastconv.algorithms.direct.window_dots import plan_window_dots
-from fastconv.algorithms.transposed import TransposedGradient, TransposedOperation, bands_of, transposed
+from fastconv.algorithms.transposed import Transposed, bands_of, transposed
 from fastconv.cost import conv_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -115,7 +116,7 @@ def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pas
     return passes if chained is None else (chained,)
 
 
-def _transposed(problem: ConvProblem, direction: str, threads: int) -> TransposedOperation | TransposedGradient | None:
+def _transposed(problem: ConvProblem, direction: str, threads: int) -> Transposed | None:
     """The operation on transposed images, and on transposed weights where these are read or written in vectors.
 
     So are those of a strided input gradient, where there is room: its phases pack a few taps each, and weights in
@@ -127,12 +128,21 @@ def _transposed(problem: ConvProblem, direction: str, threads: int) -> Transpose
     return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
+def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOperation | None:
+    """The operation on patches, where windows lie side by side."""
+    return plan_disjoint(problem, direction, threads, DirectOperation)
+
+
 @functools.lru_cache(maxsize=1024)
-def _transposes(problem: ConvProblem, direction: str) -> bool:
-    """Whether an NCHW problem is faster transposed."""
-    other = _transposed(problem, direction, 1)
-    own = DirectOperation(problem, direction, 1)
-    return other is not None and other.seconds(model.NOMINAL_RATE) < own.seconds(model.NOMINAL_RATE)
+def _planner_of_planes(problem: ConvProblem, direction: str) -> Callable[[ConvProblem, str, int], Any]:
+    """What plans an NCHW problem best, as one thread would do it."""
+    offered = {planner: planner(problem, direction, 1) for planner in (DirectOperation, _transposed, _disjoint)}
+    seconds = {
+        planner: operation.seconds(model.NOMINAL_RATE)
+        for planner, operation in offered.items()
+        if operation is not None
+    }
+    return min(seconds, key=lambda planner: seconds[planner])
 
 
 class Direct(Algorithm):
@@ -144,8 +154,8 @@ class Direct(Algorithm):
         pixel = as_one_pixel(problem)
         if pixel is not None:
             return WholeWindowOperation(self.plan(pixel, direction, threads), pixel, direction)
-        if problem.layout == "NCHW" and _transposes(_typical(problem, direction), direction):
-            operation = _transposed(problem, direction, threads)
+        if problem.layout == "NCHW":
+            operation = _planner_of_planes(_typical(problem, direction), direction)(problem, direction, threads)
             if operation is not None:
                 return operation
         return DirectOperation(problem, direction, threads)

@@ -1,0 +1,155 @@
+"""NCHW layers whose windows lie side by side, as patch embeddings and downsampling ones, computed as pointwise layers.
+
+What a window reads becomes the channels of one pixel (`fastconv.kernels.disjoint`), in the order of the weights, which
+are then those of a pointwise layer as they lie. Each value is in one window only, so nothing is copied twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, canonical_strides, scratch_limit
+from fastconv.algorithms.transposed import Images
+from fastconv.kernels import disjoint as kernels
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import Buffer, fill
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+_LAUNCH_SECONDS = 8e-6
+_RUN_SECONDS = 1.5e-9
+"""Copying the columns of a kernel's row."""
+_WIDEST = 64
+"""Columns of a kernel up to which they are copied in one piece."""
+
+Planner = Callable[[ConvProblem, str, int], Operation]
+
+
+def _pointwise(problem: ConvProblem, direction: str) -> ConvProblem:
+    """The pointwise problem on patches; that of the weight gradient has input and output exchanged."""
+    depth = problem.ic * math.prod(problem.kernel_size)
+    layer = replace(
+        problem, ic=depth, input_size=problem.output_size, kernel_size=(1, 1), stride=(1, 1), layout=IMAGES_LAST
+    )
+    return replace(layer, ic=problem.oc, oc=depth, layout=CHANNELS_LAST) if direction == "grad_weight" else layer
+
+
+@dataclass(frozen=True)
+class _Round:
+    """The images from `first` to `last`, and what they have in common with other rounds of as many."""
+
+    first: int
+    last: int
+    operation: Operation
+    move: Launch
+    y: Images
+    patches: tuple[int, ...]
+    """The shape of the images' patches."""
+
+
+class DisjointOperation(Operation):
+    """The pointwise layer's operation between copies, for as many images at a time as the scratch holds."""
+
+    def __init__(self, problem: ConvProblem, direction: str, threads: int, together: int, plan: Planner) -> None:
+        self.problem = problem
+        self.direction = direction
+        self._threads = threads
+        self._unused = np.zeros(1, problem.dtype)
+        self._w_shape = _pointwise(problem, direction).w_shape
+        starts = range(0, problem.n, together)
+        parts = {
+            count: self._parts(replace(problem, n=count), plan)
+            for count in {min(together, problem.n - s) for s in starts}
+        }
+        self._rounds = [
+            _Round(start, min(start + together, problem.n), *parts[min(together, problem.n - start)])
+            for start in starts
+        ]
+        self._scratch = max(math.prod(step.patches) + step.y.size for step in self._rounds) * problem.itemsize
+        self.workspace_bytes = self._scratch + max(step.operation.workspace_bytes for step in self._rounds)
+        kernel, windows = problem.kernel_size, problem.output_size
+        self._leaves_gaps = any(
+            k * count < size for k, count, size in zip(kernel, windows, problem.input_size, strict=True)
+        )
+        self.prepared_key = self
+
+    def _parts(self, problem: ConvProblem, plan: Planner) -> tuple[Operation, Launch, Images, tuple[int, ...]]:
+        (kh, kw), (oh, ow), item, dtype = problem.kernel_size, problem.output_size, problem.itemsize, problem.dtype
+        depth = problem.ic * kh * kw
+        x_n, x_i, _, x_c = canonical_strides(problem.x_shape, item, problem.layout)
+        record = fill(
+            kernels.DISJOINT, channels=problem.ic, kernel_rows=kh, rows=oh, columns=ow, image_n=x_n, image_c=x_c,
+            image_r=x_i, patches_n=oh * ow * depth * item, patches_r=ow * depth * item, patch_bytes=depth * item,
+        )  # fmt: skip
+        gathers = self.direction != "grad_input"
+        move = Launch(lambda: kernels.move(dtype, kw, gathers), dtype, record, problem.n * oh, self._threads)
+        y = Images(problem.n, problem.oc, problem.oc, oh, oh, ow, dtype, self._threads)
+        operation = plan(_pointwise(problem, self.direction), self.direction, self._threads)
+        return operation, move, y, (problem.n, oh, ow, depth)
+
+    def _moving_seconds(self) -> float:
+        runs = math.prod(self.problem.x_shape) // self.problem.kernel_size[1]
+        moved = runs * _RUN_SECONDS / self._threads + sum(step.y.seconds(self._threads) for step in self._rounds)
+        return moved + 2 * len(self._rounds) * _LAUNCH_SECONDS
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        inner = sum(step.operation.seconds(rate) for step in self._rounds)  # type: ignore[attr-defined]
+        return inner + self._moving_seconds()
+
+    def estimate(self, machine: Machine) -> Estimate:
+        estimates = [step.operation.estimate(machine) for step in self._rounds]
+        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
+        return Estimate(seconds, f"windows side by side as pixels: {estimates[0].reason}")
+
+    def prepare(self, w: np.ndarray) -> Any:
+        return {step.operation: step.operation.prepare(w.reshape(self._w_shape)) for step in self._rounds}
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        if self.direction == "grad_input" and self._leaves_gaps:
+            result[...] = 0  # pixels behind the last windows
+        unused = self._unused
+        with Buffer(self._scratch) as buffer:
+            values = buffer[: self._scratch].view(self.problem.dtype)
+            for step in self._rounds:
+                images, size = slice(step.first, step.last), math.prod(step.patches)
+                patches = values[:size].reshape(step.patches)
+                y = values[size : size + step.y.size].reshape(step.y.shape)
+                if self.direction == "forward":
+                    step.move(first[images], first, unused, patches)
+                    w = second.reshape(self._w_shape)
+                    step.operation.run(patches, w, y, epilogue, prepared and prepared[step.operation])
+                    step.y.scatter(y, y, unused, result[images])
+                elif self.direction == "grad_input":
+                    step.y.gather(first[images], first, unused, y)
+                    step.operation.run(y, second.reshape(self._w_shape), patches)
+                    step.move(patches, patches, unused, result[images])
+                else:
+                    step.move(second[images], second, unused, patches)
+                    step.y.gather(first[images], first, unused, y)
+                    step.operation.run(patches, y, result.reshape(self._w_shape))
+
+
+def plan_disjoint(problem: ConvProblem, direction: str, threads: int, plan: Planner) -> DisjointOperation | None:
+    """Plan it; None where windows overlap or lie apart, where padding cuts them, or where the scratch is too small."""
+    plain = replace(
+        problem, stride=problem.kernel_size, padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, layout="NCHW"
+    )
+    if problem != plain or problem.kernel_size == (1, 1) or problem.kernel_size[1] > _WIDEST:
+        return None
+    windows, depth = math.prod(problem.output_size), problem.ic * math.prod(problem.kernel_size)
+    each = windows * (depth + problem.oc) * problem.itemsize
+    together = min(problem.n, int(scratch_limit(replace(problem, n=1), 2)) // max(each, 1))
+    if windows == 0 or together == 0 or (direction == "grad_weight" and together < problem.n):
+        return None
+    return DisjointOperation(problem, direction, threads, together, plan)

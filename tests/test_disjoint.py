@@ -1,0 +1,85 @@
+"""NCHW layers whose windows lie side by side, and pointwise weight gradients: the ways that only these can take."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastconv.algorithms import transposed
+from fastconv.algorithms.base import Epilogue
+from fastconv.algorithms.direct import Direct, DirectOperation, disjoint
+from fastconv.problem import problem_from
+
+from .cases import CASES, DIRECTIONS, Case, data
+
+SIDE_BY_SIDE = [
+    replace(case, name=f"{case.name}-disjoint", stride=case.kernel, padding=0, dilation=1, groups=1, n=3)
+    for case in CASES[::3]
+    if case.groups == 1 and all(k <= size for k, size in zip(case.kernel, case.image, strict=True))
+]
+
+
+def problem_of(case: Case, dtype: str = "float32"):
+    x_shape, w_shape, _ = case.shapes("NCHW")
+    return problem_from(x_shape, w_shape, np.dtype(dtype), **case.arguments, layout="NCHW")
+
+
+def operands(given, direction):
+    first = given.x if direction == "forward" else given.grad_y
+    second = given.x if direction == "grad_weight" else given.w
+    return np.ascontiguousarray(first), np.ascontiguousarray(second)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_windows_side_by_side(direction, monkeypatch):
+    """All at once, and an image or two at a time, where the scratch is small."""
+    done, rounds = 0, 0
+    for number, case in enumerate(SIDE_BY_SIDE):
+        dtype = ("float32", "float64")[number % 2]
+        problem, given = problem_of(case, dtype), data(case, "integers", "NCHW", dtype)
+        one = problem.itemsize * (np.prod(problem.x_shape) + np.prod(problem.y_shape)) // problem.n
+        for scratch in (1 << 30, 2 * one):
+            monkeypatch.setattr(disjoint, "scratch_limit", lambda *_, scratch=scratch: scratch)
+            operation = disjoint.plan_disjoint(problem, direction, 2, DirectOperation)
+            if operation is None:
+                continue
+            expected = given.expected[direction]
+            bias = (np.arange(case.oc) % 5 - 2).astype(dtype)
+            epilogue = Epilogue(bias) if direction == "forward" else Epilogue()
+            if direction == "forward":
+                expected = expected + bias[:, None, None]
+            first, second = operands(given, direction)
+            for prepared in (None, operation.prepare(second)) if direction == "forward" else (None,):
+                result = np.full_like(expected, np.nan, dtype)
+                operation.run(first, second, result, epilogue, prepared)
+                np.testing.assert_array_equal(result, expected, err_msg=f"{case} {dtype} {scratch} bytes")
+            done += 1
+            rounds += len(operation._rounds) > 1
+    assert done > 15
+    assert rounds > 5 or direction == "grad_weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stride": (2, 3)}, {"padding": ((0, 1), (0, 0))}, {"dilation": (1, 2)}, {"groups": 3}, {"layout": "NHWC"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_layers_are_declined(change):
+    case = Case("", 3, 6, (12, 12), (3, 3), stride=3)
+    assert disjoint.plan_disjoint(problem_of(case), "forward", 1, DirectOperation) is not None
+    assert disjoint.plan_disjoint(replace(problem_of(case), **change), "forward", 1, DirectOperation) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pointwise_weight_gradient(dtype):
+    done = 0
+    for case in CASES:
+        problem = problem_of(case, dtype)
+        if not transposed._pointwise_in_one(problem):
+            continue
+        given = data(case, "integers", "NCHW", dtype)
+        result = np.full_like(given.expected["grad_weight"], np.nan, dtype)
+        transposed.PointwiseGradient(problem, Direct(), 2).run(*operands(given, "grad_weight"), result)
+        np.testing.assert_array_equal(result, given.expected["grad_weight"], err_msg=str(case))
+        done += 1
+    assert done > 3
