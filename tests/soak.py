@@ -223,6 +223,8 @@ def soak(options: argparse.Namespace) -> int:
         try:
             while sum(worker.running() for worker in workers):
                 time.sleep(0.05)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
         finally:
             for worker in workers:
                 worker.stop()

@@ -1,10 +1,16 @@
 """A result is a function of its operands' values alone: not of the batch, the neighbours, addresses or the run."""
 
+import math
+
 import numpy as np
 import pytest
 
+import fastconv
+from fastconv.algorithms import transposed
+
 from .cases import DIRECTIONS, LAYOUTS, NAMED, UNIVERSAL, Data, by_name, call, data
 from .checks import assert_same_bits
+from .soak import forget_plans
 
 SHAPES = (
     "threads-batch",
@@ -84,3 +90,23 @@ def test_addresses_and_runs(layout, direction, name):
     for _ in range(2):
         for algorithm, result in results(name, with_operands(moved, given), layout, direction).items():
             assert_same_bits(result, first[algorithm])
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "direct"])
+def test_bands_of_one_image_and_of_a_batch(algorithm, monkeypatch):
+    """More images may take more scratch: their bands must not begin at other rows, where tiles would lie otherwise."""
+
+    def half(problem, threads):
+        arrays = (problem.x_shape, problem.w_shape, problem.y_shape)
+        return 0.5 * problem.itemsize * sum(math.prod(shape) for shape in arrays)
+
+    monkeypatch.setattr(transposed, "scratch_limit", half)
+    forget_plans()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 16, 30, 31), np.float32)
+    w = rng.standard_normal((17, 16, 3, 3), np.float32)
+    keywords = {"padding": "same", "layout": "NCHW", "algorithm": algorithm}
+    together = fastconv.conv2d(x, w, **keywords)
+    alone = np.concatenate([fastconv.conv2d(x[k : k + 1], w, **keywords) for k in range(4)])
+    forget_plans()
+    assert_same_bits(together, alone)

@@ -98,7 +98,7 @@ def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | 
 
     `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST.
     """
-    limit = scratch_limit(problem, 2)  # whatever the threads: the choice of bands must not depend on them
+    limit = scratch_limit(replace(problem, n=1), 2)  # whatever the threads and the batch: bits depend on the bands
     if layout == CHANNELS_LAST:
         limit -= math.prod(problem.w_shape) * problem.itemsize
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
