@@ -50,7 +50,7 @@ def run_filter(in1: Any, in2: Any, mode: Any, method: Any, correlates: bool) -> 
         key = (correlates, in1.shape, in2.shape, in1.dtype, in2.dtype, mode, method)
         try:
             return _known[key](in1, in2)
-        except (KeyError, TypeError):  # not known yet, or not hashable
+        except (KeyError, TypeError):  # not known yet, or not hashable; kernels load from any address
             pass
     else:
         key = None
