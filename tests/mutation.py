@@ -19,6 +19,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from .process import ROOT
 
 MODULES = {
@@ -54,23 +56,23 @@ MODULES = {
     "fft": "fft",
     "overlap_save": "fft",
     "patches": "im2col",
-    "naive": "naive",
+    "naive": "naive test_layers",
     "spread": "test_few_channels",
-    "activation": "test_layers",
-    "dense": "test_dense",
+    "activation": "test_layers test_nn test_dense flat",
+    "dense": "test_dense test_layers",
     "runs": "test_local2d",
     "local": "test_local2d",
-    "pool": "test_nn",
-    "windows": "test_nn",
-    "softmax": "test_nn",
-    "update": "test_nn",
+    "pool": "test_nn pooling",
+    "windows": "test_nn pooling",
+    "softmax": "test_nn flat",
+    "update": "test_nn flat",
     "signal": "test_signal",
     "sums": "test_signal",
     "taptile": "test_signal",
     "fourier": "test_signal",
 }
-"""Modules of kernels, and what depends on them: kinds of passes or an algorithm, which the table of cases checks, or a
-file of tests."""
+"""Modules of kernels, and what depends on them: kinds of passes or an algorithm, which the table of cases checks, a
+layer of `random_problems`, or a file of tests."""
 _KERNELS = Path("fastconv", "kernels")
 EQUIVALENT = ("prefetch", "grain")
 """Changes in lines that hold one of these words alter speed alone."""
@@ -199,12 +201,16 @@ def check(what: str) -> None:
     from .cases import CASES, DIRECTIONS, LAYOUTS, TARGET_CASES, compare_integers
     from .guarded import guarded
     from .passes import KINDS, compare_all
+    from .random_problems import LAYERS
     from .soak import forget_plans
 
     for number, case in enumerate((*TARGET_CASES, *(case for case in CASES if case not in TARGET_CASES))):
         forget_plans()
         with guarded(number) as guard:
             for name in what.split():
+                if name in LAYERS:
+                    LAYERS[name](np.random.default_rng(number))
+                    continue
                 if name in KINDS:
                     compare_all(name, (case,), number)
                     continue

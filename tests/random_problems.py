@@ -283,6 +283,32 @@ def check_local(rng: np.random.Generator, geometry: tuple) -> int:
     return 3
 
 
+def check_flat(rng: np.random.Generator) -> int:
+    """What goes once through flat arrays: ReLU's gradient, the loss, and one step of both updates."""
+    dtype = str(rng.choice(["float32", "float64"]))
+    count = int(rng.choice([1, 3, 16, 17, 33, 4096, 4097, 9000]))
+    y, grad, w, momentum = (_integers(rng, (count,), dtype) for _ in range(4))
+    np.testing.assert_array_equal(nn.relu_grad_input(grad, y), np.where(y > 0, grad, 0))
+    np.testing.assert_array_equal(nn.relu_grad_input(grad.copy(), y), np.where(y > 0, grad, 0))
+    stepped, velocity = w.copy(), momentum.copy()
+    nn.sgd_update(stepped, grad, velocity, rate=0.25, momentum=0.5)
+    np.testing.assert_array_equal(velocity, 0.5 * momentum + grad)
+    np.testing.assert_array_equal(stepped, w - 0.25 * velocity)
+    moved, first, second = w.copy(), np.zeros_like(w), np.zeros_like(w)
+    nn.adam_update(moved, grad, first, second, step=1, rate=0.5)
+    np.testing.assert_allclose(moved, w - 0.5 * np.sign(grad), atol=1e-6)  # the first step is as long for all
+    rows, classes = int(rng.integers(1, 40)), int(rng.choice([2, 10, 17, 33]))
+    logits, labels = _integers(rng, (rows, classes), dtype), rng.integers(0, classes, rows)
+    loss, slope = nn.softmax_cross_entropy(logits, labels)
+    shares = np.exp(np.float64(logits))
+    shares /= shares.sum(1, keepdims=True)
+    chosen = shares[np.arange(rows), labels]
+    np.testing.assert_allclose(loss, -np.log(chosen).mean(), rtol=1e-5)
+    expected = (shares - (np.arange(classes) == labels[:, None])) / rows
+    np.testing.assert_allclose(slope, expected, atol=1e-6)
+    return 6
+
+
 def check_pooling(rng: np.random.Generator, size: int, stride: int) -> int:
     """Both poolings, against windows taken one by one, and their gradients, whose sum is that of what they spread."""
     layout, dtype = str(rng.choice(LAYOUTS)), str(rng.choice(["float32", "float64"]))
@@ -300,3 +326,12 @@ def check_pooling(rng: np.random.Generator, size: int, stride: int) -> int:
     spread = nn.avg_pool2d_grad_input(grad_y, given.shape, size, stride=stride, layout=layout)
     np.testing.assert_allclose(spread.sum(), grad_y.sum(), atol=1e-3 * grad_y.size)
     return 4
+
+
+def _any_pooling(rng: np.random.Generator) -> int:
+    size, stride = (int(k) for k in rng.integers(1, 4, 2))
+    return check_pooling(rng, size, stride)
+
+
+LAYERS = {"dense": check_dense, "flat": check_flat, "pooling": _any_pooling}
+"""Checks of layers that need no table of cases, each of a random problem."""

@@ -72,7 +72,7 @@ def _bounds(draws: Draws, number: int, table: bool) -> int:
             compared = problems.check_local(rng, drawn)
         elif kind == 2:
             size, stride = (2, 2) if table else (int(k) for k in rng.integers(1, 4, 2))
-            compared = problems.check_pooling(rng, size, stride)
+            compared = problems.check_pooling(rng, size, stride) + problems.check_flat(rng)
         else:
             case = CASES[(number // 12 * 9 + kind - 3) % len(CASES)] if table else None
             drawn = problems.draw(rng, case=case)

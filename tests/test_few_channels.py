@@ -25,6 +25,7 @@ SPREADS = (
     Case("padding-wide", 2, 4, (3, 4), (3, 3), padding=((4, 5), (6, 3)), n=2),
     Case("dilated-rows", 2, 9, (12, 10), (3, 3), padding=(2, 1), dilation=(2, 1)),
     Case("one-row-of-taps", 4, 6, (5, 17), (1, 7), padding=(0, 3), n=9),
+    Case("one-value-left-over", 1, 5, (6, 33), (3, 3), padding=1),
 )
 ABREAST = (
     Case("two", 1, 6, (12, 12), (5, 5), n=3),

@@ -23,7 +23,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_kernel = pytest.mark.parametrize("size", FORMS)
 
 
-@pytest.mark.parametrize(("m", "r"), [(2, 3), (4, 3), (2, 5), (3, 4), (1, 4), (4, 1)])
+@pytest.mark.parametrize(("m", "r"), [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1)])
 def test_transforms_compute_a_correlation(m, r):
     rng = np.random.default_rng(m)
     d, g = rng.standard_normal(m + r - 1), rng.standard_normal(r)

@@ -12,12 +12,9 @@ import functools
 from fractions import Fraction
 from typing import NamedTuple
 
-POINTS = {
-    4: ("0", "1", "-1"),
-    6: ("0", "3/4", "-3/4", "3/2", "-3/2"),
-}
-"""The points for each n = m + r - 1, besides infinity. The textbook's 0, +-1, +-2 for n = 6 double the rounding error
-(measured in docs/experiments.md); all of these and their squares are exact in binary."""
+POINTS = {6: ("0", "3/4", "-3/4", "3/2", "-3/2")}
+"""The points for n = m + r - 1, besides infinity. The textbook's 0, +-1, +-2 double the rounding error (measured in
+docs/experiments.md); all of these and their squares are exact in binary."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
