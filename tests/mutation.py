@@ -66,10 +66,10 @@ MODULES = {
     "windows": "test_nn pooling",
     "softmax": "test_nn flat",
     "update": "test_nn flat",
-    "signal": "test_signal",
-    "sums": "test_signal",
-    "taptile": "test_signal",
-    "fourier": "test_signal",
+    "signal": "test_signal signals",
+    "sums": "test_signal signals",
+    "taptile": "test_signal signals",
+    "fourier": "test_signal signals",
 }
 """Modules of kernels, and what depends on them: kinds of passes or an algorithm, which the table of cases checks, a
 layer of `random_problems`, or a file of tests."""

@@ -328,10 +328,51 @@ def check_pooling(rng: np.random.Generator, size: int, stride: int) -> int:
     return 4
 
 
+def _full(in1: np.ndarray, in2: np.ndarray) -> np.ndarray:
+    """The full convolution, tap by tap."""
+    result = np.zeros([a + b - 1 for a, b in zip(in1.shape, in2.shape, strict=True)], np.result_type(in1, in2))
+    for tap in np.ndindex(in2.shape):
+        result[tuple(slice(k, k + size) for k, size in zip(tap, in1.shape, strict=True))] += in1 * in2[tap]
+    return result
+
+
+def _part(full: np.ndarray, in1: np.ndarray, in2: np.ndarray, mode: str) -> np.ndarray:
+    """What a mode keeps of it."""
+    kept = []
+    for a, b in zip(in1.shape, in2.shape, strict=True):
+        first, size = {"full": (0, a + b - 1), "same": ((b - 1) // 2, a), "valid": (b - 1, a - b + 1)}[mode]
+        kept.append(slice(first, first + size))
+    return full[tuple(kept)]
+
+
+def check_signal(rng: np.random.Generator) -> int:
+    """A convolution of two signals, by sums and by transforms, and one of images with each boundary."""
+    dtype = str(rng.choice(["float32", "float64", "int16", "int64", "complex64", "complex128"]))
+    rank = int(rng.integers(1, 3))
+    sizes = [1, 2, 7, 16, 17, 33, 70, 200] if rank == 1 else [1, 2, 5, 8, 17, 24]
+    large, small = np.sort(rng.choice(sizes, (2, rank)), 0)[::-1]
+    in1, in2 = _integers(rng, tuple(large), dtype), _integers(rng, tuple(small), dtype)
+    if in1.dtype.kind == "c":
+        in1, in2 = in1 + 1j * _integers(rng, in1.shape, dtype), (2 - 1j) * in2
+        in1, in2 = in1.astype(dtype), in2.astype(dtype)
+    mode = str(rng.choice(["full", "same", "valid"]))
+    expected = _part(_full(in1, in2), in1, in2, mode)
+    np.testing.assert_array_equal(fastconv.convolve(in1, in2, mode, "direct"), expected)
+    np.testing.assert_allclose(fastconv.convolve(in1, in2, mode, "fft"), expected, atol=2e-6 * 16 * in1.size * in2.size)
+    if rank == 1:
+        return 2
+    reach = [(k - 1, k - 1) for k in in2.shape]
+    for boundary, padding in (("wrap", "wrap"), ("symm", "symmetric")):
+        around = _part(_full(np.pad(in1, reach, padding), in2), np.pad(in1, reach), in2, "valid")
+        expected = _part(around, in1, in2, mode)
+        np.testing.assert_array_equal(fastconv.convolve2d(in1, in2, mode, boundary), expected)
+    return 4
+
+
 def _any_pooling(rng: np.random.Generator) -> int:
     size, stride = (int(k) for k in rng.integers(1, 4, 2))
     return check_pooling(rng, size, stride)
 
 
-LAYERS = {"dense": check_dense, "flat": check_flat, "pooling": _any_pooling}
+LAYERS = {"dense": check_dense, "flat": check_flat, "pooling": _any_pooling, "signals": check_signal}
 """Checks of layers that need no table of cases, each of a random problem."""

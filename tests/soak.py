@@ -47,9 +47,11 @@ class Draws:
 def forget_plans() -> None:
     """Free what earlier problems left in caches."""
     from fastconv import plan
+    from fastconv.signal import plan as signal_plan
 
     plan._REQUESTS.clear()
     plan.plan_problem.cache_clear()
+    signal_plan._known.clear()
 
 
 def _bounds(draws: Draws, number: int, table: bool) -> int:
@@ -73,6 +75,7 @@ def _bounds(draws: Draws, number: int, table: bool) -> int:
         elif kind == 2:
             size, stride = (2, 2) if table else (int(k) for k in rng.integers(1, 4, 2))
             compared = problems.check_pooling(rng, size, stride) + problems.check_flat(rng)
+            compared += problems.check_signal(rng)
         else:
             case = CASES[(number // 12 * 9 + kind - 3) % len(CASES)] if table else None
             drawn = problems.draw(rng, case=case)
