@@ -14,7 +14,7 @@ from .cases import CASES, DIRECTIONS, Case, data
 
 SIDE_BY_SIDE = [
     replace(case, name=f"{case.name}-disjoint", stride=case.kernel, padding=0, dilation=1, groups=1, n=3)
-    for case in CASES[::3]
+    for case in CASES[::5]
     if case.groups == 1 and all(k <= size for k, size in zip(case.kernel, case.image, strict=True))
 ]
 
@@ -55,8 +55,8 @@ def test_windows_side_by_side(direction, monkeypatch):
                 np.testing.assert_array_equal(result, expected, err_msg=f"{case} {dtype} {scratch} bytes")
             done += 1
             rounds += len(operation._rounds) > 1
-    assert done > 15
-    assert rounds > 5 or direction == "grad_weight"
+    assert done > 8
+    assert rounds > 3 or direction == "grad_weight"
 
 
 @pytest.mark.parametrize(

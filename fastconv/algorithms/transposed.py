@@ -198,8 +198,8 @@ class Images:
         self.size = math.prod(self.shape)
 
     def seconds(self, threads: int) -> float:
-        """Predicted time of one transposition, but for its launch."""
-        return self.size * _VALUE_SECONDS / threads
+        """Predicted time of one transposition."""
+        return _LAUNCH_SECONDS + self.size * _VALUE_SECONDS / threads
 
 
 class TransposedOperation(Operation):
@@ -410,7 +410,7 @@ class PointwiseGradient(Operation):
         self.workspace_bytes = self._scratch + self._operation.workspace_bytes
 
     def _moving_seconds(self) -> float:
-        return 2 * _LAUNCH_SECONDS + (self._x.size + self._y.size) * _VALUE_SECONDS / self._threads
+        return self._x.seconds(self._threads) + self._y.seconds(self._threads)
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
@@ -426,10 +426,7 @@ class PointwiseGradient(Operation):
     ) -> None:  # fmt: skip
         with Buffer(self._scratch) as buffer:
             values = buffer[: self._scratch].view(self.problem.dtype)
-            x, y = (
-                part.reshape(images.shape)
-                for part, images in zip(np.split(values, [self._x.size]), (self._x, self._y), strict=True)
-            )
+            x, y = values[: self._x.size].reshape(self._x.shape), values[self._x.size :].reshape(self._y.shape)
             self._x.gather(second, second, self._unused, x)
             self._y.gather(first, first, self._unused, y)
             self._operation.run(x, y, result.reshape(self._w_shape))

@@ -6,6 +6,7 @@ are then those of a pointwise layer as they lie. Each value is in one window onl
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, canonical_strides, scratch_limit
+from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import Images
 from fastconv.kernels import disjoint as kernels
 from fastconv.kernels.launch import Launch
@@ -23,7 +25,6 @@ from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_LAUNCH_SECONDS = 8e-6
 _RUN_SECONDS = 1.5e-9
 """Copying the columns of a kernel's row."""
 _WIDEST = 64
@@ -63,15 +64,9 @@ class DisjointOperation(Operation):
         self._threads = threads
         self._unused = np.zeros(1, problem.dtype)
         self._w_shape = _pointwise(problem, direction).w_shape
-        starts = range(0, problem.n, together)
-        parts = {
-            count: self._parts(replace(problem, n=count), plan)
-            for count in {min(together, problem.n - s) for s in starts}
-        }
-        self._rounds = [
-            _Round(start, min(start + together, problem.n), *parts[min(together, problem.n - start)])
-            for start in starts
-        ]
+        parts = functools.cache(lambda images: self._parts(replace(problem, n=images), plan))
+        spans = [(first, min(first + together, problem.n)) for first in range(0, problem.n, together)]
+        self._rounds = [_Round(first, last, *parts(last - first)) for first, last in spans]
         self._scratch = max(math.prod(step.patches) + step.y.size for step in self._rounds) * problem.itemsize
         self.workspace_bytes = self._scratch + max(step.operation.workspace_bytes for step in self._rounds)
         kernel, windows = problem.kernel_size, problem.output_size
@@ -96,8 +91,9 @@ class DisjointOperation(Operation):
 
     def _moving_seconds(self) -> float:
         runs = math.prod(self.problem.x_shape) // self.problem.kernel_size[1]
-        moved = runs * _RUN_SECONDS / self._threads + sum(step.y.seconds(self._threads) for step in self._rounds)
-        return moved + 2 * len(self._rounds) * _LAUNCH_SECONDS
+        turned = sum(step.y.seconds(self._threads) for step in self._rounds)
+        launches = len(self._rounds) * model.launch_seconds(self._threads)
+        return launches + runs * _RUN_SECONDS / self._threads + turned
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
