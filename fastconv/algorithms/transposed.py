@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ _VALUE_SECONDS = 0.25e-9
 _LAUNCH_SECONDS = 8e-6
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
+_UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
+"""Stands for what sums begin with, which moving has none of."""
 _SQUARE = 16
 """Rows and columns of the widest squares that are turned in registers."""
 _WRITTEN_BYTES = 1 << 15
@@ -202,7 +205,44 @@ class Images:
         return _LAUNCH_SECONDS + self.size * _VALUE_SECONDS / threads
 
 
-class TransposedOperation(Operation):
+class MovingOperation(Operation):
+    """Operations on what is moved before them, and whose results are moved after."""
+
+    problem: ConvProblem
+    _threads: int
+
+    @property
+    @abstractmethod
+    def _inner(self) -> list[Operation]:
+        """The operations, one after another."""
+
+    @abstractmethod
+    def _moving_seconds(self) -> float:
+        """Predicted time of what is moved."""
+
+    @abstractmethod
+    def _how(self) -> str:
+        """What is moved, in words."""
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        return sum(step.seconds(rate) for step in self._inner) + self._moving_seconds()  # type: ignore[attr-defined]
+
+    def estimate(self, machine: Machine) -> Estimate:
+        estimates = [step.estimate(machine) for step in self._inner]
+        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
+        return Estimate(seconds, f"{self._how()}: {estimates[0].reason}")
+
+    def _view(self, buffer: np.ndarray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        """An array in lent memory, from the value at `offset` on."""
+        item, dtype = self.problem.itemsize, self.problem.dtype
+        return buffer[offset * item : (offset + math.prod(shape)) * item].view(dtype).reshape(shape)
+
+    def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
+        launch(source, source, _UNUSED[self.problem.dtype], target)
+
+
+class TransposedOperation(MovingOperation):
     """An operation of another algorithm on transposed images, and on transposed weights if it asks for them."""
 
     def __init__(self, problem: ConvProblem, direction: str, bands: list[Band], algorithm: Algorithm, threads: int):
@@ -224,7 +264,6 @@ class TransposedOperation(Operation):
         self._w_bytes = math.prod(self._w_shape) * item if self._turns_weights else 0
         depth = math.prod(problem.w_shape) // oc
         self._weights_in = transposition(dtype, 1, oc, depth, (0, depth * item), (0, oc * item), threads)
-        self._unused = np.zeros(1, dtype)
         self._threads = threads
         self._scratch = max(x.size + y.size for _, x, y in plans.values()) * item
         inner = max(operation.workspace_bytes for operation, _, _ in plans.values())
@@ -232,48 +271,40 @@ class TransposedOperation(Operation):
         self.prepared_key = self
 
     def _moving_seconds(self) -> float:
-        values = sum(self._plans[band.problem][1].size + self._plans[band.problem][2].size for band in self._bands)
-        values += self._w_bytes // self.problem.itemsize
-        return 2 * len(self._bands) * _LAUNCH_SECONDS + values * _VALUE_SECONDS / self._threads
+        images = [images for band in self._bands for images in self._plans[band.problem][1:]]
+        weights = self._w_bytes // self.problem.itemsize * _VALUE_SECONDS / self._threads
+        return sum(each.seconds(self._threads) for each in images) + weights
 
-    def seconds(self, rate: float) -> float:
-        """Predicted time with `rate` slots a second on each thread."""
-        inner = sum(self._plans[band.problem][0].seconds(rate) for band in self._bands)  # type: ignore[attr-defined]
-        return inner + self._moving_seconds()
+    @property
+    def _inner(self) -> list[Operation]:
+        return [self._plans[band.problem][0] for band in self._bands]
 
-    def estimate(self, machine: Machine) -> Estimate:
-        estimates = [self._plans[band.problem][0].estimate(machine) for band in self._bands]
-        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
-        return Estimate(seconds, f"transposed in {len(self._bands)} bands: {estimates[0].reason}")
+    def _how(self) -> str:
+        return f"transposed in {len(self._bands)} bands"
 
     def prepare(self, w: np.ndarray) -> Any:
         weights = w
         if self._turns_weights:
             weights = aligned(self._w_shape, self.problem.dtype)
-            self._weights_in(w, w, self._unused, weights)
+            self._move(self._weights_in, w, weights)
         return weights, {operation: operation.prepare(weights) for operation, _, _ in self._plans.values()}
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        item, dtype = self.problem.itemsize, self.problem.dtype
         with Buffer(self._scratch + (0 if prepared else self._w_bytes)) as buffer:
-
-            def view(offset: int, shape: tuple[int, ...]) -> np.ndarray:
-                return buffer[offset : offset + math.prod(shape) * item].view(dtype).reshape(shape)
-
             packed: dict[Operation, Any] = {}
             weights = second
             if prepared:
                 weights, packed = prepared
             elif self._turns_weights:
-                weights = view(self._scratch, self._w_shape)
-                self._weights_in(second, second, self._unused, weights)
+                weights = self._view(buffer, self._scratch // self.problem.itemsize, self._w_shape)
+                self._move(self._weights_in, second, weights)
             for band in self._bands:
                 operation, x, y = self._plans[band.problem]
                 images, rows = slice(band.first, band.last), slice(band.low, band.high)
-                x_here, y_here = view(0, x.shape), view(x.size * item, y.shape)
+                x_here, y_here = self._view(buffer, 0, x.shape), self._view(buffer, x.size, y.shape)
                 if self.direction == "forward":
                     self._move(x.gather, first[images, :, rows], x_here)
                     operation.run(x_here, weights, y_here, epilogue, packed.get(operation))
@@ -282,9 +313,6 @@ class TransposedOperation(Operation):
                     self._move(y.gather, first[images, :, band.top : band.bottom], y_here)
                     operation.run(y_here, weights, x_here, PLAIN, packed.get(operation))
                     self._move(x.scatter, x_here, result[images, :, rows])
-
-    def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
-        launch(source, source, self._unused, target)
 
 
 @dataclass(frozen=True)
@@ -301,14 +329,13 @@ class _Block:
     """Lays the gradient's transposed weights as the caller's lie."""
 
 
-class TransposedGradient(Operation):
+class TransposedGradient(MovingOperation):
     """A weight gradient of another algorithm on transposed images, band by band and channel block by channel block."""
 
     def __init__(self, problem: ConvProblem, cut: Cut, algorithm: Algorithm, threads: int) -> None:
         self.problem = problem
         self._cut = cut
         self._threads = threads
-        self._unused = np.zeros(1, problem.dtype)
         self._depth = math.prod(problem.w_shape) // problem.oc
         parts = functools.cache(functools.partial(self._parts, algorithm))
         self._blocks = [
@@ -339,34 +366,27 @@ class TransposedGradient(Operation):
         return len(self._cut.bands) == 1
 
     def _moving_seconds(self) -> float:
-        images = [block.x.size for block in self._blocks[: 1 if self._keeps_image() else None]]
-        values = sum(images) + sum(block.y.size for block in self._blocks) + math.prod(self.problem.w_shape)
-        added = math.prod(self.problem.w_shape) * (len(self._cut.bands) - 1)
-        launches = len(images) + len(self._blocks) + len(self._cut.starts) - 1
-        return launches * _LAUNCH_SECONDS + values * _VALUE_SECONDS / self._threads + added * _ADD_SECONDS
+        images = [block.x for block in self._blocks[: 1 if self._keeps_image() else None]]
+        images += [block.y for block in self._blocks]
+        weights = math.prod(self.problem.w_shape)
+        turned = (len(self._cut.starts) - 1) * _LAUNCH_SECONDS + weights * _VALUE_SECONDS / self._threads
+        added = weights * (len(self._cut.bands) - 1) * _ADD_SECONDS
+        return sum(each.seconds(self._threads) for each in images) + turned + added
 
-    def seconds(self, rate: float) -> float:
-        """Predicted time with `rate` slots a second on each thread."""
-        inner = sum(block.operation.seconds(rate) for block in self._blocks)  # type: ignore[attr-defined]
-        return inner + self._moving_seconds()
+    @property
+    def _inner(self) -> list[Operation]:
+        return [block.operation for block in self._blocks]
 
-    def estimate(self, machine: Machine) -> Estimate:
-        estimates = [block.operation.estimate(machine) for block in self._blocks]
-        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
+    def _how(self) -> str:
         bands, blocks = len(self._cut.bands), len(self._cut.starts) - 1
-        how = f"transposed in {bands} bands" + (f" and {blocks} blocks of channels" if blocks > 1 else "")
-        return Estimate(seconds, f"{how}: {estimates[0].reason}")
+        return f"transposed in {bands} bands" + (f" and {blocks} blocks of channels" if blocks > 1 else "")
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        item, dtype = self.problem.itemsize, self.problem.dtype
         with Buffer(self._scratch) as buffer:
-
-            def view(offset: int, shape: tuple[int, ...]) -> np.ndarray:
-                return buffer[offset * item : (offset + math.prod(shape)) * item].view(dtype).reshape(shape)
-
+            view = functools.partial(self._view, buffer)
             for number, block in enumerate(self._blocks):
                 band, images = block.band, slice(block.band.first, block.band.last)
                 x_here, y_here = view(0, block.x.shape), view(self._x_size, block.y.shape)
@@ -384,11 +404,8 @@ class TransposedGradient(Operation):
                 if band is self._cut.bands[-1]:
                     self._move(block.turn, total, result[channels])
 
-    def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
-        launch(source, source, self._unused, target)
 
-
-class PointwiseGradient(Operation):
+class PointwiseGradient(MovingOperation):
     """A pointwise weight gradient of another algorithm on transposed images, which are not cut.
 
     Input and output change places: the gradient of the layer from `oc` to `ic` channels, whose weights lie
@@ -398,7 +415,6 @@ class PointwiseGradient(Operation):
     def __init__(self, problem: ConvProblem, algorithm: Algorithm, threads: int) -> None:
         self.problem = problem
         self._threads = threads
-        self._unused = np.zeros(1, problem.dtype)
         exchanged = replace(problem, ic=problem.oc, oc=problem.ic, layout=CHANNELS_LAST)
         self._w_shape = exchanged.w_shape
         self._operation = algorithm.plan(exchanged, "grad_weight", threads)
@@ -412,23 +428,21 @@ class PointwiseGradient(Operation):
     def _moving_seconds(self) -> float:
         return self._x.seconds(self._threads) + self._y.seconds(self._threads)
 
-    def seconds(self, rate: float) -> float:
-        """Predicted time with `rate` slots a second on each thread."""
-        return self._operation.seconds(rate) + self._moving_seconds()  # type: ignore[attr-defined]
+    @property
+    def _inner(self) -> list[Operation]:
+        return [self._operation]
 
-    def estimate(self, machine: Machine) -> Estimate:
-        estimate = self._operation.estimate(machine)
-        return Estimate(estimate.seconds + self._moving_seconds(), f"transposed: {estimate.reason}")
+    def _how(self) -> str:
+        return "transposed"
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
         with Buffer(self._scratch) as buffer:
-            values = buffer[: self._scratch].view(self.problem.dtype)
-            x, y = values[: self._x.size].reshape(self._x.shape), values[self._x.size :].reshape(self._y.shape)
-            self._x.gather(second, second, self._unused, x)
-            self._y.gather(first, first, self._unused, y)
+            x, y = self._view(buffer, 0, self._x.shape), self._view(buffer, self._x.size, self._y.shape)
+            self._move(self._x.gather, second, x)
+            self._move(self._y.gather, first, y)
             self._operation.run(x, y, result.reshape(self._w_shape))
 
 

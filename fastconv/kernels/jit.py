@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
-from fastconv.kernels.disk import KernelFiles, source_stamp
+from fastconv.kernels.disk import KernelFiles
 
 KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
 
@@ -36,16 +36,8 @@ def statistics() -> dict[str, int]:
     return dict(_counts)
 
 
-class _PackageCacheImpl(CompileResultCacheImpl):
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        super().__init__(py_func)
-        self._locator.get_source_stamp = source_stamp
-
-
 class _PackageCache(FunctionCache):
     """Numba's disk cache with files of our own, which are fresh only while the whole package is unchanged."""
-
-    _impl_class = _PackageCacheImpl
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
         super().__init__(py_func)

@@ -47,7 +47,7 @@ WINOGRAD = record("""
 a register tile `height` rows. The last lines' fields are offsets into each thread's workspace."""
 
 
-AHEAD_OF_LINE = 2
+_AHEAD_OF_LINE = 2
 """Squares of weights that are asked for ahead."""
 _MOST_UNROLLED = 28
 """Sums of a tile from which on unrolling its short runs spills some."""
@@ -199,7 +199,7 @@ def transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
                 begin = min(c, length - VL) if before + k > 0 or length >= VL else 0
                 square = line + begin * ITEM
                 for d in range(there):
-                    prefetch(square + d * p.weight_d + AHEAD_OF_LINE * VL * ITEM)
+                    prefetch(square + d * p.weight_d + _AHEAD_OF_LINE * VL * ITEM)
                 transpose_square(REAL, VL, square, p.weight_d, there, turned + begin * VL * ITEM, VL * ITEM)
             for i in range(min(together, rows - k)):
                 transform_tile(

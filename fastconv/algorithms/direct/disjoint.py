@@ -10,20 +10,17 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, canonical_strides, scratch_limit
+from fastconv.algorithms.base import PLAIN, Epilogue, Operation, canonical_strides, scratch_limit
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.transposed import Images
+from fastconv.algorithms.transposed import Images, MovingOperation
 from fastconv.kernels import disjoint as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, fill
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
-
-if TYPE_CHECKING:
-    from fastconv.machine import Machine
 
 _RUN_SECONDS = 1.5e-9
 """Copying the columns of a kernel's row."""
@@ -55,14 +52,13 @@ class _Round:
     """The shape of the images' patches."""
 
 
-class DisjointOperation(Operation):
+class DisjointOperation(MovingOperation):
     """The pointwise layer's operation between copies, for as many images at a time as the scratch holds."""
 
     def __init__(self, problem: ConvProblem, direction: str, threads: int, together: int, plan: Planner) -> None:
         self.problem = problem
         self.direction = direction
         self._threads = threads
-        self._unused = np.zeros(1, problem.dtype)
         self._w_shape = _pointwise(problem, direction).w_shape
         parts = functools.cache(lambda images: self._parts(replace(problem, n=images), plan))
         spans = [(first, min(first + together, problem.n)) for first in range(0, problem.n, together)]
@@ -95,15 +91,12 @@ class DisjointOperation(Operation):
         launches = len(self._rounds) * model.launch_seconds(self._threads)
         return launches + runs * _RUN_SECONDS / self._threads + turned
 
-    def seconds(self, rate: float) -> float:
-        """Predicted time with `rate` slots a second on each thread."""
-        inner = sum(step.operation.seconds(rate) for step in self._rounds)  # type: ignore[attr-defined]
-        return inner + self._moving_seconds()
+    @property
+    def _inner(self) -> list[Operation]:
+        return [step.operation for step in self._rounds]
 
-    def estimate(self, machine: Machine) -> Estimate:
-        estimates = [step.operation.estimate(machine) for step in self._rounds]
-        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
-        return Estimate(seconds, f"windows side by side as pixels: {estimates[0].reason}")
+    def _how(self) -> str:
+        return "windows side by side as pixels"
 
     def prepare(self, w: np.ndarray) -> Any:
         return {step.operation: step.operation.prepare(w.reshape(self._w_shape)) for step in self._rounds}
@@ -114,26 +107,24 @@ class DisjointOperation(Operation):
     ) -> None:  # fmt: skip
         if self.direction == "grad_input" and self._leaves_gaps:
             result[...] = 0  # pixels behind the last windows
-        unused = self._unused
+        w = (result if self.direction == "grad_weight" else second).reshape(self._w_shape)
         with Buffer(self._scratch) as buffer:
-            values = buffer[: self._scratch].view(self.problem.dtype)
             for step in self._rounds:
-                images, size = slice(step.first, step.last), math.prod(step.patches)
-                patches = values[:size].reshape(step.patches)
-                y = values[size : size + step.y.size].reshape(step.y.shape)
+                images = slice(step.first, step.last)
+                patches = self._view(buffer, 0, step.patches)
+                y = self._view(buffer, patches.size, step.y.shape)
                 if self.direction == "forward":
-                    step.move(first[images], first, unused, patches)
-                    w = second.reshape(self._w_shape)
+                    self._move(step.move, first[images], patches)
                     step.operation.run(patches, w, y, epilogue, prepared and prepared[step.operation])
-                    step.y.scatter(y, y, unused, result[images])
+                    self._move(step.y.scatter, y, result[images])
                 elif self.direction == "grad_input":
-                    step.y.gather(first[images], first, unused, y)
-                    step.operation.run(y, second.reshape(self._w_shape), patches)
-                    step.move(patches, patches, unused, result[images])
+                    self._move(step.y.gather, first[images], y)
+                    step.operation.run(y, w, patches)
+                    self._move(step.move, patches, result[images])
                 else:
-                    step.move(second[images], second, unused, patches)
-                    step.y.gather(first[images], first, unused, y)
-                    step.operation.run(patches, y, result.reshape(self._w_shape))
+                    self._move(step.move, second[images], patches)
+                    self._move(step.y.gather, first[images], y)
+                    step.operation.run(patches, y, w)
 
 
 def plan_disjoint(problem: ConvProblem, direction: str, threads: int, plan: Planner) -> DisjointOperation | None:
