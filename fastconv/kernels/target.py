@@ -87,7 +87,11 @@ def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
         vectors = -(-channels // lanes)
         return Tile(VL=lanes, MR=1, NV=-(-vectors // -(-vectors // IN_FLIGHT)))
     shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in _HEIGHTS[registers()].items()]
-    return min(shapes, key=lambda shape: (panel_slots(shape, channels, TILE_SHARE) / shape.MR, -shape.NV))
+
+    def slots(shape: Tile) -> float:
+        return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
+
+    return min(shapes, key=lambda shape: (slots(shape), -shape.NV))
 
 
 def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:

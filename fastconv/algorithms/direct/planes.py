@@ -17,7 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.gather import CONFLICT_BYTES, blocks_of
+from fastconv.algorithms.direct.gather import CONFLICT_BYTES
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import columns as kernels
@@ -29,18 +29,18 @@ from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_til
 from fastconv.kernels.tiles import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.problem import ConvProblem
 
-_PAGE_BYTES = 4 << 10
-_MOST_PAGES = 60
-"""Pages that a CPU knows without looking them up, less those of weights and results."""
+_SET_BYTES = 4 << 10
+"""Lines that far apart meet in one place of the first cache level."""
 _TURNING_PIXELS = 600
 """Pixels from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
 """Lines that a cache keeps of those that meet in one place."""
-_MANY_SHARING = 32
 _NEAR_BYTES = 1 << 10
 """Rows that lie no further apart are read nearly side by side."""
-_FEW_TILES, _SOME_TILES = 4, 12
-"""Tiles for which packing does not pay where rows meet in few lines of a cache, and where they lie in many pages."""
+_FEW_TILES = 12
+"""Tiles for which packing does not pay."""
+_READ_SECONDS = 0.02e-9
+"""What each block of tiles takes to read a value of a panel that lies in no near cache."""
 _TASK_SECONDS = 0.2e-6
 """What a task takes besides packing and multiplying."""
 _PANEL_BYTES = 1 << 20
@@ -110,30 +110,29 @@ class PlanePass(Pass):
 def _stays_in_place(step: int, reduction: int, tiles: int) -> bool:
     """Whether the source rows of a panel, so many bytes apart, are read as they lie, by so many tiles.
 
-    A packed panel costs a copy, and saves what rows take that lie in many pages, or meet in few lines of a cache.
+    A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
-    pages = reduction * min(step, _PAGE_BYTES) // _PAGE_BYTES
-    sharing = reduction * math.gcd(step, _PAGE_BYTES) // _PAGE_BYTES  # rows that meet in the same lines of a cache
-    if step <= _NEAR_BYTES or tiles <= (_FEW_TILES if sharing > _MANY_SHARING else _SOME_TILES):
-        return True
-    return pages <= _MOST_PAGES and sharing <= _MOST_SHARING
+    sharing = reduction * math.gcd(step, _SET_BYTES) // _SET_BYTES
+    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or sharing <= _MOST_SHARING
 
 
-def _packing_blocks(
-    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, packing: float, threads: int
+def _blocks_of_tiles(
+    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, reading: float, threads: int
 ) -> int:  # fmt: skip
-    """In how many blocks of tiles to use panels that each task packs anew: more tasks balance, but pack more often."""
+    """In how many blocks of tiles to use panels that each task reads anew: more tasks balance, but read more often."""
     panels = -(-pixels // shape.NR)
     multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
     largest = min(1.0, shape.NR / pixels)
 
     def seconds(blocks: int) -> float:
-        work = reduction * (multiply + blocks * packing) + panels * blocks * _TASK_SECONDS
+        count = -(-tiles // blocks)
+        blocks, share = -(-tiles // count), tiles * panels * matrices / threads
+        work = reduction * (multiply + blocks * reading) + panels * blocks * _TASK_SECONDS
         # On average a thread waits for half of the largest task at the end.
-        late = 0.0 if threads == 1 else reduction * (multiply / blocks + packing) * largest / 2
-        return matrices * work / threads + late
+        late = 0.0 if threads == 1 else reduction * (multiply / blocks + reading) * largest / 2
+        return matrices * work / threads * math.ceil(share / count) * count / share + late
 
-    return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16) if blocks <= tiles), key=seconds)
+    return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16, 24) if blocks <= tiles), key=seconds)
 
 
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
@@ -180,10 +179,9 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     runs = panels if flat else panels + rows.count
     packing = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
     tasks = tasks_wanted(problem, threads)
-    count, parts = blocks_of(tiles, entry_bytes, 0, panels, matrices, tasks)
-    if not in_place:
-        blocks = _packing_blocks(tiles, pixels, matrices, reduction, shape, packing, threads)
-        count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
+    reading = pixels * _READ_SECONDS if in_place else packing
+    blocks = _blocks_of_tiles(tiles, pixels, matrices, reduction, shape, reading, threads)
+    count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
