@@ -26,58 +26,96 @@ from fastconv.kernels.simd import pointer, prefetch, record_at
 
 COLUMNS = record("""
     entry source_group source_r source_k source_rows source_columns rows columns row_step column_step
-    taps_r taps_c row_offsets column_offsets reduction channel_row tap_row flat panel_bytes
+    taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
+    reduction channel_row tap_row flat panel_bytes
 """)
-"""`entry` is the address of `pack_columns`. Strides are in bytes, `rows` and `columns` those of the target. The row of
-a panel for a tap of a channel is the channel times `channel_row` plus the tap times `tap_row`. `flat` says that a tap
-reads a panel's pixels side by side; the masks of all taps are kept `panel_bytes` after the panel's beginning."""
+"""`entry` is the address of `pack_columns`. Strides are in bytes, `rows` and `columns` those of the target; `first_*`
+and `last_*` are the least and greatest offsets. The row of a panel for a tap of a channel is the channel times
+`channel_row` plus the tap times `tap_row`. `flat` says that a tap reads a panel's pixels side by side; the masks of all
+taps are kept `panel_bytes` after the panel's beginning."""
 
 MOST_LANES = 64
 """Pixels of a panel at most: the bits of a mask."""
+MOST_STEPS = 4
+"""Columns between windows up to which values are picked from vectors."""
+
+
+def _every(emit: Emitter, step: int, vectors: list[Any]) -> Any:
+    """Every `step`-th lane of so many vectors, which follow each other."""
+    lanes = emit.vector.count
+    found, known = vectors[0], 1 + (lanes - 1) // step  # lanes of the result that hold their values
+    for number, vector in enumerate(vectors[1:], 1):
+        places = [lane if lane < known else lanes + (lane * step - number * lanes) % lanes for lane in range(lanes)]
+        if number == 1:
+            places = [lane * step if lane < known else place for lane, place in enumerate(places)]
+        found = emit.builder.shuffle_vector(found, vector, ir.Constant(ir.VectorType(ir.IntType(32), lanes), places))
+        known = 1 + ((number + 1) * lanes - 1) // step
+    return found
 
 
 @intrinsic(prefer_literal=True)
-def copy_lanes(
-    typingctx: Any, REAL: Any, VL: Any, NV: Any, STEP: Any, source: Any, masks: Any, target: Any, count: Any
+def copy_taps(
+    typingctx: Any, REAL: Any, VL: Any, NV: Any, STEP: Any,
+    source: Any, offsets: Any, taps: Any, masks: Any, target: Any, pitch: Any, count: Any,
 ) -> Any:  # fmt: skip
-    """Copy every STEP-th value, `count` of at most NV vectors of VL, and write zeros for those that masks leave out.
+    """Copy what each tap of a kernel row reads: every STEP-th value, the first `count` of NV vectors of VL.
 
-    `masks` is the address of STEP int64, with a bit for each value of the source, also for those stepped over.
+    `offsets` is the address of how many values after `source` each begins; their targets are `pitch` bytes apart.
+    `masks` is that of STEP int64 for each, with a bit for each value of the source, also for those stepped over: zeros
+    are written where it is not set. 0 says that all are; NV vectors are copied then.
     """
     lanes, vectors, step = literal(VL), literal(NV), literal(STEP)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, masks, target, count = args[4:]
+        source, offsets, taps, masks, target, pitch, count = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        chosen = ir.VectorType(ir.IntType(1), lanes)
-        words = [emit.load_int(emit.add(masks, emit.const(8 * word))) for word in range(step)]
-        stepped = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [step * lane for lane in range(lanes)])
+        bits, chosen, size = ir.IntType(lanes), ir.VectorType(ir.IntType(1), lanes), emit.vector_bytes
 
-        def load(part: int) -> Any:
+        def mask(words: Any, part: int) -> Any:
             word, shift = divmod(part * lanes, 64)
-            bits = builder.trunc(builder.lshr(words[word], emit.const(shift)), ir.IntType(lanes))
-            place = emit.add(source, emit.const(part * emit.vector_bytes))
-            return emit.load_masked(place, builder.bitcast(bits, chosen))
+            if lanes % 8 == 0:
+                place = emit.add(words, emit.const(part * lanes // 8))
+                return builder.bitcast(builder.load(builder.inttoptr(place, bits.as_pointer()), align=1), chosen)
+            shifted = builder.lshr(emit.load_int(emit.add(words, emit.const(8 * word))), emit.const(shift))
+            return builder.bitcast(builder.trunc(shifted, bits), chosen)
 
-        def value(v: int) -> Any:
-            if step == 1:
-                return load(v)
-            return builder.shuffle_vector(load(2 * v), load(2 * v + 1), stepped)
+        def copy(masked: bool, whole: bool) -> None:
+            def tap(b: Any, _: list[Any]) -> list[Any]:
+                offset = emit.load_int(emit.add(offsets, builder.mul(b, emit.const(8))))
+                begin = emit.add(source, builder.mul(offset, emit.const(emit.item)))
+                words = emit.add(masks, builder.mul(b, emit.const(8 * step)))
+                there = emit.add(target, builder.mul(b, pitch))
 
-        places = [emit.add(target, emit.const(v * emit.vector_bytes)) for v in range(vectors)]
-        whole = builder.icmp_signed("==", count, emit.const(vectors * lanes))
-        with builder.if_else(whole) as (all_vectors, some_vectors):
-            with all_vectors:
+                def load(part: int) -> Any:
+                    place = emit.add(begin, emit.const(part * size))
+                    return emit.load_masked(place, mask(words, part)) if masked else emit.load(place)
+
                 for v in range(vectors):
-                    emit.store(value(v), places[v])
-            with some_vectors:
-                for v in range(vectors):
+                    place = emit.add(there, emit.const(v * size))
+                    if whole:
+                        emit.store(_every(emit, step, [load(step * v + i) for i in range(step)]), place)
+                        continue
                     with builder.if_then(builder.icmp_signed("<", emit.const(v * lanes), count)):
-                        emit.store_masked(value(v), places[v], emit.below(count, v * lanes))
+                        value = _every(emit, step, [load(step * v + i) for i in range(step)])
+                        emit.store_masked(value, place, emit.below(count, v * lanes))
+                return []
+
+            emit.loop(taps, tap, [])
+
+        with builder.if_else(builder.icmp_signed("==", masks, emit.const(0))) as (everything, something):
+            with everything:
+                copy(masked=False, whole=True)
+            with something:
+                whole = builder.icmp_signed("==", count, emit.const(vectors * lanes))
+                with builder.if_else(whole) as (all_vectors, some_vectors):
+                    with all_vectors:
+                        copy(masked=True, whole=True)
+                    with some_vectors:
+                        copy(masked=True, whole=False)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, NV, STEP, *[types.intp] * 4), codegen
+    return types.void(REAL, VL, NV, STEP, *[types.intp] * 7), codegen
 
 
 @jit.inline
@@ -123,34 +161,43 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
         row, column = pixel // q.columns, pixel % q.columns
         ahead, place = max(1, AHEAD // taps), 0
         while place < there:
-            count = min(there - place, q.columns - column)
+            count, known, line = min(there - place, q.columns - column), at_masks, row * q.row_step
             if STEP > 0:
-                masks[:] = 0
-                mark_inside(q, STEP, masks, row, column, 0, count)
-                if q.flat != 0:
+                left, right = column * STEP + q.first_column, (column + NR) * STEP - 1 + q.last_column
+                above, below = line + q.first_row, line + q.last_row
+                if count == NR and left >= 0 and right < q.source_columns and above >= 0 and below < q.source_rows:
+                    known = 0
+                else:
+                    masks[:] = 0
+                    mark_inside(q, STEP, masks, row, column, 0, count)
                     i = row + 1
-                    while count < there:
+                    while q.flat != 0 and count < there:
                         along = min(there - count, q.columns)
                         mark_inside(q, STEP, masks, i, 0, count, along)
                         i, count = i + 1, count + along
             for k in range(q.reduction):
                 for byte in range(0, NR * ITEM, LINE):
-                    prefetch(source + (k + ahead) * q.source_k + row * q.row_step * q.source_r + column * ITEM + byte)
-                plane, here = source + k * q.source_k, target + k * q.channel_row * NR * ITEM + place * ITEM
+                    prefetch(source + (k + ahead) * q.source_k + line * q.source_r + column * ITEM + byte)
+                first = source + k * q.source_k + column * q.column_step * ITEM
+                here = target + k * q.channel_row * NR * ITEM + place * ITEM
                 for a in range(q.taps_r):
-                    line = row * q.row_step + row_offsets[a]
+                    at = line + row_offsets[a]
+                    start, there_at = first + at * q.source_r, here + a * q.taps_c * q.tap_row * NR * ITEM
+                    if STEP > 0:
+                        own = known + a * q.taps_c * STEPS * 8 if known != 0 else 0
+                        copy_taps(
+                            REAL, VL, NV, STEPS, start, q.column_offsets, q.taps_c, own, there_at,
+                            q.tap_row * NR * ITEM, count,
+                        )  # fmt: skip
+                        continue
+                    inside = 0 <= at < q.source_rows
                     for b in range(q.taps_c):
-                        left, tap = column * q.column_step + column_offsets[b], a * q.taps_c + b
-                        start, there_at = plane + line * q.source_r + left * ITEM, here + tap * q.tap_row * NR * ITEM
-                        if STEP > 0:
-                            copy_lanes(REAL, VL, NV, STEPS, start, at_masks + tap * STEPS * 8, there_at, count)
-                            continue
-                        inside = 0 <= line < q.source_rows
-                        copied = carray(pointer(there_at), count, REAL)
+                        left = column_offsets[b]
+                        copied = carray(pointer(there_at + b * q.tap_row * NR * ITEM), count, REAL)
                         for c in range(count):
-                            at = left + c * q.column_step
-                            if inside and 0 <= at < q.source_columns:
-                                copied[c] = carray(pointer(start + c * q.column_step * ITEM), 1, REAL)[0]
+                            there_c = left + c * q.column_step
+                            if inside and 0 <= column * q.column_step + there_c < q.source_columns:
+                                copied[c] = carray(pointer(start + there_c * ITEM), 1, REAL)[0]
                             else:
                                 copied[c] = REAL(0)
             place, row, column = place + count, row + 1, 0

@@ -29,18 +29,20 @@ from fastconv.kernels.tiles import RUN_FIELDS
 @intrinsic(prefer_literal=True)
 def sum_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any, runs: Any, table: Any, weights: Any, tap_bytes: Any,
-    target: Any,
+    starts: Any, floor: Any, targets: Any, shift: Any, count: Any,
 ) -> Any:  # fmt: skip
-    """Register tile of MR pixels by ND channels: ``target[m, d] = sum of source[m] * weight[d]`` over runs of values.
+    """Register tile of MR pixels by ND channels: ``target[m, d] = max(start[d] + sum source[m] * weight[d], floor)``.
 
-    Run r is MR + RUN_FIELDS integers of `table`, as in `multiply_tile`; its weights begin that many `tap_bytes` as its
-    tap after the ND addresses at `weights`. Lanes past a run's end are neither read nor multiplied.
+    The sums go over runs of values. Run r is MR + RUN_FIELDS integers of `table`, as in `multiply_tile`; its weights
+    begin that many `tap_bytes` as its tap after the ND addresses at `weights`. Lanes past a run's end are neither read
+    nor multiplied. Only the first `count` channels are stored, side by side, `shift` bytes after the MR addresses at
+    `targets`.
     """
     lanes, pixels, channels = literal(VL), literal(MR), literal(ND)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, weights, tap_bytes, target = args[4:]
+        runs, table, weights, tap_bytes, starts, floor, targets, shift, count = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         kernels = [emit.load_int(add(weights, const(8 * d))) for d in range(channels)]
@@ -71,12 +73,20 @@ def sum_tile(
             once = builder.zext(builder.icmp_signed(">", rest, const(0)), emit.const(0).type)
             return emit.loop(once, tail, emit.loop(whole, step, sums))
 
-        for i, value in enumerate(emit.loop(runs, run, [emit.constant(0.0)] * (pixels * channels))):
-            place = builder.inttoptr(add(target, const(i * emit.item)), emit.scalar.as_pointer())
-            builder.store(emit.sum_lanes(value), place)
+        totals, lowest = emit.loop(runs, run, [emit.constant(0.0)] * (pixels * channels)), emit.broadcast(floor)
+        for first in range(0, channels, lanes):
+            here, along = emit.below(count, first), const(first * emit.item)
+            start = emit.load_masked(add(starts, along), here)
+            for m in range(pixels):
+                part = totals[m * channels + first : m * channels + min(first + lanes, channels)]
+                value = builder.fadd(emit.sums_of_lanes(part), start)
+                # An ordered "<" is false for NaN, which therefore passes.
+                value = builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value)
+                place = add(emit.load_int(add(targets, const(8 * m))), add(shift, along))
+                emit.store_masked(value, place, here)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, MR, ND, *[types.intp] * 5), codegen
+    return types.void(REAL, VL, MR, ND, *[types.intp] * 5, real, *[types.intp] * 3), codegen
 
 
 @jit.inline
@@ -94,7 +104,10 @@ def list_inside(p, MR, first, table_at):
 
 @functools.cache
 def reduce(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile, whose NV is the number of channels; tasks are (group, block of pixels)."""
+    """The kernel for one dtype and tile, whose NV is the number of channels.
+
+    Tasks are (group, block of pixels, part of the channels).
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, ND = tile.VL, tile.MR, tile.NV
@@ -104,17 +117,24 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
         sums = carray(pointer(own + p.buffer), (MR, ND), REAL)
+        buffer_rows = carray(pointer(own + p.buffer_rows), MR, np.int64)
+        for m in range(MR):
+            buffer_rows[m] = own + p.buffer + m * ND * ITEM
+        in_place = p.target_d == ITEM
         kernels = carray(pointer(own + p.starts), ND, np.int64)
         pixels = p.n * p.rows * p.columns
         tap_bytes = p.reduction * ITEM
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         for task in range(begin, end):
-            block, group = task % p.blocks, task // p.blocks
+            part, block = task % p.panel_parts, task // p.panel_parts % p.blocks
+            group = task // p.panel_parts // p.blocks
+            passes = (p.channels + ND - 1) // ND
+            begin_channel, end_channel = passes * part // p.panel_parts * ND, passes * (part + 1) // p.panel_parts * ND
             first = block * p.tiles_per_block
             source = call.source + group * p.source_group
             target = call.target + p.target_offset + group * p.target_group
             weights = call.other + group * p.packed_group
-            start = carray(pointer(call.start + group * p.start_group), p.channels, REAL)
+            start = call.start + group * p.start_group
             for t in range(first, min(first + p.tiles_per_block, p.tiles)):
                 # Tiles are traced one by one, in the place of the block's first.
                 call_part(p.trace, (call.plan, own, source, target, t, 1))
@@ -123,17 +143,19 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
                     runs = list_inside(p, MR, integer_at(own + p.tables), own + p.table)
                 targets = carray(pointer(own + p.targets), MR, np.int64)
                 there = min(MR, pixels - t * MR)
-                for d in range(0, p.channels, ND):
+                for d in range(begin_channel, min(end_channel, p.channels), ND):
                     lanes = min(ND, p.channels - d)
                     for q in range(ND):
                         # Channels past the last repeat it; they are not stored.
                         kernels[q] = weights + (d + min(q, lanes - 1)) * p.taps_r * p.taps_c * tap_bytes
-                    sum_tile(REAL, VL, MR, ND, runs, own + p.table, own + p.starts, tap_bytes, own + p.buffer)
-                    for q in range(lanes):
-                        first_sum, shift = start[d + q], (d + q) * p.target_d
-                        for m in range(there):
-                            value = sums[m, q] + first_sum
-                            carray(pointer(targets[m] + shift), 1, REAL)[0] = lowest if value < lowest else value
+                    sum_tile(
+                        REAL, VL, MR, ND, runs, own + p.table, own + p.starts, tap_bytes, start + d * ITEM, lowest,
+                        own + (p.targets if in_place else p.buffer_rows), d * ITEM if in_place else 0, lanes,
+                    )  # fmt: skip
+                    if not in_place:
+                        for q in range(lanes):
+                            for m in range(there):
+                                carray(pointer(targets[m] + (d + q) * p.target_d), 1, REAL)[0] = sums[m, q]
                     if call.activation != 0:
                         for m in range(there):
                             for q in range(lanes):

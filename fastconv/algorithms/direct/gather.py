@@ -348,7 +348,8 @@ def _plan(
     on_lines = in_place and tiles * panels * taps * reduction >= _STRADDLING_STEPS * threads
     longer = 1 if frame is None else _PADDED_BLOCKS
     wanted = tasks_wanted(problem, threads)
-    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, 1 if sums else panels, groups, wanted, longer)
+    sides = -(-channels // shape.NV) if sums else panels
+    size, parts = blocks_of(tiles, entry_bytes, copy_bytes, sides, groups, wanted, longer)
     while frame is not None and not frame.fits(size * shape.MR):
         size -= 1
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.

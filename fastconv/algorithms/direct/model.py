@@ -37,7 +37,7 @@ TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.2e-9
 """Packing one weight or output gradient."""
-COLUMN_SECONDS = {1: 0.07e-9, 2: 0.12e-9, 0: 0.5e-9}
+COLUMN_SECONDS = {1: 0.07e-9, 2: 0.12e-9, 3: 0.15e-9, 4: 0.2e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows: 1, 2, or any number."""
 COLUMN_RUN_SECONDS = 3e-9
 """Beginning a row of such values that lie side by side."""

@@ -174,7 +174,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     matrices = problem.n * problem.groups
     in_place = pointwise and masks_or_fills(shape, pixels) and _stays_in_place(source[3], reduction, tiles)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    step = columns.step if columns.step <= 2 else 0
+    step = columns.step if columns.step <= kernels.MOST_STEPS else 0
     flat = rows.step == columns.step == 1 and columns.count == size[1]
     runs = panels if flat else panels + rows.count
     packing = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
@@ -194,8 +194,9 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         kernels.COLUMNS, entry=0, source_group=part.reduction * source[3], source_r=source[1], source_k=source[3],
         source_rows=size[0], source_columns=size[1], rows=rows.count, columns=columns.count, row_step=rows.step,
         column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps), row_offsets=address(row_offsets),
-        column_offsets=address(column_offsets), reduction=part.reduction, channel_row=channel_row, tap_row=tap_row,
-        flat=flat, panel_bytes=panel_bytes,
+        column_offsets=address(column_offsets), first_row=min(rows.offsets), last_row=max(rows.offsets),
+        first_column=min(columns.offsets), last_column=max(columns.offsets), reduction=part.reduction,
+        channel_row=channel_row, tap_row=tap_row, flat=flat, panel_bytes=panel_bytes,
     )  # fmt: skip
     template = fill(
         gather.GATHER,
