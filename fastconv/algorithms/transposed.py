@@ -77,12 +77,14 @@ def _rows_reaching(problem: ConvProblem, low: int, high: int) -> tuple[int, int]
     return max(top, 0), min((high - 1 + before) // step + 1, problem.output_size[0])
 
 
-def _row_band(problem: ConvProblem, direction: str, image: int, first: int, last: int, layout: str) -> Band | None:
+def row_band(problem: ConvProblem, direction: str, image: int, first: int, last: int, layout: str) -> Band | None:
     """The part of one image that makes some rows of the result; None where that is no problem of its own."""
     if direction == "forward":
         (top, bottom), (low, high) = (first, last), _rows_read(problem, first, last)
     else:
         (low, high), (top, bottom) = (first, last), _rows_reaching(problem, first, last)
+        if last == problem.input_size[0]:
+            bottom = problem.output_size[0]  # tiles over the image's edge read further, and bits are to be theirs
     if low >= high or top >= bottom:
         return None
     before, step = problem.padding[0][0], problem.stride[0]
@@ -96,19 +98,21 @@ def _row_band(problem: ConvProblem, direction: str, image: int, first: int, last
     return Band(image, image + 1, top, bottom, low, high, part)
 
 
-def bands_of(problem: ConvProblem, direction: str, layout: str) -> list[Band] | None:
+def bands_of(problem: ConvProblem, direction: str, layout: str, together: int = 1) -> list[Band] | None:
     """Cut a problem into bands whose scratch is small enough; None where that cannot be done.
 
-    `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST.
+    `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST; bands are multiples of `together` rows.
     """
     limit = scratch_limit(replace(problem, n=1), 2)  # whatever the threads and the batch: bits depend on the bands
     if layout == CHANNELS_LAST:
         limit -= math.prod(problem.w_shape) * problem.itemsize
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
-    return _bands_within(problem, direction, layout, int(limit), each)
+    return _bands_within(problem, direction, layout, int(limit), each, together)
 
 
-def _bands_within(problem: ConvProblem, direction: str, layout: str, limit: int, each: int) -> list[Band] | None:
+def _bands_within(
+    problem: ConvProblem, direction: str, layout: str, limit: int, each: int, multiple: int = 1
+) -> list[Band] | None:  # fmt: skip
     """Bands that take no more than `limit` bytes of scratch, where a whole image takes `each`."""
     n, (ih, _), (oh, _) = problem.n, problem.input_size, problem.output_size
     together = min(n, limit // each)
@@ -121,11 +125,11 @@ def _bands_within(problem: ConvProblem, direction: str, layout: str, limit: int,
     if limit <= 0:
         return None
     count = oh if direction == "forward" else ih
-    rows = -(-count // -(-each // limit))
+    rows = -(-count // -(-each // limit) // multiple) * multiple
     if rows < _BAND_ROWS * problem.kernel_size[0]:
         return None
     starts = [(image, first) for image in range(n) for first in range(0, count, rows)]
-    bands = [_row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
+    bands = [row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
     return None if None in bands else bands  # type: ignore[return-value]
 
 
@@ -213,7 +217,7 @@ class MovingOperation(Operation):
 
     @property
     @abstractmethod
-    def _inner(self) -> list[Operation]:
+    def inner(self) -> list[Operation]:
         """The operations, one after another."""
 
     @abstractmethod
@@ -226,10 +230,10 @@ class MovingOperation(Operation):
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
-        return sum(step.seconds(rate) for step in self._inner) + self._moving_seconds()  # type: ignore[attr-defined]
+        return sum(step.seconds(rate) for step in self.inner) + self._moving_seconds()  # type: ignore[attr-defined]
 
     def estimate(self, machine: Machine) -> Estimate:
-        estimates = [step.estimate(machine) for step in self._inner]
+        estimates = [step.estimate(machine) for step in self.inner]
         seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
         return Estimate(seconds, f"{self._how()}: {estimates[0].reason}")
 
@@ -276,7 +280,7 @@ class TransposedOperation(MovingOperation):
         return sum(each.seconds(self._threads) for each in images) + weights
 
     @property
-    def _inner(self) -> list[Operation]:
+    def inner(self) -> list[Operation]:
         return [self._plans[band.problem][0] for band in self._bands]
 
     def _how(self) -> str:
@@ -374,7 +378,7 @@ class TransposedGradient(MovingOperation):
         return sum(each.seconds(self._threads) for each in images) + turned + added
 
     @property
-    def _inner(self) -> list[Operation]:
+    def inner(self) -> list[Operation]:
         return [block.operation for block in self._blocks]
 
     def _how(self) -> str:
@@ -429,7 +433,7 @@ class PointwiseGradient(MovingOperation):
         return self._x.seconds(self._threads) + self._y.seconds(self._threads)
 
     @property
-    def _inner(self) -> list[Operation]:
+    def inner(self) -> list[Operation]:
         return [self._operation]
 
     def _how(self) -> str:
@@ -462,16 +466,17 @@ Transposed = TransposedOperation | TransposedGradient | PointwiseGradient
 
 
 def transposed(
-    problem: ConvProblem, direction: str, layout: str, algorithm: Algorithm, threads: int
+    problem: ConvProblem, direction: str, layout: str, algorithm: Algorithm, threads: int, together: int = 1
 ) -> Transposed | None:
     """An algorithm's operation on transposed images; None where these are too large for a scratch area.
 
-    `layout` is that of the problems which the algorithm gets; the weight gradient has CHANNELS_LAST.
+    `layout` is that of the problems which the algorithm gets; the weight gradient has CHANNELS_LAST. Bands of the
+    others are multiples of `together` rows.
     """
     if direction == "grad_weight":
         if _pointwise_in_one(problem):
             return PointwiseGradient(problem, algorithm, threads)
         cut = cut_of(problem)
         return None if cut is None else TransposedGradient(problem, cut, algorithm, threads)
-    bands = bands_of(problem, direction, layout)
+    bands = bands_of(problem, direction, layout, together)
     return None if bands is None else TransposedOperation(problem, direction, bands, algorithm, threads)

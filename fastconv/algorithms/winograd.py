@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
+from fastconv.algorithms.banded import BandPlanner, Stage, plan_banded
 from fastconv.algorithms.base import (
     PLAIN,
     Algorithm,
@@ -125,6 +126,11 @@ def _even_block(channels: int, most: int, lanes: int) -> int:
     return -(-channels // (blocks * lanes)) * lanes
 
 
+def _band_rows(problem: ConvProblem) -> int:
+    """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
+    return FORMS[problem.kernel_size[0]].m * problem.dilation[0]
+
+
 class Winograd(Algorithm):
     """F(4 x 4, 3 x 3) and F(2 x 2, 5 x 5) on blocks of tiles that stay in the second cache level."""
 
@@ -148,24 +154,45 @@ class Winograd(Algorithm):
     @staticmethod
     def _transposes(problem: ConvProblem, direction: str) -> bool:
         """Whether NCHW images can be transposed in parts."""
-        found = cut_of(problem) if direction == "grad_weight" else bands_of(problem, direction, IMAGES_LAST)
-        return found is not None
+        if direction == "grad_weight":
+            return cut_of(problem) is not None
+        return bands_of(problem, direction, IMAGES_LAST, _band_rows(problem)) is not None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if problem.layout == "NCHW" and direction == "grad_weight":
+            gradient = transposed(problem, direction, CHANNELS_LAST, self, threads)
+            assert gradient is not None  # or it would have declined
+            return gradient
         if problem.layout == "NCHW":
-            layout = CHANNELS_LAST if direction == "grad_weight" else IMAGES_LAST
-            operation = transposed(problem, direction, layout, self, threads)
-            assert operation is not None  # or it would have declined
-            return operation
+            planner = self._band_planner(problem, direction)
+            ways = (
+                plan_banded(problem, direction, planner, threads),
+                transposed(problem, direction, IMAGES_LAST, self, threads, planner.rows),
+            )
+            return min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)
         return WinogradOperation(problem, direction, threads)
+
+    @staticmethod
+    def _band_planner(problem: ConvProblem, direction: str) -> BandPlanner:
+        """How bands of NCHW images are computed: with as many channels held as in the first, as weights lie so."""
+        held: list[int] = []
+
+        def stages(band: ConvProblem) -> tuple[Stage, ...]:
+            operation = WinogradOperation(band, direction, 1, *held)
+            held[:] = [operation.held]
+            return (operation.stage(),)
+
+        form = FORMS[problem.kernel_size[0]]
+        return BandPlanner(IMAGES_LAST, _band_rows(problem), f"F({form.m} x {form.m}, {form.r} x {form.r})", stages)
 
 
 class WinogradOperation(Operation):
     """Forward pass or input gradient by tiles."""
 
-    def __init__(self, problem: ConvProblem, direction: str, threads: int) -> None:
+    def __init__(self, problem: ConvProblem, direction: str, threads: int, held: int | None = None) -> None:
+        """`held` source channels are transformed at a time; None for what takes the least time."""
         self.problem = problem
         self.direction = direction
         self.threads = threads
@@ -178,7 +205,7 @@ class WinogradOperation(Operation):
         self._tiles = problem.n * self._tile_rows * self._tile_columns
         self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
-        self._block, self._parts, self._held, self._slots = self._blocking()
+        self._block, self._parts, self.held, self._slots = self._blocking(held)
         zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
         tasks = problem.groups * -(-self._tiles // self._block) * self._parts
@@ -203,7 +230,7 @@ class WinogradOperation(Operation):
             self.workspace_bytes += self._packed_bytes
         else:
             self._saved_slots = 0.0
-        self.prepared_key = (self.tile, self._panels, self._chunk(self._held)) if self._keeps_weights else None
+        self.prepared_key = (self.tile, self._panels, self._chunk(self.held)) if self._keeps_weights else None
 
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
@@ -232,7 +259,7 @@ class WinogradOperation(Operation):
 
         return compiled
 
-    def _blocking(self) -> tuple[int, int, int, float]:
+    def _blocking(self, given: int | None) -> tuple[int, int, int, float]:
         """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
 
         Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
@@ -242,7 +269,7 @@ class WinogradOperation(Operation):
         matrices, outputs = self.form.n**2, self.form.m**2
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         found = []
-        for held in {reduction, min(reduction, _STREAMED_BYTES // item)}:
+        for held in {reduction, min(reduction, _STREAMED_BYTES // item)} if given is None else {given}:
             beside = matrices * self._chunk(held) * shape.NR * item
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
             lanes = -(-held // shape.VL) * shape.VL
@@ -285,11 +312,25 @@ class WinogradOperation(Operation):
             multiply /= _FAR_SHARE
         return inputs + weights + multiply + tiles * vectors * form.output_slots
 
+    def _weight_slots(self) -> float:
+        """Slots of transforming all weights."""
+        vectors = self.problem.groups * self._roles.reduction * -(-self._roles.channels // self.tile.VL)
+        return vectors * self.form.weight_slots
+
     def _repeated_slots(self) -> float:
         """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
         blocks = -(-self._tiles // self._block)
-        vectors = self.problem.groups * self._roles.reduction * -(-self._roles.channels // self.tile.VL)
-        return (blocks - 1) * vectors * self.form.weight_slots / self.threads
+        return (blocks - 1) * self._weight_slots() / self.threads
+
+    def stage(self) -> Stage:
+        """What the operation is to a band that one thread computes; weights that are kept are transformed before."""
+        if not self._keeps_weights:
+            return Stage(self._launches[False], self._zeros, lambda rate: self._slots / rate)
+        transforming = -(-self._tiles // self._block) * self._weight_slots()
+        return Stage(
+            self._launches[True], self._zeros, lambda rate: (self._slots - transforming) / rate, self._pack,
+            self._packed_bytes, self._weight_slots() / model.NOMINAL_RATE, self.prepared_key,
+        )  # fmt: skip
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
@@ -301,9 +342,9 @@ class WinogradOperation(Operation):
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
         offset = 0 if transformed else (form.r - 1) * (w_r * flipped_r + w_c * flipped_c)
         height = -(-self._block // shape.MR) * shape.MR
-        chunk = self._chunk(self._held)
+        chunk = self._chunk(self.held)
         # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
-        value_pitch = -(-self._held // shape.VL) * shape.VL * item
+        value_pitch = -(-self.held // shape.VL) * shape.VL * item
         value_step, weight_step, product_step = (
             odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
@@ -331,7 +372,7 @@ class WinogradOperation(Operation):
             tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
-            held=self._held, value_pitch=value_pitch, pixels=pixels,
+            held=self.held, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=offset,
             weight_r=-w_r if flipped_r else w_r, weight_c=-w_c if flipped_c else w_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
@@ -348,11 +389,14 @@ class WinogradOperation(Operation):
         return record, total
 
     def estimate(self, machine: Machine) -> Estimate:
-        rate = model.slot_rate(machine, self.tile.VL)
-        launches = 2 if self._saved_slots else 1
-        seconds = launches * model.launch_seconds(self.threads) + (self._slots - self._saved_slots) / rate
+        seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
         traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
         return Estimate(max(seconds, traffic), self.form.describe(self._tiles, self._targets))
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        launches = 2 if self._saved_slots else 1
+        return launches * model.launch_seconds(self.threads) + (self._slots - self._saved_slots) / rate
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         if not self._keeps_weights:

@@ -207,6 +207,11 @@ class Launch:
             self._entry = cast(int, self._compile().address)
         return self._entry
 
+    def on(self, threads: int) -> Launch:
+        """The same launch on at most so many threads."""
+        workspace_bytes = self.workspace_bytes // self.threads
+        return Launch(self._compile, self._dtype, self.plan, self.tasks, threads, workspace_bytes, self.grain)
+
     def __call__(
         self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,
         activation: int = 0, failed: int = 0,

@@ -182,6 +182,13 @@ def plane_tile(dtype: str) -> Tile:
     return Tile(VL=lanes, MR=rows, NV=planes)
 
 
+def patch_tile(dtype: str) -> Tile:
+    """Choose the tile of dot products of planes with packed windows: the rows of these are often no multiple of 8."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    rows, planes = (4, 6) if registers() == 32 else (3, 4)
+    return Tile(VL=lanes, MR=rows, NV=planes)
+
+
 @dataclass(frozen=True)
 class RowTile:
     """A register tile for depthwise convolution: MR pixels of a row by one vector of VL channels.

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastconv.algorithms.banded import BandedOperation, BandPlanner, Stage, plan_banded
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.abreast import plan_abreast
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.channel_dots import plan_channel_dots
 from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
-from fastconv.algorithms.direct.depthwise import plan_depthwise
+from fastconv.algorithms.direct.depthwise import DepthwisePass, plan_depthwise
 from fastconv.algorithms.direct.disjoint import DisjointOperation, plan_disjoint
 from fastconv.algorithms.direct.dots import plan_dots
-from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
+from fastconv.algorithms.direct.gather import GatherPass, plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
-from fastconv.algorithms.direct.phases import plan_phases
-from fastconv.algorithms.direct.pixel_dots import plan_pixel_dots
+from fastconv.algorithms.direct.phases import PhasesPass, plan_phases
+from fastconv.algorithms.direct.pixel_dots import plan_patch_dots, plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import plan_planes
 from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
@@ -38,8 +39,9 @@ from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.whole_window import WholeWindowOperation, as_one_pixel
 from fastconv.algorithms.direct.window_dots import plan_window_dots
-from fastconv.algorithms.transposed import Transposed, bands_of, transposed
+from fastconv.algorithms.transposed import Transposed, bands_of, transposed, transposition
 from fastconv.cost import conv_bytes
+from fastconv.kernels.launch import Launch
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, 
 TOGETHER = (plan_stencil, plan_spread, plan_pairs)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
-    plan_pixel_dots,
+    plan_pixel_dots, plan_patch_dots,
 )  # fmt: skip
 
 
@@ -101,6 +103,12 @@ def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
     return problem if direction == "grad_weight" else replace(problem, n=1)
 
 
+def _leaves_gaps(problem: ConvProblem, direction: str) -> bool:
+    """Whether an input gradient has pixels that no window reads."""
+    phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
+    return direction == "grad_input" and len(sub_problems(problem, direction)) < phases
+
+
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
     """Plan the launches of a direction."""
     kinds = _kinds(_typical(problem, direction), direction)
@@ -128,6 +136,73 @@ def _transposed(problem: ConvProblem, direction: str, threads: int) -> Transpose
     return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
+def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:
+    """The operation in bands, each turned and turned back by the thread that computes it.
+
+    Only for gathered and depthwise tiles: the sums of other kinds might depend on where a band begins.
+    """
+    if direction == "grad_weight" or _leaves_gaps(problem, direction):
+        return None
+    if problem.groups > 1:
+        return _banded_groups(problem, direction, threads)
+    whole = replace(_typical(problem, direction), layout=IMAGES_LAST)
+    if set(_kinds(whole, direction)) != {plan_gather}:
+        return None
+
+    def stages(band: ConvProblem) -> tuple[Stage, ...]:
+        passes = [(part, plan_gather(band, direction, *part, 1)) for part in sub_problems(band, direction)]
+        return tuple(step.stage(rows.taps, columns.taps) for (rows, columns), step in passes)
+
+    # The phases of an input gradient are the same in bands that begin at a multiple of the stride.
+    rows = problem.stride[0] if direction == "grad_input" else 1
+    return plan_banded(problem, direction, BandPlanner(IMAGES_LAST, rows, "register tiles", stages), threads)
+
+
+def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:
+    """The same in bands of some groups of channels, whose weights each thread turns as well."""
+    group, others = problem.ic_per_group, problem.oc_per_group
+    if direction == "grad_input" and max(group, others) > 1:  # its weights' channels would change places in groups
+        return None
+    whole = replace(_typical(problem, direction), layout="NHWC")
+    if set(_kinds(whole, direction)) != {plan_depthwise}:
+        return None
+
+    def stages(band: ConvProblem) -> tuple[Stage, ...] | None:
+        passes = [plan_depthwise(band, direction, *part, 1) for part in sub_problems(band, direction)]
+        return None if None in passes else tuple(step.stage() for step in passes if step)
+
+    def turn(band: ConvProblem) -> Launch:
+        item, taps, oc = band.itemsize, math.prod(band.kernel_size), band.oc
+        source, target = (taps * item, group * taps * item), (oc * item, group * oc * item)
+        return transposition(band.dtype, group, oc, taps, source, target, 1)
+
+    return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, turn), threads)
+
+
+def _sums_alike(operation: Transposed) -> bool:
+    """Whether an operation on transposed images sums as bands do, so that both have the same bits."""
+    inner = operation.inner
+    passes = [step for each in inner if isinstance(each, DirectOperation) for step in each.passes]
+    steps = [part for step in passes for part in (step.parts if isinstance(step, PhasesPass) else (step,))]
+    return all(isinstance(each, DirectOperation) for each in inner) and all(
+        type(step) in (GatherPass, DepthwisePass) for step in steps
+    )
+
+
+def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | None:
+    """The operation on turned images that is faster: for so many threads where both ways have the same bits."""
+    ways = {way: way(problem, direction, threads) for way in (_banded, _transposed)}
+    banded, whole = ways[_banded], ways[_transposed]
+    if banded is None or whole is None:
+        return banded or whole
+    assert not isinstance(whole, BandedOperation)
+    timed = ways
+    if not _sums_alike(whole):
+        timed = {way: way(_typical(problem, direction), direction, 1) for way in ways}
+    seconds = {way: each.seconds(model.NOMINAL_RATE) if each else math.inf for way, each in timed.items()}
+    return ways[min(seconds, key=lambda way: seconds[way])]
+
+
 def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOperation | None:
     """The operation on patches, where windows lie side by side."""
     return plan_disjoint(problem, direction, threads, DirectOperation)
@@ -136,7 +211,7 @@ def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOpe
 @functools.lru_cache(maxsize=1024)
 def _planner_of_planes(problem: ConvProblem, direction: str) -> Callable[[ConvProblem, str, int], Any]:
     """What plans an NCHW problem best, as one thread would do it."""
-    offered = {planner: planner(problem, direction, 1) for planner in (DirectOperation, _transposed, _disjoint)}
+    offered = {planner: planner(problem, direction, 1) for planner in (DirectOperation, _turned, _disjoint)}
     seconds = {
         planner: operation.seconds(model.NOMINAL_RATE)
         for planner, operation in offered.items()
@@ -169,8 +244,7 @@ class DirectOperation(Operation):
         self.direction = direction
         self.passes = plan_passes(problem, direction, threads)
         self.workspace_bytes = max((step.workspace_bytes for step in self.passes), default=0)
-        phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
-        self._leaves_gaps = direction == "grad_input" and len(sub_problems(problem, direction)) < phases
+        self._leaves_gaps = _leaves_gaps(problem, direction)
         if direction == "forward":
             self.prepared_key = self.passes[0].prepared_key
 

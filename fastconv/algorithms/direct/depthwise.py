@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba.core.ccallback import CFunc
 
+from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
@@ -58,8 +59,20 @@ class DepthwisePass(Pass):
         offsets = self.tables[0].tolist()
         return sum(len(targets_inside(o, o, step, size, count)) for o in offsets) / count
 
+    def stage(self) -> Stage:
+        """What the pass is to a band that one thread computes."""
+        return Stage(self.launch, self.zeros, lambda rate: sum(self._work(rate)))
+
     def seconds(self, rate: float) -> float:
-        p, shape, problem = self.launch.plan[0], self.tile, self.problem
+        p, (multiply, trace) = self.launch.plan[0], self._work(rate)
+        values = int(p["n"] * p["rows"] * p["columns"] * p["channels"])
+        traffic = self.problem.n * int(p["source_n"]) + values * self.problem.itemsize
+        work = max(multiply, traffic * model.STREAM_SECONDS) + trace
+        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
+
+    def _work(self, rate: float) -> tuple[float, float]:
+        """One thread's time of multiplying what lies in its caches, and of writing addresses."""
+        p, shape = self.launch.plan[0], self.tile
         pixels = int(p["n"] * p["rows"] * p["columns"])
         vectors = pixels * int(p["channels"]) / shape.VL / self._lanes_share()
         chunks, rows = int(p["chunks"]), self._met_rows()
@@ -72,9 +85,7 @@ class DepthwisePass(Pass):
         if shape.masked:
             slots /= model.MASKED_SHARE
         trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
-        traffic = problem.n * int(p["source_n"]) + pixels * int(p["channels"]) * problem.itemsize
-        work = max(vectors * slots / rate, traffic * model.STREAM_SECONDS) + trace
-        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
+        return vectors * slots / rate, trace
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

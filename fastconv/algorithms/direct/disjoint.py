@@ -92,7 +92,7 @@ class DisjointOperation(MovingOperation):
         return launches + runs * _RUN_SECONDS / self._threads + turned
 
     @property
-    def _inner(self) -> list[Operation]:
+    def inner(self) -> list[Operation]:
         return [step.operation for step in self._rounds]
 
     def _how(self) -> str:

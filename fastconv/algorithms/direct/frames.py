@@ -1,4 +1,4 @@
-"""What tasks copy before they multiply: the rows that they read, with zeros around them and channels side by side."""
+"""What tasks copy before they multiply: padded rows with channels side by side, or what windows read of planes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, Roles, roles
+from fastconv.kernels import columns as kernels
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import address, fill
 from fastconv.problem import ConvProblem
@@ -94,3 +95,43 @@ def frame_of(problem: ConvProblem, direction: str, rows: Axis, columns: Axis) ->
     inner = part._replace(source=copy, source_size=(height, width))
     group_bytes = part.reduction * item if together > 1 else 0
     return Frame(record, inner, inner_rows, inner_columns, group_bytes, turns, slots)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How tasks pack what the windows of a panel of pixels read of planes: `fastconv.kernels.columns`."""
+
+    record: np.ndarray
+    step: int
+    """Columns between windows, 0 for more than are picked from vectors."""
+    panel_bytes: int
+    mask_bytes: int
+    """What lies behind a panel while it is packed."""
+    seconds_per_row: float
+    """Time of packing what one tap of one channel reads for all pixels."""
+    offsets: tuple[np.ndarray, np.ndarray]
+    """Tables whose addresses the record holds, and which it keeps alive."""
+
+
+def windows_of(
+    part: Roles, rows: Axis, columns: Axis, dtype: str, lanes: int, channel_row: int, tap_row: int
+) -> Windows:  # fmt: skip
+    """How panels of `lanes` pixels are packed: a tap of a channel has the row `channel_row` and `tap_row` tell."""
+    source, size, item, pixels = part.source, part.source_size, np.dtype(dtype).itemsize, rows.count * columns.count
+    taps = len(rows.taps) * len(columns.taps)
+    step = columns.step if columns.step <= kernels.MOST_STEPS else 0
+    flat = rows.step == columns.step == 1 and columns.count == size[1]
+    panel_bytes = part.reduction * taps * lanes * item
+    row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
+    record = fill(
+        kernels.COLUMNS, entry=0, source_group=part.reduction * source[3], source_r=source[1], source_k=source[3],
+        source_rows=size[0], source_columns=size[1], rows=rows.count, columns=columns.count, row_step=rows.step,
+        column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps), row_offsets=address(row_offsets),
+        column_offsets=address(column_offsets), first_row=min(rows.offsets), last_row=max(rows.offsets),
+        first_column=min(columns.offsets), last_column=max(columns.offsets), reduction=part.reduction,
+        channel_row=channel_row, tap_row=tap_row, flat=flat, panel_bytes=panel_bytes,
+    )  # fmt: skip
+    panels = -(-pixels // lanes)
+    runs = panels if flat else panels + rows.count
+    seconds = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
+    return Windows(record, step, panel_bytes, taps * max(1, step) * 8, seconds, (row_offsets, column_offsets))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
+from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
@@ -131,6 +132,21 @@ class GatherPass(Pass):
         return model.describe(self.tile, "channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
+        pack = self._packing_seconds()
+        if self.unpacked is not None:  # tasks pack what they use, or read it in place
+            in_place = self.unpacked.plan["in_place"][0]
+            pack = 0.0 if in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
+        return model.launch_seconds(self.threads) + self._on_packed(rate) + pack / self.threads
+
+    def _packing_seconds(self) -> float:
+        """The time of packing all weights on one thread."""
+        weights = math.prod(self.packed_shape)
+        written = weights * self.problem.itemsize
+        again = 2 * written * model.STREAM_SECONDS if written > _CACHED_BYTES else 0.0  # written, then read
+        return weights * model.PACK_SECONDS + again
+
+    def _on_packed(self, rate: float) -> float:
+        """The time of the launch's work on packed weights."""
         p = self.launch.plan[0]
         taps, groups, panels = int(p["taps_r"] * p["taps_c"]), *self.packed_shape[:2]
         tiles = int(p["tiles"]) * groups
@@ -145,17 +161,19 @@ class GatherPass(Pass):
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         trace += self.launch.tasks * self.copying
-        in_place = self.unpacked is not None and self.unpacked.plan["in_place"][0]
-        weights = math.prod(self.packed_shape)
-        pack = 0.0 if in_place else weights * model.PACK_SECONDS
-        if self.unpacked is None and weights * self.problem.itemsize > _CACHED_BYTES:  # written, then read again
-            pack += 2 * weights * self.problem.itemsize * model.STREAM_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
             value = model.TRANSPOSE_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
             scatter = tiles * self.tile.MR * int(p["channels"]) * value
-        work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) + pack
-        return model.launch_seconds(self.threads) + work / self.threads
+        return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads
+
+    def stage(self, *taps: tuple[int, ...]) -> Stage:
+        """What the pass, with these taps' rows and columns, is to a band that one thread computes."""
+        packed_bytes = math.prod(self.packed_shape) * self.problem.itemsize
+        return Stage(
+            self.launch, self.zeros, self._on_packed, self.pack, packed_bytes, self._packing_seconds(),
+            (self.prepared_key, taps),
+        )  # fmt: skip
 
     def _met_share(self) -> float:
         """Share of the taps that some pixel of a tile meets inside the image: the others are left out."""

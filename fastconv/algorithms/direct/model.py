@@ -57,6 +57,8 @@ DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
 PIXEL_DOT_SHARE = 0.85
 """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
+PATCH_DOT_SHARE = 0.78
+"""The same of products with packed windows, which lie in the second cache level."""
 PIXEL_DOT_CONFLICT_SHARE = 0.85
 """Speed of such products where planes meet in few lines of a cache."""
 DOT_SLOTS = 3
@@ -129,6 +131,8 @@ STREAM_SECONDS = 0.06e-9
 """Moving a byte of an image that does not stay in a core's caches."""
 PLANE_SECONDS = 0.015e-9
 """Moving a byte of an image that is read in the order in which it lies."""
+FAR_BYTES = 32 << 20
+"""Images that no cache keeps from one use to the next."""
 CACHED_BYTES = 1 << 20
 CACHED_SHARE = 0.25
 """Time of reading operands of so few bytes, which lie in a cache from the call before, over that from memory."""
@@ -152,6 +156,12 @@ def launch_seconds(threads: int) -> float:
 def planes_seconds(problem: ConvProblem) -> float:
     """Reading and writing both images of a problem, on one thread."""
     return (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize * PLANE_SECONDS
+
+
+def far_seconds(problem: ConvProblem) -> float:
+    """Reading an output gradient that stays in no cache, on one thread."""
+    gradient = math.prod(problem.y_shape) * problem.itemsize
+    return gradient * STREAM_SECONDS if gradient > FAR_BYTES else 0.0
 
 
 def slot_rate(machine: Machine, lanes: int) -> float:

@@ -28,6 +28,8 @@ _MANY_CHANNELS = 32
 """Channels that keep all threads busy without slabs."""
 _BLOCK_BYTES = 256 << 10
 """Rows of both operands that one strip of pixels after the other reads: they stay in the second cache level."""
+_FAR_TIMES = 2
+"""How much slower images that no cache keeps are read plane by plane than in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class PlaneDotPass(SlabPass):
         loads = passes * (kw * problem.stride[1] + 1)
         slots = vectors * max(1.25 * kh * kw, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
-        traffic = model.planes_seconds(problem)
+        traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
         work = max((slots + ends) / model.PLANE_DOT_SHARE / rate, traffic) / self.threads
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS

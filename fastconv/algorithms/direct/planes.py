@@ -17,6 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.frames import Windows, windows_of
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.algorithms.transposed import transposition
@@ -55,10 +56,10 @@ class PlanePass(Pass):
     """What sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
     """Records and offsets whose addresses the record holds, and which it keeps alive."""
+    windows: Windows
+    """How panels are packed that are not read in place."""
     turn: Launch | None
     """Lays each target channel's weights side by side; None where they lie so, or well enough."""
-    packing: float
-    """Time of packing what one tap of one channel reads for all pixels."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -80,7 +81,7 @@ class PlanePass(Pass):
         slots += panels * (model.RUN_SLOTS + model.TILE_SLOTS)
         pack = 0.0
         if not p["in_place"]:
-            pack = matrices * int(p["blocks"]) * reduction * self.packing
+            pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
         multiply = tiles * slots / rate
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.ROW_APART_SHARE
@@ -174,30 +175,18 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     matrices = problem.n * problem.groups
     in_place = pointwise and masks_or_fills(shape, pixels) and _stays_in_place(source[3], reduction, tiles)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
-    step = columns.step if columns.step <= kernels.MOST_STEPS else 0
-    flat = rows.step == columns.step == 1 and columns.count == size[1]
-    runs = panels if flat else panels + rows.count
-    packing = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
+    windows = windows_of(part, rows, columns, problem.dtype, shape.NR, channel_row, tap_row)
     tasks = tasks_wanted(problem, threads)
-    reading = pixels * _READ_SECONDS if in_place else packing
+    reading = pixels * _READ_SECONDS if in_place else windows.seconds_per_row
     blocks = _blocks_of_tiles(tiles, pixels, matrices, reduction, shape, reading, threads)
     count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
-        *[listed] * 3, shape.MR * shape.NR * item, 0 if in_place else panel_bytes + taps * max(1, step) * 8,
+        *[listed] * 3, shape.MR * shape.NR * item, 0 if in_place else panel_bytes + windows.mask_bytes,
     )  # fmt: skip
     zero = np.zeros(1, np.int64)
     inside = np.array([(0, weights_step, 0, reduction)], np.int64)
-    row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
-    pack = fill(
-        kernels.COLUMNS, entry=0, source_group=part.reduction * source[3], source_r=source[1], source_k=source[3],
-        source_rows=size[0], source_columns=size[1], rows=rows.count, columns=columns.count, row_step=rows.step,
-        column_step=columns.step, taps_r=len(rows.taps), taps_c=len(columns.taps), row_offsets=address(row_offsets),
-        column_offsets=address(column_offsets), first_row=min(rows.offsets), last_row=max(rows.offsets),
-        first_column=min(columns.offsets), last_column=max(columns.offsets), reduction=part.reduction,
-        channel_row=channel_row, tap_row=tap_row, flat=flat, panel_bytes=panel_bytes,
-    )  # fmt: skip
     template = fill(
         gather.GATHER,
         source_n=0, source_r=0, source_c=weights_row, source_k=weights_step,
@@ -209,7 +198,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         first_row=0, last_row=0, first_column=0, last_column=0,
         reduction=reduction, channels=pixels,
         in_place=in_place, weight_tap=0, weight_step=source[3], weight_panel=shape.NR * item,
-        weight_group=part.reduction * source[3], packed_group=0, packing=pack.ctypes.data,
+        weight_group=part.reduction * source[3], packed_group=0, packing=windows.record.ctypes.data,
         start_group=tiles * shape.MR * item,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, most_runs=1, padding=0, scatter=0, chunk=1,
         tiles=tiles, tiles_per_block=count, blocks=-(-tiles // count), panel_parts=parts,
@@ -224,7 +213,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
     def compiled() -> CFunc:
         if not in_place:
-            pack["entry"] = kernels.pack_columns(problem.dtype, shape.NV, shape.VL, step).address
+            windows.record["entry"] = kernels.pack_columns(problem.dtype, shape.NV, shape.VL, windows.step).address
         template["trace"] = gather.trace().address
         parts = gather.multiplies(problem.dtype, shape, pixels, unroll, ROW_START, in_place)
         for name, compiled_part in parts.items():
@@ -234,5 +223,4 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
     launch = Launch(compiled, problem.dtype, template, matrices * -(-tiles // count) * parts, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
-    kept = zero, inside, row_offsets, column_offsets, pack
-    return PlanePass(problem, threads, shape, launch, zeros, kept, turn, packing)
+    return PlanePass(problem, threads, shape, launch, zeros, (zero, inside), windows, turn)

@@ -1,0 +1,302 @@
+"""NCHW problems in bands of images, each turned, computed and turned back by one thread (`fastconv.kernels.bands`).
+
+Where all threads together turn whole images (`fastconv.algorithms.transposed`), every core then reads what another has
+written, and all wait for each other twice. Bands are whole rows of tiles, or some groups of channels, so that an
+image's bits do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.grids import workspace_offsets
+from fastconv.algorithms.transposed import Band, Images, row_band
+from fastconv.cost import conv_bytes
+from fastconv.kernels import bands as kernels
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import CALL, LINE, Buffer, address, aligned, fill
+from fastconv.kernels.target import vector_bytes
+from fastconv.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+_BAND_BYTES = 1 << 20
+"""Both images of a band: they stay in the second cache level, or nearly."""
+_VALUE_SECONDS = 0.12e-9
+"""Turning one value, near the core that reads it next."""
+_GROUPS_BYTES = 1 << 19
+"""The same of a band of some groups of channels, which has little to compute for each value."""
+_BAND_SECONDS = 1e-6
+"""Beginning and end of a band's steps."""
+_TURNED_SHARE = 0.15
+"""Time of turning a row, over that of computing it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A launch that does the work of a band, or a part of it, on weights that another launch has packed."""
+
+    launch: Launch
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
+    seconds: Callable[[float], float]
+    """Its time on one thread, of so many slots a second."""
+    pack: Launch | None = None
+    """Packs the weights; None where they are taken as they lie."""
+    packed_bytes: int = 0
+    pack_seconds: float = 0.0
+    """The time of packing on one thread."""
+    key: Any = None
+    """What the packed weights depend on besides the weights."""
+
+
+@dataclass(frozen=True)
+class BandPlanner:
+    """How an algorithm computes bands of one problem."""
+
+    layout: str
+    """That of the bands' problems."""
+    rows: int
+    """Bands are multiples of so many target rows."""
+    describe: str
+    stages: Callable[[ConvProblem], tuple[Stage, ...] | None]
+    """The stages of a band's problem on one thread; None where it has others."""
+    turn: Callable[[ConvProblem], Launch] | None = None
+    """What lays the weights of a band of some groups as its stages read them; None where bands have all channels."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A band, and the groups of channels from `group` on that its problem has."""
+
+    band: Band
+    group: int = 0
+
+    @property
+    def problem(self) -> ConvProblem:
+        return self.band.problem
+
+
+def _even(count: int, parts: int) -> list[tuple[int, int]]:
+    """`count` things in parts as equal as they can be: where each begins and ends."""
+    return list(itertools.pairwise(count * part // parts for part in range(parts + 1)))
+
+
+def _most_loaded(work: list[float], threads: int) -> float:
+    """The work of the thread that has most of it: each begins with a run of neighbouring tasks."""
+    return max(sum(work[first:end]) for first, end in _even(len(work), threads))
+
+
+def _cut_groups(problem: ConvProblem, planner: BandPlanner, threads: int) -> list[Part] | None:
+    """Cut a problem into groups of channels of each image; None where a vector of them is too large."""
+    n, groups, lanes = problem.n, problem.groups, vector_bytes() // problem.itemsize
+    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * groups) * problem.itemsize
+    together = max(1, lanes // max(problem.ic_per_group, problem.oc_per_group))  # the groups of a vector
+    vectors = -(-groups // together)
+    if each * together > _GROUPS_BYTES:
+        return None
+    count = -(-n * vectors // max(1, _GROUPS_BYTES // (each * together)))
+    parts = min(vectors, -(-(-(-count // threads) * threads) // n))
+    (ih, _), (oh, _) = problem.input_size, problem.output_size
+    found = []
+    for image, (first, end) in itertools.product(range(n), _even(vectors, parts)):
+        begin, count = first * together, min(end * together, groups) - first * together
+        ic, oc = count * problem.ic_per_group, count * problem.oc_per_group
+        part = replace(problem, n=1, ic=ic, oc=oc, groups=count, layout=planner.layout)
+        found.append(Part(Band(image, image + 1, 0, oh, 0, ih, part), begin))
+    return found
+
+
+def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int) -> list[Part] | None:
+    """Cut a problem into bands for so many threads; None where that cannot be done."""
+    if planner.turn is not None:
+        return _cut_groups(problem, planner, threads)
+    n, (ih, iw), (oh, ow) = problem.n, problem.input_size, problem.output_size
+    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * problem.itemsize
+    if n >= threads and each <= _BAND_BYTES:
+        count = -(-n // (_BAND_BYTES // each))
+        count = min(n, -(-count // threads) * threads)
+        return [
+            Part(Band(first, last, 0, oh, 0, ih, replace(problem, n=last - first, layout=planner.layout)))
+            for first, last in _even(n, count)
+        ]
+    source_row, target_row, count = iw * problem.ic, ow * problem.oc, oh
+    step, reach = float(problem.stride[0]), float((problem.kernel_size[0] - 1) * problem.dilation[0])
+    if direction == "grad_input":
+        source_row, target_row, count, step, reach = target_row, source_row, ih, 1 / step, reach / step
+    tiles = -(-count // planner.rows)
+
+    def band_bytes(parts: int) -> float:
+        rows = -(-tiles // parts) * planner.rows
+        return (rows * target_row + (rows * step + reach) * source_row) * problem.itemsize
+
+    if band_bytes(tiles) > max(_BAND_BYTES, scratch_limit(replace(problem, n=1), 2) / 2):
+        return None
+    least = next((parts for parts in range(1, tiles) if band_bytes(parts) <= _BAND_BYTES), tiles)
+
+    def load(parts: int) -> float:
+        work = [(end - first) * planner.rows + _TURNED_SHARE * reach / step for first, end in _even(tiles, parts)]
+        return _most_loaded(work * n, threads)
+
+    parts = min(range(least, min(tiles, least + 4 * threads) + 1), key=load)
+    bands = [
+        row_band(problem, direction, image, first * planner.rows, min(end * planner.rows, count), planner.layout)
+        for image in range(n)
+        for first, end in _even(tiles, parts)
+    ]
+    return None if None in bands else [Part(band) for band in bands if band]
+
+
+class BandedOperation(Operation):
+    """Forward pass or input gradient in bands, on weights that are packed before."""
+
+    def __init__(
+        self, problem: ConvProblem, parts: list[Part], kinds: dict[ConvProblem, tuple[Stage, ...]], direction: str,
+        planner: BandPlanner, threads: int,
+    ) -> None:  # fmt: skip
+        self.problem = problem
+        self.direction = direction
+        self._parts = parts
+        self._kinds = kinds
+        self._planner = planner
+        self._stages = next(iter(kinds.values()))
+        packed = workspace_offsets(*(stage.packed_bytes for stage in self._stages))
+        self._packed_bytes, self._packed = packed[-1], packed[:-1]
+        images = {part.problem: self._images(part.band) for part in parts}
+        self._values = {kind: source.size + target.size for kind, (source, target) in images.items()}
+        item = problem.itemsize
+        _, at_source, at_target, at_weights, inner, total = workspace_offsets(
+            CALL.itemsize + LINE,
+            *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),
+            0 if planner.turn is None else max(math.prod(kind.w_shape) for kind in kinds) * item,
+            max(stage.launch.workspace_bytes for stages in kinds.values() for stage in stages),
+        )
+        steps: list[tuple[Launch, int, int, int, int]] = []
+        runs = {}
+        for kind, stages in kinds.items():
+            source, target = images[kind]
+            begin = len(steps)
+            if planner.turn is not None:
+                steps.append((planner.turn(kind), kernels.SECOND, 0, 0, at_weights))
+            steps.append((source.gather, kernels.FIRST, 0, 0, at_source))
+            for stage, offset in zip(stages, self._packed, strict=True):
+                start = 0 if len(stages) == 1 else address(stage.zeros)
+                steps.append(
+                    (stage.launch, at_source, offset if planner.turn is None else -at_weights, start, at_target)
+                )
+            steps.append((target.scatter, at_target, 0, 0, kernels.TARGET))
+            runs[kind] = begin, len(steps) - begin
+        self._launches = [step[0] for step in steps]
+        self._steps = np.array(
+            [(0, launch.plan.ctypes.data, launch.tasks, *places) for launch, *places in steps], kernels.STEP
+        )
+        self._places = np.array([(*runs[part.problem], *self._place(part)) for part in parts], kernels.BAND)
+        plan = fill(
+            kernels.BANDS, steps=self._steps.ctypes.data, bands=self._places.ctypes.data, inner=inner,
+            workspace_bytes=total,
+        )  # fmt: skip
+        self._launch = Launch(self._compile, problem.dtype, plan, len(parts), threads, total)
+        self._zeros = self._stages[0].zeros if planner.turn is None else np.zeros(problem.oc, problem.dtype)
+        self._packs = [None if stage.pack is None else stage.pack.on(threads) for stage in self._stages]
+        packing = max((pack.workspace_bytes for pack in self._packs if pack), default=0)
+        self.workspace_bytes = self._packed_bytes + max(self._launch.workspace_bytes, packing)
+        self.prepared_key = self if self._packed_bytes else None
+
+    def _images(self, band: Band) -> tuple[Images, Images]:
+        """What is turned for a band, and what is turned back."""
+        p, own, dtype = self.problem, band.problem, self.problem.dtype
+        (ih, iw), (oh, ow) = p.input_size, p.output_size
+        x = Images(own.n, own.ic, p.ic, band.high - band.low, ih, iw, dtype, 1)
+        y = Images(own.n, own.oc, p.oc, band.bottom - band.top, oh, ow, dtype, 1)
+        return (x, y) if self.direction == "forward" else (y, x)
+
+    def _place(self, part: Part) -> tuple[int, int, int, int]:
+        """The bytes before a band in what is read first and second, what sums begin with, and the result."""
+        p, band, item = self.problem, part.band, self.problem.itemsize
+        ic, oc = part.group * p.ic_per_group, part.group * p.oc_per_group
+        x = ((band.first * p.ic + ic) * math.prod(p.input_size) + band.low * p.input_size[1]) * item
+        y = ((band.first * p.oc + oc) * math.prod(p.output_size) + band.top * p.output_size[1]) * item
+        w, start = oc * math.prod(p.w_shape[1:]) * item, oc * item
+        return (x, w, start, y) if self.direction == "forward" else (y, w, 0, x)
+
+    def _compile(self) -> Any:
+        self._steps["entry"] = [launch.entry for launch in self._launches]
+        return kernels.bands()
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        threads = self._launch.threads
+        each = {
+            kind: sum(stage.seconds(rate) for stage in stages) + self._values[kind] * _VALUE_SECONDS + _BAND_SECONDS
+            for kind, stages in self._kinds.items()
+        }
+        work = _most_loaded([each[part.problem] for part in self._parts], threads)
+        packs = [(pack, stage) for pack, stage in zip(self._packs, self._stages, strict=True) if pack]
+        packing = sum(model.launch_seconds(pack.threads) + stage.pack_seconds / pack.threads for pack, stage in packs)
+        return model.launch_seconds(threads) + work + packing
+
+    def estimate(self, machine: Machine) -> Estimate:
+        lanes = vector_bytes() // self.problem.itemsize
+        traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
+        seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
+        return Estimate(seconds, f"turned in {len(self._parts)} bands: {self._planner.describe}")
+
+    def prepare(self, w: np.ndarray) -> np.ndarray:
+        if not self._packed_bytes:
+            return w
+        packed = aligned((self._packed_bytes,), "uint8")
+        self._pack(w, packed)
+        return packed
+
+    def _pack(self, w: np.ndarray, packed: np.ndarray) -> None:
+        for pack, stage, offset in zip(self._packs, self._stages, self._packed, strict=True):
+            if pack is not None:
+                here = packed[offset : offset + stage.packed_bytes].view(self.problem.dtype)
+                pack(w, w, stage.zeros, here.reshape(1, 1, 1, -1))
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        if prepared is None and self._packed_bytes:
+            with Buffer(self._packed_bytes) as packed:
+                self._pack(second, packed)
+                self._run(first, packed[: self._packed_bytes], result, epilogue)
+            return
+        self._run(first, second if prepared is None else prepared, result, epilogue)
+
+    def _run(self, source: np.ndarray, weights: np.ndarray, target: np.ndarray, epilogue: Epilogue) -> None:
+        start, dtype = self._zeros, self.problem.dtype
+        if epilogue.bias is not None:
+            start = epilogue.start(self.problem.groups, start.size // self.problem.groups, dtype)
+        if weights.ndim == 1:
+            weights = weights.view(dtype).reshape(1, 1, 1, -1)
+        self._launch(source, weights, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+def plan_banded(
+    problem: ConvProblem, direction: str, planner: BandPlanner, threads: int
+) -> BandedOperation | None:  # fmt: skip
+    """The operation in bands; None where these would be too large, or differ in how they are computed."""
+    parts = cut(problem, direction, planner, threads)
+    if parts is None:
+        return None
+    kinds: dict[ConvProblem, tuple[Stage, ...]] = {}
+    for part in parts:
+        if part.problem not in kinds:
+            stages = planner.stages(part.problem)
+            if stages is None:
+                return None
+            kinds[part.problem] = stages
+    if len({tuple(stage.key for stage in stages) for stages in kinds.values()}) > 1:
+        return None
+    return BandedOperation(problem, parts, kinds, direction, planner, threads)

@@ -1,0 +1,99 @@
+"""NCHW problems in bands that one thread each turns and computes: cut small, against the whole, for several threads."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fastconv.algorithms import banded, direct
+from fastconv.algorithms.base import PLAIN
+from fastconv.algorithms.transposed import transposed
+from fastconv.algorithms.winograd import Winograd
+from fastconv.epilogue import epilogue_for
+from fastconv.problem import IMAGES_LAST, problem_from
+
+from .cases import CASES, data
+
+
+def planned(algorithm, problem, direction, threads):
+    """The operation in bands, or None where the algorithm has none."""
+    if algorithm == "direct":
+        return direct._banded(problem, direction, threads)
+    if Winograd().declines(problem, direction):
+        return None
+    return banded.plan_banded(problem, direction, Winograd._band_planner(problem, direction), threads)
+
+
+def problems():
+    for case in CASES:
+        x_shape, w_shape, _ = case.shapes("NCHW")
+        yield case, problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
+
+
+def run(operation, direction, given):
+    result = np.full_like(given.expected[direction], np.nan, np.float32)
+    first = given.x if direction == "forward" else given.grad_y
+    epilogue = PLAIN
+    if direction == "forward":
+        epilogue = epilogue_for(np.arange(result.shape[1], dtype=np.float32), "relu", "float32")
+    operation.run(np.ascontiguousarray(first), np.ascontiguousarray(given.w), result, epilogue)
+    return result
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_bands_of_direct_make_the_whole(direction, monkeypatch):
+    seen = Counter()
+    for case, problem in problems():
+        given = data(case, "integers", "NCHW", "float32")
+        expected = given.expected[direction]
+        if direction == "forward":
+            expected = np.maximum(expected + np.arange(expected.shape[1])[:, None, None], 0)
+        for band_bytes, threads in ((1 << 10, 1), (1 << 13, 2), (1 << 20, 3)):
+            monkeypatch.setattr(banded, "_BAND_BYTES", band_bytes)
+            monkeypatch.setattr(banded, "_GROUPS_BYTES", 4 * band_bytes)
+            operation = planned("direct", problem, direction, threads)
+            if operation is None:
+                continue
+            seen[len(operation._parts) > problem.n] += 1
+            seen["phases"] += len(operation._stages) > 1
+            seen["groups"] += len({part.group for part in operation._parts}) > 1
+            np.testing.assert_array_equal(run(operation, direction, given), expected, err_msg=f"{case}, {threads}")
+    assert seen[True] > 20
+    assert seen[False] > 3
+    assert seen["groups"] > 10
+    assert seen["phases"] > 3 or direction == "forward"
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_bits_do_not_depend_on_the_bands(algorithm, direction, monkeypatch):
+    compared = 0
+    for case, problem in problems():
+        given, results, cuts = data(case, "floats", "NCHW", "float32"), [], set()
+        for band_bytes, threads in ((1 << 11, 1), (1 << 14, 2), (1 << 17, 5), (1 << 20, 1)):
+            monkeypatch.setattr(banded, "_BAND_BYTES", band_bytes)
+            monkeypatch.setattr(banded, "_GROUPS_BYTES", 4 * band_bytes)
+            operation = planned(algorithm, problem, direction, threads)
+            if operation is not None:
+                cuts.add(len(operation._parts))
+                results.append(run(operation, direction, given))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0], err_msg=f"{case}")
+        compared += len(cuts) > 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_bits_of_winograd_are_those_of_whole_images(direction, monkeypatch):
+    monkeypatch.setattr(banded, "_BAND_BYTES", 1 << 13)
+    compared = 0
+    for case, problem in problems():
+        operation = planned("winograd", problem, direction, 2)
+        if operation is None or len(operation._parts) == 1:
+            continue
+        given = data(case, "floats", "NCHW", "float32")
+        rows = Winograd._band_planner(problem, direction).rows
+        whole = transposed(problem, direction, IMAGES_LAST, Winograd(), 1, rows)
+        np.testing.assert_array_equal(run(operation, direction, given), run(whole, direction, given), err_msg=str(case))
+        compared += 1
+    assert compared > 5
