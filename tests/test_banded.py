@@ -97,3 +97,26 @@ def test_bits_of_winograd_are_those_of_whole_images(direction, monkeypatch):
         np.testing.assert_array_equal(run(operation, direction, given), run(whole, direction, given), err_msg=str(case))
         compared += 1
     assert compared > 5
+
+
+@pytest.mark.parametrize("kind", ["integers", "floats"])
+def test_weight_gradients_of_depthwise_layers_in_bands(kind):
+    compared = in_parts = 0
+    for case, problem in problems():
+        given = data(case, kind, "NCHW", "float32")
+        results = []
+        for threads in (1, 2, 5):
+            operation = direct._banded(problem, "grad_weight", threads)
+            if operation is None:
+                continue
+            result = np.full_like(given.expected["grad_weight"], np.nan, np.float32)
+            operation.run(np.ascontiguousarray(given.grad_y), np.ascontiguousarray(given.x), result)
+            if kind == "integers":
+                np.testing.assert_array_equal(result, given.expected["grad_weight"], err_msg=str(case))
+            results.append(result)
+            in_parts += len(operation._parts) > 1
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0], err_msg=str(case))
+        compared += len(results) > 1
+    assert compared > 5
+    assert in_parts > 3

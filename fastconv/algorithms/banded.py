@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
-from fastconv.algorithms.transposed import Band, Images, row_band
+from fastconv.algorithms.transposed import Band, Images, row_band, transposition
 from fastconv.cost import conv_bytes
 from fastconv.kernels import bands as kernels
 from fastconv.kernels.launch import Launch
@@ -96,7 +96,7 @@ def _most_loaded(work: list[float], threads: int) -> float:
     return max(sum(work[first:end]) for first, end in _even(len(work), threads))
 
 
-def _cut_groups(problem: ConvProblem, planner: BandPlanner, threads: int) -> list[Part] | None:
+def _cut_groups(problem: ConvProblem, layout: str, threads: int) -> list[Part] | None:
     """Cut a problem into groups of channels of each image; None where a vector of them is too large."""
     n, groups, lanes = problem.n, problem.groups, vector_bytes() // problem.itemsize
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * groups) * problem.itemsize
@@ -111,7 +111,7 @@ def _cut_groups(problem: ConvProblem, planner: BandPlanner, threads: int) -> lis
     for image, (first, end) in itertools.product(range(n), _even(vectors, parts)):
         begin, count = first * together, min(end * together, groups) - first * together
         ic, oc = count * problem.ic_per_group, count * problem.oc_per_group
-        part = replace(problem, n=1, ic=ic, oc=oc, groups=count, layout=planner.layout)
+        part = replace(problem, n=1, ic=ic, oc=oc, groups=count, layout=layout)
         found.append(Part(Band(image, image + 1, 0, oh, 0, ih, part), begin))
     return found
 
@@ -119,7 +119,7 @@ def _cut_groups(problem: ConvProblem, planner: BandPlanner, threads: int) -> lis
 def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int) -> list[Part] | None:
     """Cut a problem into bands for so many threads; None where that cannot be done."""
     if planner.turn is not None:
-        return _cut_groups(problem, planner, threads)
+        return _cut_groups(problem, planner.layout, threads)
     n, (ih, iw), (oh, ow) = problem.n, problem.input_size, problem.output_size
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * problem.itemsize
     if n >= threads and each <= _BAND_BYTES:
@@ -156,6 +156,59 @@ def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int
     return None if None in bands else [Part(band) for band in bands if band]
 
 
+_Step = tuple[Launch, int, int, int, int]
+"""A launch of one thread, and a `STEP`'s fields source, other, start and target."""
+
+
+class Bands:
+    """The launch of bands, each of which goes through the steps of its kind."""
+
+    def __init__(
+        self, dtype: str, kinds: dict[ConvProblem, list[_Step]], places: Sequence[tuple[ConvProblem, tuple[int, ...]]],
+        inner: int, threads: int,
+    ) -> None:  # fmt: skip
+        """`places` are the bands' kinds and a `BAND`'s fields; steps have their workspace at `inner` in a thread's."""
+        runs: dict[ConvProblem, tuple[int, int]] = {}
+        steps: list[_Step] = []
+        for kind, own in kinds.items():
+            runs[kind] = len(steps), len(own)
+            steps += own
+        self._steps = np.array(
+            [(0, launch.plan.ctypes.data, launch.tasks, *rest) for launch, *rest in steps], kernels.STEP
+        )
+        self._launches = [step[0] for step in steps]
+        self._places = np.array([(*runs[kind], *place) for kind, place in places], kernels.BAND)
+        total = inner + max(launch.workspace_bytes for launch in self._launches)
+        plan = fill(
+            kernels.BANDS, steps=self._steps.ctypes.data, bands=self._places.ctypes.data, inner=inner,
+            workspace_bytes=-(-total // LINE) * LINE,
+        )  # fmt: skip
+        self.launch = Launch(self._compile, dtype, plan, len(places), threads, int(plan["workspace_bytes"][0]))
+
+    def _compile(self) -> Any:
+        self._steps["entry"] = [launch.entry for launch in self._launches]
+        return kernels.bands()
+
+
+def _places(problem: ConvProblem, part: Part) -> tuple[int, int, int]:
+    """The bytes before a band in x, in y and in the weights."""
+    p, band, item = problem, part.band, problem.itemsize
+    ic, oc = part.group * p.ic_per_group, part.group * p.oc_per_group
+    x = ((band.first * p.ic + ic) * math.prod(p.input_size) + band.low * p.input_size[1]) * item
+    y = ((band.first * p.oc + oc) * math.prod(p.output_size) + band.top * p.output_size[1]) * item
+    return x, y, oc * math.prod(p.w_shape[1:]) * item
+
+
+def _images(problem: ConvProblem, band: Band) -> tuple[Images, Images]:
+    """How the band's x and y are turned."""
+    p, own, dtype = problem, band.problem, problem.dtype
+    (ih, iw), (oh, ow) = p.input_size, p.output_size
+    return (
+        Images(own.n, own.ic, p.ic, band.high - band.low, ih, iw, dtype, 1),
+        Images(own.n, own.oc, p.oc, band.bottom - band.top, oh, ow, dtype, 1),
+    )
+
+
 class BandedOperation(Operation):
     """Forward pass or input gradient in bands, on weights that are packed before."""
 
@@ -171,66 +224,37 @@ class BandedOperation(Operation):
         self._stages = next(iter(kinds.values()))
         packed = workspace_offsets(*(stage.packed_bytes for stage in self._stages))
         self._packed_bytes, self._packed = packed[-1], packed[:-1]
-        images = {part.problem: self._images(part.band) for part in parts}
+        forward, item = direction == "forward", problem.itemsize
+        images = {part.problem: _images(problem, part.band)[:: 1 if forward else -1] for part in parts}
         self._values = {kind: source.size + target.size for kind, (source, target) in images.items()}
-        item = problem.itemsize
-        _, at_source, at_target, at_weights, inner, total = workspace_offsets(
+        _, at_source, at_target, at_weights, inner = workspace_offsets(
             CALL.itemsize + LINE,
             *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),
             0 if planner.turn is None else max(math.prod(kind.w_shape) for kind in kinds) * item,
-            max(stage.launch.workspace_bytes for stages in kinds.values() for stage in stages),
         )
-        steps: list[tuple[Launch, int, int, int, int]] = []
-        runs = {}
+        steps: dict[ConvProblem, list[_Step]] = {}
         for kind, stages in kinds.items():
             source, target = images[kind]
-            begin = len(steps)
-            if planner.turn is not None:
-                steps.append((planner.turn(kind), kernels.SECOND, 0, 0, at_weights))
-            steps.append((source.gather, kernels.FIRST, 0, 0, at_source))
+            own = [] if planner.turn is None else [(planner.turn(kind), kernels.SECOND, 0, 0, at_weights)]
+            own.append((source.gather, kernels.FIRST, 0, 0, at_source))
             for stage, offset in zip(stages, self._packed, strict=True):
-                start = 0 if len(stages) == 1 else address(stage.zeros)
-                steps.append(
-                    (stage.launch, at_source, offset if planner.turn is None else -at_weights, start, at_target)
-                )
-            steps.append((target.scatter, at_target, 0, 0, kernels.TARGET))
-            runs[kind] = begin, len(steps) - begin
-        self._launches = [step[0] for step in steps]
-        self._steps = np.array(
-            [(0, launch.plan.ctypes.data, launch.tasks, *places) for launch, *places in steps], kernels.STEP
-        )
-        self._places = np.array([(*runs[part.problem], *self._place(part)) for part in parts], kernels.BAND)
-        plan = fill(
-            kernels.BANDS, steps=self._steps.ctypes.data, bands=self._places.ctypes.data, inner=inner,
-            workspace_bytes=total,
-        )  # fmt: skip
-        self._launch = Launch(self._compile, problem.dtype, plan, len(parts), threads, total)
+                other, start = offset if planner.turn is None else -at_weights, 0
+                if len(stages) > 1:
+                    start = address(stage.zeros)
+                own.append((stage.launch, at_source, other, start, at_target))
+            steps[kind] = [*own, (target.scatter, at_target, 0, 0, kernels.TARGET)]
+        places = []
+        for part in parts:
+            x, y, w = _places(problem, part)
+            start = part.group * problem.oc_per_group * item if forward else 0
+            places.append((part.problem, (x, w, start, y) if forward else (y, w, start, x)))
+        self._bands = Bands(problem.dtype, steps, places, inner, threads)
+        self._launch = self._bands.launch
         self._zeros = self._stages[0].zeros if planner.turn is None else np.zeros(problem.oc, problem.dtype)
         self._packs = [None if stage.pack is None else stage.pack.on(threads) for stage in self._stages]
         packing = max((pack.workspace_bytes for pack in self._packs if pack), default=0)
         self.workspace_bytes = self._packed_bytes + max(self._launch.workspace_bytes, packing)
         self.prepared_key = self if self._packed_bytes else None
-
-    def _images(self, band: Band) -> tuple[Images, Images]:
-        """What is turned for a band, and what is turned back."""
-        p, own, dtype = self.problem, band.problem, self.problem.dtype
-        (ih, iw), (oh, ow) = p.input_size, p.output_size
-        x = Images(own.n, own.ic, p.ic, band.high - band.low, ih, iw, dtype, 1)
-        y = Images(own.n, own.oc, p.oc, band.bottom - band.top, oh, ow, dtype, 1)
-        return (x, y) if self.direction == "forward" else (y, x)
-
-    def _place(self, part: Part) -> tuple[int, int, int, int]:
-        """The bytes before a band in what is read first and second, what sums begin with, and the result."""
-        p, band, item = self.problem, part.band, self.problem.itemsize
-        ic, oc = part.group * p.ic_per_group, part.group * p.oc_per_group
-        x = ((band.first * p.ic + ic) * math.prod(p.input_size) + band.low * p.input_size[1]) * item
-        y = ((band.first * p.oc + oc) * math.prod(p.output_size) + band.top * p.output_size[1]) * item
-        w, start = oc * math.prod(p.w_shape[1:]) * item, oc * item
-        return (x, w, start, y) if self.direction == "forward" else (y, w, 0, x)
-
-    def _compile(self) -> Any:
-        self._steps["entry"] = [launch.entry for launch in self._launches]
-        return kernels.bands()
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
@@ -300,3 +324,87 @@ def plan_banded(
     if len({tuple(stage.key for stage in stages) for stages in kinds.values()}) > 1:
         return None
     return BandedOperation(problem, parts, kinds, direction, planner, threads)
+
+
+_PARTS_OF_GRADIENT = 8
+"""Bands of groups that a gradient is cut into at least, whatever the threads: bits depend on them."""
+
+
+class BandedGradient(Operation):
+    """Weight gradient of groups of channels in bands, of all images each."""
+
+    def __init__(self, problem: ConvProblem, parts: list[Part], kinds: dict[ConvProblem, Any], threads: int) -> None:
+        """`kinds` are the passes of the bands' problems, on one thread."""
+        self.problem = problem
+        self._parts = parts
+        self._kinds = kinds
+        item = problem.itemsize
+        images = {part.problem: _images(problem, part.band) for part in parts}
+        self._values = {kind: x.size + y.size + math.prod(kind.w_shape) for kind, (x, y) in images.items()}
+        _, at_x, at_y, at_slabs, at_w, inner = workspace_offsets(
+            CALL.itemsize + LINE,
+            *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),
+            max(step.slabs.workspace_bytes for step in kinds.values()),
+            max(math.prod(kind.w_shape) for kind in kinds) * item,
+        )
+        self._unused = np.zeros(1, problem.dtype)
+        steps: dict[ConvProblem, list[_Step]] = {}
+        for kind, step in kinds.items():
+            (x, y), apart = images[kind], step.slabs.workspace_bytes > 0
+            depth = math.prod(kind.kernel_size) * kind.ic_per_group
+            turn = transposition(
+                problem.dtype, 1, depth, kind.oc, (0, kind.oc * item), (0, depth * item), 1, by_rows=True
+            )
+            own = [(x.gather, kernels.FIRST, 0, 0, at_x), (y.gather, kernels.SECOND, 0, 0, at_y)]
+            own.append((step.launch, at_x, -at_y, 0, at_slabs if apart else at_w))
+            if apart:
+                own.append((step.slabs.add, at_slabs, 0, 0, at_w))
+            steps[kind] = [*own, (turn, at_w, 0, 0, kernels.TARGET)]
+        places = []
+        for part in parts:
+            place_x, place_y, place_w = _places(problem, part)
+            places.append((part.problem, (place_x, place_y, 0, place_w)))
+        self._bands = Bands(problem.dtype, steps, places, inner, threads)
+        self._launch = self._bands.launch
+        self.workspace_bytes = self._launch.workspace_bytes
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        each = {
+            kind: step.seconds(rate) - model.launch_seconds(1) + self._values[kind] * _VALUE_SECONDS + _BAND_SECONDS
+            for kind, step in self._kinds.items()
+        }
+        work = _most_loaded([each[part.problem] for part in self._parts], self._launch.threads)
+        return model.launch_seconds(self._launch.threads) + work
+
+    def estimate(self, machine: Machine) -> Estimate:
+        lanes = vector_bytes() // self.problem.itemsize
+        traffic = conv_bytes(self.problem, "grad_weight") / machine.bandwidth
+        seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
+        described = next(iter(self._kinds.values())).describe()
+        return Estimate(seconds, f"turned in {len(self._parts)} bands: {described}")
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        self._launch(second, first, self._unused, result)
+
+
+def plan_banded_gradient(
+    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, threads: int
+) -> BandedGradient | None:
+    """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none."""
+    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT)
+    if one_image is None:
+        return None
+    n, count = problem.n, problem.n * max(part.problem.groups for part in one_image)
+    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * problem.groups) * problem.itemsize
+    if each * count > max(_BAND_BYTES, _GROUPS_BYTES):
+        return None
+    parts = [Part(replace(part.band, last=n, problem=replace(part.problem, n=n)), part.group) for part in one_image]
+    kinds: dict[ConvProblem, Any] = {}
+    for part in parts:
+        if part.problem not in kinds:
+            kinds[part.problem] = plan(part.problem)
+    return None if None in kinds.values() else BandedGradient(problem, parts, kinds, threads)

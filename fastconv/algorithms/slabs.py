@@ -35,7 +35,7 @@ class Slabs:
         self.workspace_bytes = count * self.bytes_each
         block = max(_BLOCK_WEIGHTS, -(-weights // (4 * threads)))
         plan = fill(kernels.SLABS, slabs=count, weights=weights, block=block)
-        self._add = Launch(lambda: kernels.add_slabs(problem.dtype), problem.dtype, plan, -(-weights // block), threads)
+        self.add = Launch(lambda: kernels.add_slabs(problem.dtype), problem.dtype, plan, -(-weights // block), threads)
 
     def run(self, launch: Launch, source: np.ndarray, other: np.ndarray, start: np.ndarray, result: np.ndarray) -> None:
         """Run a launch whose slabs write `bytes_each` apart, and add what they wrote into the result."""
@@ -45,4 +45,4 @@ class Slabs:
         with Buffer(self.workspace_bytes) as buffer:
             partial = buffer[: self.workspace_bytes].view(self._dtype).reshape(1, 1, self.count, -1)
             launch(source, other, start, partial)
-            self._add(partial, partial, start, result)
+            self.add(partial, partial, start, result)

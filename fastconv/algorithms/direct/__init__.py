@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastconv.algorithms.banded import BandedOperation, BandPlanner, Stage, plan_banded
+from fastconv.algorithms.banded import (
+    BandedGradient,
+    BandedOperation,
+    BandPlanner,
+    Stage,
+    plan_banded,
+    plan_banded_gradient,
+)
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.abreast import plan_abreast
@@ -136,12 +143,19 @@ def _transposed(problem: ConvProblem, direction: str, threads: int) -> Transpose
     return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
-def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:
+def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | BandedGradient | None:
     """The operation in bands, each turned and turned back by the thread that computes it.
 
     Only for gathered and depthwise tiles: the sums of other kinds might depend on where a band begins.
     """
-    if direction == "grad_weight" or _leaves_gaps(problem, direction):
+    if direction == "grad_weight":
+        depthwise = problem.groups == problem.ic == problem.oc
+        return (
+            plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", threads)
+            if depthwise
+            else None
+        )
+    if _leaves_gaps(problem, direction):
         return None
     if problem.groups > 1:
         return _banded_groups(problem, direction, threads)
@@ -189,13 +203,13 @@ def _sums_alike(operation: Transposed) -> bool:
     )
 
 
-def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | None:
+def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | BandedGradient | None:
     """The operation on turned images that is faster: for so many threads where both ways have the same bits."""
     ways = {way: way(problem, direction, threads) for way in (_banded, _transposed)}
     banded, whole = ways[_banded], ways[_transposed]
     if banded is None or whole is None:
         return banded or whole
-    assert not isinstance(whole, BandedOperation)
+    assert not isinstance(whole, BandedOperation | BandedGradient)
     timed = ways
     if not _sums_alike(whole):
         timed = {way: way(_typical(problem, direction), direction, 1) for way in ways}
