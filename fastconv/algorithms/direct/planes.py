@@ -118,22 +118,28 @@ def _stays_in_place(step: int, reduction: int, tiles: int) -> bool:
 
 
 def _blocks_of_tiles(
-    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, reading: float, threads: int
-) -> int:  # fmt: skip
-    """In how many blocks of tiles to use panels that each task reads anew: more tasks balance, but read more often."""
+    tiles: int, pixels: int, matrices: int, reduction: int, shape: Tile, reading: float, threads: int, wanted: int
+) -> tuple[int, int]:  # fmt: skip
+    """Tiles of a block, and parts of the panels: more tasks balance, but each block reads the panels anew."""
     panels = -(-pixels // shape.NR)
     multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
     largest = min(1.0, shape.NR / pixels)
 
+    def parts_of(blocks: int) -> int:
+        return min(panels, -(-wanted // (matrices * blocks)))
+
     def seconds(blocks: int) -> float:
-        count = -(-tiles // blocks)
-        blocks, share = -(-tiles // count), tiles * panels * matrices / threads
+        count, share = -(-tiles // blocks), tiles * panels * matrices / threads
+        blocks = -(-tiles // count)
+        each = count * -(-panels // parts_of(blocks))
         work = reduction * (multiply + blocks * reading) + panels * blocks * _TASK_SECONDS
         # On average a thread waits for half of the largest task at the end.
         late = 0.0 if threads == 1 else reduction * (multiply / blocks + reading) * largest / 2
-        return matrices * work / threads * math.ceil(share / count) * count / share + late
+        return matrices * work / threads * math.ceil(share / each) * each / share + late
 
-    return min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16, 24) if blocks <= tiles), key=seconds)
+    blocks = min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16, 24) if blocks <= tiles), key=seconds)
+    count = -(-tiles // blocks)
+    return count, parts_of(-(-tiles // count))
 
 
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
@@ -178,8 +184,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     windows = windows_of(part, rows, columns, problem.dtype, shape.NR, channel_row, tap_row)
     tasks = tasks_wanted(problem, threads)
     reading = pixels * _READ_SECONDS if in_place else windows.seconds_per_row
-    blocks = _blocks_of_tiles(tiles, pixels, matrices, reduction, shape, reading, threads)
-    count, parts = -(-tiles // blocks), min(panels, -(-tasks // (matrices * blocks)))
+    count, parts = _blocks_of_tiles(tiles, pixels, matrices, reduction, shape, reading, threads, tasks)
     listed = list_bytes(shape.MR)
     table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
