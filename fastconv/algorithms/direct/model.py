@@ -57,7 +57,7 @@ DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
 PIXEL_DOT_SHARE = 0.85
 """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
-PATCH_DOT_SHARE = 0.78
+PATCH_DOT_SHARE = 0.88
 """The same of products with packed windows, which lie in the second cache level."""
 PIXEL_DOT_CONFLICT_SHARE = 0.85
 """Speed of such products where planes meet in few lines of a cache."""
@@ -110,7 +110,7 @@ PAIR_STORE_SLOTS = 2
 """Slots of interleaving two vectors and storing one."""
 ROLLING_SLOTS = 300
 """Slots lost with every strip."""
-PLANE_DOT_SHARE = 0.72
+PLANE_DOT_SHARE = 0.76
 """Share of what multiply-adds and loads allow that weight gradients of planes reach."""
 STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
