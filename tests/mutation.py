@@ -25,8 +25,9 @@ from .process import ROOT
 
 MODULES = {
     "gather": "plan_gather plan_padded plan_planes",
-    "columns": "plan_planes plan_patch_dots",
+    "columns": "plan_planes plan_patch_dots plan_lines",
     "correlate": "plan_correlate test_passes",
+    "lines": "plan_lines",
     "strips": "plan_strips",
     "dots": "plan_dots",
     "depthwise": "plan_depthwise",
@@ -44,7 +45,7 @@ MODULES = {
     "slabs": "plan_correlate plan_channel_dots",
     "groups": "plan_depthwise plan_channel_dots",
     "simd": "plan_gather plan_padded plan_correlate test_disjoint",
-    "tiles": "plan_gather plan_correlate plan_dots plan_pixel_dots",
+    "tiles": "plan_gather plan_correlate plan_dots plan_pixel_dots plan_lines",
     "emit": "plan_gather plan_planes plan_stencil plan_window_dots plan_pixel_dots plan_reduce test_local2d",
     "transpose": "direct test_transposed",
     "disjoint": "test_disjoint",

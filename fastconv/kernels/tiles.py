@@ -32,7 +32,7 @@ def unrolling(length: int) -> int:
     return 3 if length <= 32 and length % 3 == 0 and length % UNROLLED else UNROLLED
 
 
-class _Sums:
+class TileSums:
     """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them.
 
     There may be several `sets` of them, which the steps of a run take in turn: few sums wait for their own results.
@@ -67,6 +67,15 @@ class _Sums:
         values = [emit.load_broadcast(emit.add(scalar_starts, emit.const(m * emit.item))) for m in range(self.rows)]
         return [value for value in values for _ in range(self.width)]
 
+    def add_step(self, scalars: list[Any], along: Any, row: Any, sums: list[Any]) -> list[Any]:
+        """Add one step: the scalar `along` bytes after each row's, times the vectors at `row`."""
+        emit, v = self.emit, self._vectors(row)
+        following = []
+        for m in range(self.rows):
+            x = emit.load_broadcast(emit.add(scalars[m], along))
+            following += [emit.fma(x, v[j], sums[m * self.width + j]) for j in range(self.width)]
+        return following
+
     def add_run(self, scalars: list[Any], scalar_step: Any, vector: Any, length: Any, sums: list[Any]) -> list[Any]:
         """Add `length` steps, whose scalars begin at one address for each row, and whose vectors begin at `vector`.
 
@@ -77,12 +86,7 @@ class _Sums:
         const, add, multiply = emit.const, emit.add, emit.builder.mul
 
         def step(along: Any, row: Any, sums: list[Any]) -> list[Any]:
-            v = self._vectors(row)
-            following = []
-            for m in range(self.rows):
-                x = emit.load_broadcast(add(scalars[m], along))
-                following += [emit.fma(x, v[j], sums[m * self.width + j]) for j in range(self.width)]
-            return following
+            return self.add_step(scalars, along, row, sums)
 
         def steps(count: int, first: Any) -> Any:
             def several(k: Any, sums: list[Any]) -> list[Any]:
@@ -181,7 +185,7 @@ def multiply_tile(
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
-        tile = _Sums(emit, rows, width, vector_step, unroll, mask=mask)
+        tile = TileSums(emit, rows, width, vector_step, unroll, mask=mask)
 
         def run(r: Any, sums: list[Any]) -> list[Any]:
             entry = add(scalars, builder.mul(r, const(8 * (rows + RUN_FIELDS))))
@@ -202,7 +206,9 @@ def multiply_tile(
     return types.void(REAL, VL, MR, NV, START, UNROLL, MASKED, *integers, real, *[types.intp] * 3), codegen
 
 
-def _pitched_run(tile: _Sums, table: Any, scalars: Any, pitch: Any, vectors: Any, tap_step: Any) -> Callable[..., Any]:
+def _pitched_run(
+    tile: TileSums, table: Any, scalars: Any, pitch: Any, vectors: Any, tap_step: Any
+) -> Callable[..., Any]:
     """What adds a run of `pitched_tile` to a tile's sums."""
     emit = tile.emit
     const, add, multiply = emit.const, emit.add, emit.builder.mul
@@ -238,7 +244,7 @@ def pitched_tile(
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
-        tile = _Sums(emit, rows, width, vector_step, unroll, mask=mask)
+        tile = TileSums(emit, rows, width, vector_step, unroll, mask=mask)
 
         run = _pitched_run(tile, table, scalars, pitch, vectors, tap_step)
         sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
@@ -266,7 +272,7 @@ def added_tile(
         runs, table, scalars, vectors, vector_step, target, target_pitch, rows, lanes, adds = args[4:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         sets = -(-IN_FLIGHT // (height * width))
-        tile = _Sums(emit, height, width, vector_step, ANYWHERE, sets)
+        tile = TileSums(emit, height, width, vector_step, ANYWHERE, sets)
         run = _pitched_run(tile, table, scalars, emit.const(emit.item), vectors, emit.const(1))
         sums = emit.loop(runs, run, [emit.constant(0.0)] * (sets * height * width))
         tile.add_to(

@@ -36,6 +36,7 @@ from fastconv.algorithms.direct.disjoint import DisjointOperation, plan_disjoint
 from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import GatherPass, plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.algorithms.direct.lines import plan_lines
 from fastconv.algorithms.direct.phases import PhasesPass, plan_phases
 from fastconv.algorithms.direct.pixel_dots import plan_patch_dots, plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
@@ -55,7 +56,9 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-PIXEL_KINDS = (plan_gather, plan_padded, plan_reduce, plan_planes, plan_strips, plan_depthwise, plan_rolling)
+PIXEL_KINDS = (
+    plan_gather, plan_padded, plan_reduce, plan_planes, plan_lines, plan_strips, plan_depthwise, plan_rolling,
+)  # fmt: skip
 TOGETHER = (plan_stencil, plan_spread, plan_pairs)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,

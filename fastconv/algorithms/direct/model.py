@@ -27,6 +27,10 @@ RUN_SLOTS = 50
 """Slots lost at the beginning and end of a run."""
 TILE_SLOTS = 120
 """Slots lost at the beginning and end of a tile."""
+PLANE_TILE_SLOTS = 100
+"""The same for a tile of weights by pixels of a plane, whose run is all taps of all channels."""
+LINE_TILE_SLOTS = 60
+"""The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 APART_SHARE = 0.65
@@ -37,9 +41,9 @@ TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.2e-9
 """Packing one weight or output gradient."""
-COLUMN_SECONDS = {1: 0.07e-9, 2: 0.12e-9, 3: 0.15e-9, 4: 0.2e-9, 0: 0.5e-9}
-"""Packing one value that a window of a plane reads, by the columns between windows: 1, 2, or any number."""
-COLUMN_RUN_SECONDS = 3e-9
+COLUMN_SECONDS = {1: 0.06e-9, 2: 0.08e-9, 3: 0.11e-9, 4: 0.15e-9, 0: 0.5e-9}
+"""Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
+COLUMN_RUN_SECONDS = 1.5e-9
 """Beginning a row of such values that lie side by side."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""

@@ -78,7 +78,7 @@ class PlanePass(Pass):
         tiles, pixels, reduction = int(p["tiles"]) * matrices, int(p["channels"]), int(p["reduction"])
         panels = -(-pixels // shape.NR)
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
-        slots += panels * (model.RUN_SLOTS + model.TILE_SLOTS)
+        slots += panels * model.PLANE_TILE_SLOTS
         pack = 0.0
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
@@ -177,7 +177,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     elif taps > 1 and not in_order:
         return None
     channel_row, tap_row = (taps, 1) if turn is None else (1, part.reduction)
-    tiles, panels = -(-channels // shape.MR), -(-pixels // shape.NR)
+    tiles = -(-channels // shape.MR)
     matrices = problem.n * problem.groups
     in_place = pointwise and masks_or_fills(shape, pixels) and _stays_in_place(source[3], reduction, tiles)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
