@@ -56,7 +56,7 @@ GATHER = record("""
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
     zeros touching inside inside_runs most_runs padding scatter chunk
-    tiles tiles_per_block blocks panel_parts
+    tiles blocks panel_parts
     tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
     workspace_bytes
     table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
@@ -448,8 +448,8 @@ def gather() -> CFunc:
             part = task % p.panel_parts
             block = task // p.panel_parts % p.blocks
             group = task // p.panel_parts // p.blocks
-            first = block * p.tiles_per_block
-            tiles = min(p.tiles_per_block, p.tiles - first)
+            first = p.tiles * block // p.blocks
+            tiles = p.tiles * (block + 1) // p.blocks - first
             source = call.source
             if p.padding != 0:
                 frame = record_at(p.padding, PAD)

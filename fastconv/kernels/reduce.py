@@ -130,12 +130,11 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
             group = task // p.panel_parts // p.blocks
             passes = (p.channels + ND - 1) // ND
             begin_channel, end_channel = passes * part // p.panel_parts * ND, passes * (part + 1) // p.panel_parts * ND
-            first = block * p.tiles_per_block
             source = call.source + group * p.source_group
             target = call.target + p.target_offset + group * p.target_group
             weights = call.other + group * p.packed_group
             start = call.start + group * p.start_group
-            for t in range(first, min(first + p.tiles_per_block, p.tiles)):
+            for t in range(p.tiles * block // p.blocks, p.tiles * (block + 1) // p.blocks):
                 # Tiles are traced one by one, in the place of the block's first.
                 call_part(p.trace, (call.plan, own, source, target, t, 1))
                 runs = integer_at(own + p.counts)

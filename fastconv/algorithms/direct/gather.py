@@ -376,6 +376,11 @@ def _plan(
     packs = packs and (frame is None or frame.fits(tiles * shape.MR))
     if packs:
         size, parts = tiles, panels
+    # Blocks are as large as each other, and as many for each thread where none copies rows that others copy too.
+    blocks = -(-tiles // size)
+    if blocks > 1 and frame is None:
+        blocks = min(tiles, -(-blocks // threads) * threads)
+    size = -(-tiles // blocks)
     # Sums are kept in the target from chunk to chunk, in whole vectors.
     chunked = not sums and target[3] == item and channels % shape.VL == 0 and tiles > 2
     chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
@@ -424,7 +429,7 @@ def _plan(
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
-        tiles=tiles, tiles_per_block=size, blocks=-(-tiles // size), panel_parts=parts,
+        tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
         multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=total,
         table=table, counts=counts, tables=tables, runs=counts if chunk == taps else chunk_runs, targets=targets,
@@ -432,7 +437,7 @@ def _plan(
         buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
     )  # fmt: skip
     arrays = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
-    tasks = groups * -(-tiles // size) * parts
+    tasks = groups * blocks * parts
 
     def compile_(plan: np.ndarray) -> CFunc:
         plan["trace"] = gather.trace().address
