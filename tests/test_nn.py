@@ -250,6 +250,14 @@ def test_smoothed_loss_and_its_gradient(dtype, smoothing):
 
 
 @each_dtype
+def test_impossible_classes_add_nothing_to_the_loss(dtype):
+    logits = np.array([[0, -np.inf, 1], [2, 1, -np.inf]], dtype)
+    loss, grad = nn.softmax_cross_entropy(logits, np.array([0, 1]))
+    assert loss == pytest.approx(np.log(1 + np.e), rel=1e-6)
+    assert (grad[[0, 1], [1, 2]] == 0).all()
+
+
+@each_dtype
 @pytest.mark.parametrize("size", [1, 37, 3 << 14])
 def test_sgd_equals_its_formula(dtype, size):
     rng = np.random.default_rng(5)
