@@ -12,8 +12,10 @@ _NATIVE = {name: np.dtype(name) for name in ("float16", "float32", "float64", "i
 
 def _lies_well(array: np.ndarray, dtype: str) -> bool:
     """Whether kernels can read and write an array as it lies."""
-    flags = array.flags
-    return array.dtype == _NATIVE[dtype] and flags.c_contiguous and flags.aligned
+    native, flags = _NATIVE[dtype], array.flags
+    if array.dtype is native and flags.carray:  # mostly, and two attributes fewer to ask for
+        return True
+    return array.dtype == native and flags.c_contiguous and flags.aligned
 
 
 def ready(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -78,6 +78,19 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[st
             raise ValueError(f"out must not overlap with {name}: the result would overwrite it while it is read")
 
 
+def _takes_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> bool:
+    """Whether an `out` is plainly fit: a look in half the time of asking for each way in which it might not be."""
+    if type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape:
+        return False
+    flags = out.flags
+    if not (flags.carray and flags.owndata):
+        return False
+    for array in inputs.values():  # noqa: SIM110 (`all` of a generator would take as long as the rest)
+        if array is not None and (array is out or not array.flags.owndata):
+            return False
+    return True
+
+
 def weights_argument(w: ArrayLike) -> np.ndarray:
     """W as an array with the four axes of weights."""
     array = array_argument("w", w)
@@ -108,7 +121,9 @@ def allocate(
     `batchless` drops the first axis from what the caller gives and gets; `dtype` is what is computed in.
     """
     if out is not None:
-        check_out(out, shape[1:] if batchless else shape, given, inputs)
+        wanted = shape[1:] if batchless else shape
+        if not _takes_result(out, wanted, given, inputs):
+            check_out(out, wanted, given, inputs)
     return Result(shape, dtype, given, out, batchless)
 
 
