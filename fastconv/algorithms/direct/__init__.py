@@ -152,12 +152,9 @@ def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperati
     Only for gathered and depthwise tiles: the sums of other kinds might depend on where a band begins.
     """
     if direction == "grad_weight":
-        depthwise = problem.groups == problem.ic == problem.oc
-        return (
-            plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", threads)
-            if depthwise
-            else None
-        )
+        if not problem.groups == problem.ic == problem.oc:
+            return None
+        return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", threads)
     if _leaves_gaps(problem, direction):
         return None
     if problem.groups > 1:
