@@ -61,7 +61,7 @@ MODULES = {
     "naive": "naive test_layers",
     "spread": "test_few_channels",
     "activation": "test_layers test_nn test_dense flat",
-    "dense": "test_dense test_layers",
+    "dense": "test_dense test_layers flat",
     "runs": "test_local2d test_layers",
     "local": "test_local2d",
     "pool": "test_nn pooling",

@@ -284,7 +284,7 @@ def check_local(rng: np.random.Generator, geometry: tuple) -> int:
 
 
 def check_flat(rng: np.random.Generator) -> int:
-    """What goes once through flat arrays: ReLU's gradient, the loss, and one step of both updates."""
+    """What goes once through arrays: ReLU's gradient, the loss, one step of both updates, and the bias gradient."""
     dtype = str(rng.choice(["float32", "float64"]))
     count = int(rng.choice([1, 3, 16, 17, 33, 4096, 4097, 9000]))
     y, grad, w, momentum = (_integers(rng, (count,), dtype) for _ in range(4))
@@ -306,7 +306,11 @@ def check_flat(rng: np.random.Generator) -> int:
     np.testing.assert_allclose(loss, -np.log(chosen).mean(), rtol=1e-5)
     expected = (shares - (np.arange(classes) == labels[:, None])) / rows
     np.testing.assert_allclose(slope, expected, atol=1e-6)
-    return 6
+    layout, pixels, channels = str(rng.choice(LAYOUTS)), int(rng.choice([1, 50, 9000])), int(rng.choice([1, 3, 16, 33]))
+    image = _integers(rng, (1, 1, pixels, channels), dtype)  # of the largest, several threads sum blocks
+    given = np.ascontiguousarray(reference.images_from_nhwc(image, layout))
+    np.testing.assert_array_equal(fastconv.conv2d_grad_bias(given, layout=layout), image.sum((0, 1, 2)))
+    return 7
 
 
 def check_pooling(rng: np.random.Generator, size: int, stride: int) -> int:
