@@ -1,5 +1,7 @@
 """Gathered passes that problems as small as the cases never get: weights in chunks, or packed for their place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,15 @@ def test_weights_beside_cache_lines_are_packed(dtype, monkeypatch):
             assert_same_bits(*results)
             packed += 1
     assert packed > 20
+
+
+def test_rows_are_padded_only_where_the_highest_tile_fits():
+    """Few pixels take tiles of 14 rows, which reached over more padded rows than a strip holds: blocks had no tiles."""
+    problem = problem_from(
+        (2, 260, 11, 12), (32, 130, 3, 3), np.dtype("float32"), stride=1, padding=((2, 2), (2, 3)), dilation=(7, 2),
+        groups=2, layout="NCHW",
+    )  # fmt: skip
+    for n in (1, 2, 8):
+        (part,) = sub_problems(replace(problem, n=n), "forward")
+        planned = gather.plan_padded(replace(problem, n=n), "forward", *part, 1)
+        assert planned is None or planned.launch.tasks > 0

@@ -94,6 +94,11 @@ def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
     return min(shapes, key=lambda shape: (slots(shape), -shape.NV))
 
 
+def highest_tile() -> int:
+    """Rows of the highest tile that `panel_tile` may choose."""
+    return max(_HEIGHTS[registers()].values())
+
+
 def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
     """Slots of one step of all panels, the multiply-adds of a vector; `shares` are what tiles reach of the peak.
 

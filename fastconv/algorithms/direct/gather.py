@@ -28,7 +28,15 @@ from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
-from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, sum_tile_shape, vector_bytes
+from fastconv.kernels.target import (
+    Tile,
+    highest_tile,
+    masks_or_fills,
+    panel_slots,
+    panel_tile,
+    sum_tile_shape,
+    vector_bytes,
+)
 from fastconv.kernels.tiles import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
 from fastconv.problem import ConvProblem, IntPair
 
@@ -41,7 +49,6 @@ _PADDED_BLOCKS = 4
 """How many times as long tasks may be that copy the rows that they read."""
 _PADDED_CHANNELS = 16
 """Input channels up to which that is considered where they lie side by side."""
-_MANY_ROWS = 1 << 20
 _CACHED_BYTES = 1 << 20
 """Packed weights that stay in the second cache level."""
 _PANEL_BYTES = 1 << 20
@@ -273,8 +280,9 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
             return None
     channels = roles(problem, direction).channels
     frame = frame_of(problem, direction, rows, columns)
-    # The highest tile there may be: whether this is done must not depend on the batch.
-    if not frame.fits(panel_tile(problem.dtype, _MANY_ROWS, channels).MR):
+    if not frame.fits(
+        highest_tile()
+    ):  # whether this is done must not depend on the batch, of which the tile's height does
         return None
     shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
