@@ -95,25 +95,46 @@ def copy_traced(p, WORD, destination, row_parts, column_parts, source):
 
 
 @jit.inline
+def inside_tiles(p, i, j, most):
+    """How many tiles from pixel (i, j) of an image on lie in this row, at most so many, all taps inside the image.
+
+    None where not all taps are used at once.
+    """
+    above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
+    left, right = j * p.column_step + p.first_column, (j + p.tile_pixels - 1) * p.column_step + p.last_column
+    if left < 0 or above < 0 or below >= p.source_rows or p.chunk < p.taps_r * p.taps_c:
+        return 0
+    count, end = 0, j + p.tile_pixels
+    while count < most and end <= p.columns and right < p.source_columns:
+        count, end, right = count + 1, end + p.tile_pixels, right + p.tile_pixels * p.column_step
+    return count
+
+
+@jit.inline
+def list_inside(p, source, target, own, t, count, image, i, j):
+    """Write what `count` tiles from the t-th on read and write, which begin at pixel (i, j) and have all taps inside.
+
+    -1 stands for the number of their runs, which nobody has to list, and the address of the first pixel for these.
+    """
+    counts = carray(pointer(own + p.counts), t + count, np.int64)
+    tables = carray(pointer(own + p.tables), t + count, np.int64)
+    pixel = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
+    for k in range(t, t + count):
+        counts[k], tables[k] = -1, pixel
+        pixel += p.tile_pixels * p.column_step * p.source_c
+    here, pixels = target + image * p.target_n + i * p.target_r + j * p.target_c, count * p.tile_pixels
+    pitched_places(pixels, 0, 1, pixels, here, p.target_c, here, own + p.targets + t * 8 * p.tile_pixels)
+
+
+@jit.inline
 def trace_tile(p, source, target, own, t, first, image, i, j):
     """Write the runs and targets of the tile that begins at pixel `first`, (i, j) of an image.
 
     Returns where its runs lie and their number.
-
-    -1 says that the tile lies in one row with all taps inside the image, and that these are used at once: no runs are
-    written then, and the address is that of its first pixel in the source.
     """
     MR = p.tile_pixels
-    left, right = j * p.column_step + p.first_column, (j + MR - 1) * p.column_step + p.last_column
-    above, below = i * p.row_step + p.first_row, i * p.row_step + p.last_row
-    within = left >= 0 and right < p.source_columns and above >= 0 and below < p.source_rows
     taps, entry_bytes = p.taps_r * p.taps_c, (MR + RUN_FIELDS) * 8
     table_at, targets = own + p.table + t * p.most_runs * entry_bytes, own + p.targets + t * 8 * MR
-    if j + MR <= p.columns and within and p.chunk == taps:
-        pixel = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
-        here = target + image * p.target_n + i * p.target_r + j * p.target_c
-        pitched_places(MR, 0, 1, MR, here, p.target_c, here, targets)
-        return pixel, -1
     # Tile rows past the end repeat the last pixel: they write the same value to the same place.
     left = p.n * p.rows * p.columns - 1 - first
     numbers, pitch = own + p.numbers, p.list_bytes
@@ -298,10 +319,16 @@ def trace() -> CFunc:
         row = pixel // p.columns
         image = row // p.rows
         i, j = row - image * p.rows, pixel - row * p.columns
-        for t in range(tiles):
-            tables[t], counts[t] = trace_tile(p, source, target, own, t, pixel, image, i, j)
+        t = 0
+        while t < tiles:
+            done = inside_tiles(p, i, j, tiles - t)
+            if done > 0:
+                list_inside(p, source, target, own, t, done, image, i, j)
+            else:
+                tables[t], counts[t] = trace_tile(p, source, target, own, t, pixel, image, i, j)
+                done = 1
             # The divisions that give the next tile's place would take as long as some tiles' multiply-adds.
-            pixel, j = pixel + p.tile_pixels, j + p.tile_pixels
+            t, pixel, j = t + done, pixel + done * p.tile_pixels, j + done * p.tile_pixels
             while j >= p.columns:
                 j, i = j - p.columns, i + 1
                 if i == p.rows:
