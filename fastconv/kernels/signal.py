@@ -20,14 +20,16 @@ from fastconv.kernels.simd import call_kernel, pointer, record_at, tensor
 
 PLAN = record("""
     entry pack_taps fill_strip tasks
-    source_rows source_columns source_flip source_conjugate taps_r taps_c taps_flip taps_conjugate
+    source_rows source_columns source_flip source_conjugate taps_r taps_c given_r given_c
+    taps_flip taps_conjugate
     rows columns first_row first_column boundary trim fill
     row_blocks column_blocks flat pitch run
     workspace_bytes taps strip strip_plane scratch scratch_plane line
 """)
 """`entry`, `pack_taps` and `fill_strip` are the addresses of the kernel and of these compiled parts, `fill` that of the
 real and the imaginary part of what lies outside. With `trim` that is zero, and taps that meet nothing else are left
-out. The rows of a strip lie `pitch` values apart; `flat` and `run` are explained with the kernels."""
+out. Of the `given_*` taps those meet the same values that lie `taps_*` apart, and are added up. The rows of a strip lie
+`pitch` values apart; `flat` and `run` are explained with the kernels."""
 
 CALL = record("plan source source_r source_c taps taps_r taps_c target workspace")
 """The arrays of one call, with strides in bytes; the target is contiguous."""
@@ -48,12 +50,42 @@ def inside(index, size, boundary):
     return -1
 
 
+@jit.inline
+def write_tap(PARTS, p, packed, a, b, real, imaginary):
+    """Write one tap, a complex one as the four real sums need it."""
+    packed[0, 0, a, b] = real
+    if PARTS == 2:
+        if p.taps_conjugate != 0:
+            imaginary = -imaginary
+        packed[0, PARTS - 1, a, b] = -imaginary
+        packed[PARTS - 1, 0, a, b] = imaginary
+        packed[PARTS - 1, PARTS - 1, a, b] = real
+
+
+@jit.inline
+def fold_taps(REAL, ITEM, PARTS, call, p, packed):
+    """Write the sums of taps that meet the same values of a source which is continued periodically."""
+    first, step_r, step_c = call.taps, call.taps_r, call.taps_c
+    if p.taps_flip != 0:
+        first += (p.given_r - 1) * step_r + (p.given_c - 1) * step_c
+        step_r, step_c = -step_r, -step_c
+    for a in range(p.taps_r):
+        for b in range(p.taps_c):
+            count = (p.given_c - b + p.taps_c - 1) // p.taps_c
+            real, imaginary = REAL(0), REAL(0)
+            for row in range(a, p.given_r, p.taps_r):
+                line = first + row * step_r + b * step_c
+                values = tensor(REAL, 0, line, (count, PARTS), (p.taps_c * step_c, ITEM))
+                for c in range(count):
+                    real += values[c, 0]
+                    if PARTS == 2:
+                        imaginary += values[c, PARTS - 1]
+            write_tap(PARTS, p, packed, a, b, real, imaginary)
+
+
 @functools.cache
 def taps_part(dtype: str, parts: int) -> CFunc:
-    """The part of kernels that copies the taps in the order in which they meet the source.
-
-    Complex ones are copied as the four real sums need them.
-    """
+    """The part of kernels that copies the taps in the order in which they meet the source."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     PARTS = int(parts)
@@ -66,6 +98,9 @@ def taps_part(dtype: str, parts: int) -> CFunc:
         packed = tensor(REAL, 1, own + p.taps, (PARTS, PARTS, rows, columns),
                         (PARTS * plane_bytes, plane_bytes, row_bytes, ITEM))  # fmt: skip
         given = tensor(REAL, 0, call.taps, (rows, columns, PARTS), (call.taps_r, call.taps_c, ITEM))
+        if p.given_r > rows or p.given_c > columns:
+            fold_taps(REAL, ITEM, PARTS, call, p, packed)
+            return
         if PARTS == 1 and call.taps_c == ITEM:
             for a in range(rows):
                 from_row = rows - 1 - a if p.taps_flip != 0 else a
@@ -80,14 +115,9 @@ def taps_part(dtype: str, parts: int) -> CFunc:
         for a in range(rows):
             for b in range(columns):
                 here = (rows - 1 - a, columns - 1 - b) if p.taps_flip != 0 else (a, b)
-                packed[0, 0, a, b] = given[here[0], here[1], 0]
-                if PARTS == 2:
-                    imaginary = given[here[0], here[1], PARTS - 1]
-                    if p.taps_conjugate != 0:
-                        imaginary = -imaginary
-                    packed[0, PARTS - 1, a, b] = -imaginary
-                    packed[PARTS - 1, 0, a, b] = imaginary
-                    packed[PARTS - 1, PARTS - 1, a, b] = packed[0, 0, a, b]
+                write_tap(
+                    PARTS, p, packed, a, b, given[here[0], here[1], 0], given[here[0], here[1], PARTS - 1]
+                )  # fmt: skip
 
     return jit.part(pack_taps)
 

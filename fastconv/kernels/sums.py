@@ -209,6 +209,7 @@ def dot_sums(dtype: str, parts: int) -> CFunc:
         own = call.workspace + thread * p.workspace_bytes
         inside = p.first_row >= 0 and p.first_row + p.rows + p.taps_r - 1 <= p.source_rows
         inside &= p.first_column >= 0 and p.first_column + p.columns + p.taps_c - 1 <= p.source_columns
+        inside &= p.given_r == p.taps_r and p.given_c == p.taps_c
         if PARTS == 1 and inside and p.source_flip == 0 and call.source_c == ITEM and call.taps_c == ITEM:
             target = carray(pointer(call.target), (p.rows, p.columns), REAL)
             for r in range(p.rows):

@@ -29,8 +29,8 @@ class Direct:
 
     def __init__(self, problem: SignalProblem, shape: Shape | None = None) -> None:
         self._swapped = swapped = problem.commutes and _fewer_in1(problem)
-        sides = [side(axis, swapped) for axis in problem.axes]
-        rows, columns = sides if len(sides) == 2 else (Side(1, 1, 0, 1), *sides)
+        sides = [side(axis, swapped, problem.boundary) for axis in problem.axes]
+        rows, columns = sides if len(sides) == 2 else (Side(1, 1, 1, 0, 1), *sides)
         self._dtype, self._shape, parts = problem.computed, problem.shape, problem.parts
         item = self._dtype.itemsize // parts
         self.shapes = tuple(shapes(problem, rows, columns, vector_bytes() // item, item))
@@ -48,7 +48,8 @@ class Direct:
             source_rows=rows.source, source_columns=columns.source,
             source_flip=swapped and problem.correlates,
             source_conjugate=problem.conjugated == (2 if swapped else 1),
-            taps_r=rows.taps, taps_c=columns.taps, taps_flip=swapped or not problem.correlates,
+            taps_r=rows.taps, taps_c=columns.taps, given_r=rows.given, given_c=columns.given,
+            taps_flip=swapped or not problem.correlates,
             taps_conjugate=problem.conjugated == (1 if swapped else 2),
             rows=rows.size, columns=columns.size, first_row=rows.first, first_column=columns.first,
             boundary=problem.boundary, trim=problem.commutes, fill=address(self._fill),

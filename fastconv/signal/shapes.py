@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastconv.kernels import launch
-from fastconv.kernels.signal import FILL
+from fastconv.kernels.signal import FILL, SYMM, WRAP
 from fastconv.kernels.target import Tile, registers
 from fastconv.signal.problem import Axis, SignalProblem
 
@@ -28,18 +28,23 @@ _COPY, _MOVE = 0.3, 1.2  # cycles to copy a value beside its neighbours, and apa
 
 @dataclass(frozen=True)
 class Side:
-    """One axis as the kernels see it: taps slide over the source."""
+    """One axis as the kernels see it: taps slide over the source. Of the `given` ones some may be added up before."""
 
     source: int
+    given: int
     taps: int
     first: int
     size: int
 
 
-def side(axis: Axis, swapped: bool) -> Side:
-    """An axis with in1 as the source, or with the roles swapped."""
+def side(axis: Axis, swapped: bool, boundary: int = FILL) -> Side:
+    """An axis with in1 as the source, or with the roles swapped.
+
+    Taps a period of the continued source apart meet the same values, and are one tap.
+    """
     source, taps = (axis.in2, axis.in1) if swapped else (axis.in1, axis.in2)
-    return Side(source, taps, axis.first - (taps - 1), axis.size)
+    period = {FILL: taps, WRAP: source, SYMM: 2 * source}[boundary]
+    return Side(source, taps, min(taps, period), axis.first - (taps - 1), axis.size)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def shapes(problem: SignalProblem, rows: Side, columns: Side, lanes: int, item: 
             tiles = -(-columns.size // tile.NR)
             taps = met(columns, tile.NR) if trim else tiles * columns.taps
             step = max(_LATENCY, tile.MR * width / 2, width * _CROSSING + tile.MR / 2)
-            shared = Side(rows.source, rows.taps + tile.MR - 1, rows.first, rows.size)
+            shared = Side(rows.source, rows.given, rows.taps + tile.MR - 1, rows.first, rows.size)
             runs_of_tiles = (met(shared, 1) if trim else rows.size * shared.taps) / tile.MR
             cycles = copied + runs_of_tiles * (taps * step + tiles * _RUN) + rows.size / tile.MR * tiles * _TILE
             yield Shape("row", tile, blocks, column_blocks, pitch, cycles)
@@ -114,7 +119,7 @@ def _runs(columns: Side, trim: bool, lanes: int, item: int, tasks: int) -> Itera
     run = max(tile.MR, -(-columns.size // (blocks * lanes)))
     if columns.taps < tile.MR - 1 or (run - 1) * lanes > columns.size:
         return
-    shared = Side(columns.source, columns.taps + tile.MR - 1, columns.first, columns.size)
+    shared = Side(columns.source, columns.given, columns.taps + tile.MR - 1, columns.first, columns.size)
     taps = met(shared, lanes * run) * run if trim else blocks * run * shared.taps
     step = max(_LATENCY, tile.MR / 2 + 0.5)
     moved = blocks * lanes * (2 * run + columns.taps) * _MOVE
