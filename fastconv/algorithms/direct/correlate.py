@@ -35,6 +35,12 @@ _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
 """Packed inputs of a block of pixels: they stay in the second."""
+_FAR_BYTES = 1 << 20
+"""Weight gradients that leave the second cache level: each block of pixels reads and writes them once more."""
+_FAR_PANEL_BYTES = 256 << 10
+"""Packed output gradients of a block then, which is larger."""
+_FAR_PARTS = 8
+"""Parts of the input channels at most that make blocks larger still."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +186,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w_bytes, turn = math.prod(problem.w_shape) * item, None
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    room = int(scratch_limit(problem, 1)) - _PANEL_BYTES - _PACKED_BYTES
+    far = w_bytes > _FAR_BYTES
+    room = int(scratch_limit(problem, 1)) - (_FAR_PANEL_BYTES if far else _PANEL_BYTES) - _PACKED_BYTES
     if not _lies_even(problem, w, joined) and w_bytes <= room:
         turn, room = Turn(problem, joined, threads), room - w_bytes
         w = canonical_weight_strides(turn.shape, item, turn.layout)
@@ -193,11 +200,12 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     pixels = problem.n * math.prod(problem.output_size)
     fitting = (min(SLABS_BYTES, room) if turn else SLABS_BYTES) // max(1, w_bytes)
     slabs = slabs_up_to(min(MOST_SLABS, fitting, pixels // _SLAB_PIXELS))
-    block = _block(problem, rows, columns, shape, -(-pixels // slabs))
+    divisible = 1 if joined else channel_tiles  # tiles whose channels need not be packed together
+    block, least_parts = _block(problem, rows, columns, shape, -(-pixels // slabs), divisible, far)
     blocks = [-(-count // size) for count, size in zip((problem.n, rows.count, columns.count), block, strict=True)]
     slabs = max(1, min(slabs, math.prod(blocks)))
     partial = Slabs(problem, slabs, threads)
-    channel_parts, panel_parts = _parts(problem, 1 if joined else channel_tiles, panels, slabs, threads)
+    channel_parts, panel_parts = _parts(problem, divisible, panels, slabs, threads, least_parts)
     packed_rows, row_step = _packed(rows, block.rows)
     packed_columns, column_step = _packed(columns, block.columns)
     channels = problem.ic_per_group if joined else min(reduction, -(-channel_tiles // channel_parts) * shape.MR)
@@ -256,8 +264,12 @@ def _joins(problem: ConvProblem, columns: Axis) -> bool:
     return even_step(columns.offsets) == 1 and len(columns.offsets) > 1 and problem.ic_per_group <= _JOINED_CHANNELS
 
 
-def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int) -> tuple[int, int]:
-    """In how many parts tasks split input and output channels: evenly, and so that little is packed again."""
+def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int, least: int
+) -> tuple[int, int]:  # fmt: skip
+    """In how many parts tasks split input and output channels: evenly, and so that little is packed again.
+
+    Input channels are split in `least` parts at least.
+    """
     inputs, gradients = (math.prod(shape) for shape in (problem.x_shape, problem.y_shape))
     products = gradients * problem.ic_per_group * math.prod(problem.kernel_size)
     lanes = vector_bytes() // problem.itemsize
@@ -269,7 +281,7 @@ def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, th
         return multiply + (inputs * others + gradients * parts) * model.COPY_SECONDS / threads
 
     most = 2 * threads if threads > 1 else 1
-    splits = itertools.product(range(1, min(channel_tiles, most) + 1), range(1, min(panels, most) + 1))
+    splits = itertools.product(range(least, max(least, min(channel_tiles, most)) + 1), range(1, min(panels, most) + 1))
     return min(splits, key=lambda split: seconds(*split))
 
 
@@ -292,14 +304,33 @@ def _packed(axis: Axis, count: int) -> tuple[int, int]:
     return (count - 1) * axis.step + max(axis.offsets) - min(axis.offsets) + 1, 1
 
 
-def _block(problem: ConvProblem, rows: Axis, columns: Axis, shape: Tile, most_pixels: int) -> _Block:
-    """The largest block of whole rows, or whole images, whose packed copies stay in the second cache level."""
+def _block(
+    problem: ConvProblem, rows: Axis, columns: Axis, shape: Tile, most_pixels: int, channel_tiles: int, far: bool
+) -> tuple[_Block, int]:
+    """The largest block of whole rows, or whole images, whose packed copies stay in the second cache level.
+
+    And in how many parts its input channels must be packed at least: more than one where that makes blocks larger, and
+    the weight gradient is `far`.
+    """
+    most_parts, panel_bytes = (min(channel_tiles, _FAR_PARTS), _FAR_PANEL_BYTES) if far else (1, _PANEL_BYTES)
+    found = []
+    for parts in range(1, most_parts + 1):
+        tiles = -(-channel_tiles // parts)
+        channels = problem.ic_per_group if parts == 1 else min(problem.ic_per_group, tiles * shape.MR)
+        block = _largest_block(problem, rows, columns, most_pixels, channels, panel_bytes // shape.NR)
+        found.append((-block.pixels, parts, block))
+    _, parts, block = min(found)
+    return block, parts
+
+
+def _largest_block(
+    problem: ConvProblem, rows: Axis, columns: Axis, most_pixels: int, channels: int, pixel_bytes: int
+) -> _Block:
+    """The same for so many input channels that are packed together, and so many bytes for a channel of the gradient."""
 
     def fits(block: _Block) -> bool:
         inputs = block.images * _packed(rows, block.rows)[0] * _packed(columns, block.columns)[0]
-        inputs *= problem.ic_per_group
-        gradients = block.pixels * shape.NR
-        if inputs * problem.itemsize > _PACKED_BYTES or gradients * problem.itemsize > _PANEL_BYTES:
+        if inputs * channels * problem.itemsize > _PACKED_BYTES or block.pixels * problem.itemsize > pixel_bytes:
             return False
         return block.pixels <= most_pixels
 
