@@ -117,6 +117,28 @@ def _winograd_tails() -> list[Case]:
     ]
 
 
+def _flat_winograd() -> list[Case]:
+    """Kernels of one row or one column: tiles of 4 outputs (3 and 5 taps) and of 2 (7 taps), of 1 across."""
+    flat = [(1, 3), (5, 1), (1, 7), (7, 1)]
+    cases = [
+        Case(f"winograd-k{kh}x{kw}-{h}x{w}", 17, 19, (h, w), (kh, kw), padding=(kh // 2, kw // 2))
+        for kh, kw in flat
+        for h, w in ((1, 1), (9, 4), (6, 11))
+    ]
+    return [
+        *cases,
+        Case("winograd-k3x1-oc33", 16, 33, (9, 5), (3, 1), padding=((0, 2), (3, 1)), n=2),
+        Case("winograd-k1x5-oc1", 16, 1, (4, 10), (1, 5)),
+        Case("winograd-k1x7-groups", 51, 60, (5, 12), (1, 7), padding=((0, 0), (4, 1)), groups=3, n=2),
+        Case("winograd-k3x1-dilated", 18, 17, (13, 6), (3, 1), padding=(3, 0), dilation=(3, 2)),
+        Case("winograd-k1x5-dilated", 17, 16, (5, 19), (1, 5), padding=(0, 4), dilation=(3, 2), n=2),
+        Case("threads-winograd-k3x1-slabs", 17, 33, (61, 30), (3, 1), padding=(1, 0), n=2),
+        Case("threads-winograd-k1x7-batch", 40, 33, (9, 11), (1, 7), padding="same", n=7),
+        Case("threads-winograd-k1x3-streamed", 260, 33, (27, 48), (1, 3), padding=(0, 1)),
+        Case("threads-winograd-k5x1-packed", 32, 96, (33, 64), (5, 1), padding=(2, 0), n=3),
+    ]
+
+
 def _tails() -> list[Case]:
     counts = (1, 3, 5, 15, 16, 17, 31, 32, 33, 48, 65)
     cases = [Case(f"tail-oc{oc}", 5, oc, (4, 8), (3, 2), padding=(1, 0)) for oc in counts]
@@ -188,6 +210,7 @@ CASES: tuple[Case, ...] = (
     *_tails(),
     *_block_tails(),
     *_winograd_tails(),
+    *_flat_winograd(),
     *_plane_tails(),
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),

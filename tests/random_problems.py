@@ -9,6 +9,7 @@ import numpy as np
 
 import fastconv
 from fastconv import nn
+from fastconv.algorithms.winograd import FORMS
 
 from . import reference
 from .cases import INEXACT, LAYOUTS, NAMED, UNIVERSAL, Case, inexact_tolerance
@@ -71,7 +72,8 @@ def draw_layer(rng: np.random.Generator) -> Layer:
     if kind == "winograd":
         groups = int(rng.choice([1, 1, 2]))
         ic, oc = channels([8, 16, 17, 33, 40, 130], groups), channels([1, 5, 16, 33, 48, 70], groups)
-        kernel = ((3, 3), (5, 5))[int(rng.integers(2))]
+        kernels = list(FORMS)
+        kernel = kernels[int(rng.integers(len(kernels)))]
         return Layer(groups, ic, oc, kernel, dilation=pair([1, 1, 2, 3, 7], [1, 1, 2, 5]))
     if kind == "large":
         groups = int(rng.choice([1, 1, 2, 5]))

@@ -1,4 +1,4 @@
-"""winograd: 3x3 and 5x5 convolutions of stride 1, dilated or not, with a quarter to a third of the multiplications.
+"""winograd: 3x3, 5x5, 1xk and kx1 convolutions of stride 1, dilated or not, with a quarter to a half of the products.
 
 The kernels are in `fastconv.kernels.winograd`.
 
@@ -42,6 +42,7 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.target import correlate_tile, panel_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
+from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import GRADIENT, INPUT
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -51,14 +52,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Form:
-    """F(m x m, r x r): tiles of m x m outputs of r x r kernels, from n x n inputs.
+    """F(m0 x m1, r0 x r1): tiles of m0 x m1 outputs of r0 x r1 kernels, from n0 x n1 inputs.
 
     `*_slots` are the slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it
-    between caches: the weights, the products back, and for the weight gradient the output gradients and the sums.
+    between caches: the inputs, the weights, the products back, and for the weight gradient the output gradients and the
+    sums.
     """
 
-    m: int
-    r: int
+    rows: Filtering
+    columns: Filtering
+    input_slots: int
     weight_slots: int
     output_slots: int
     gradient_slots: int
@@ -66,32 +69,61 @@ class Form:
     kept_bytes: int
     """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
 
+    def __str__(self) -> str:
+        return f"F({self.rows.m} x {self.columns.m}, {self.rows.r} x {self.columns.r})"
+
     @property
-    def n(self) -> int:
-        """Rows and columns of a tile's inputs, and of its products."""
-        return self.m + self.r - 1
+    def matrices(self) -> int:
+        """Inputs of a tile, and its products."""
+        return self.rows.n * self.columns.n
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a tile."""
+        return self.rows.m * self.columns.m
+
+    @property
+    def taps(self) -> int:
+        """Weights of a kernel."""
+        return self.rows.r * self.columns.r
 
     def describe(self, tiles: int, outputs: int) -> str:
         """The form in words, with its share of the plain sum's multiplications when so many tiles make the outputs."""
-        share = outputs * self.r**2 / (tiles * self.n**2)
-        return f"F({self.m} x {self.m}, {self.r} x {self.r}), 1/{share:.1f} of the multiplications"
+        share = outputs * self.taps / (tiles * self.matrices)
+        return f"{self}, 1/{share:.1f} of the multiplications"
 
-    def tiles_along(self, count: int, dilation: int) -> int:
-        """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
 
-        Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
-        """
-        whole, rest = divmod(count, self.m * dilation)
-        return whole * dilation + min(rest, dilation)
+def tiles_along(filtering: Filtering, count: int, dilation: int) -> int:
+    """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
+
+    Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
+    """
+    whole, rest = divmod(count, filtering.m * dilation)
+    return whole * dilation + min(rest, dilation)
+
+
+def _square(m: int, r: int, **slots: int) -> dict[tuple[int, int], Form]:
+    return {(r, r): Form(Filtering(m, r), Filtering(m, r), **slots)}
+
+
+def _flat(m: int, r: int, **slots: int) -> dict[tuple[int, int], Form]:
+    along, across = Filtering(m, r), Filtering(1, 1)
+    return {(1, r): Form(across, along, **slots), (r, 1): Form(along, across, **slots)}
 
 
 FORMS = {
-    3: Form(m=4, r=3, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450, kept_bytes=3 << 19),
-    5: Form(m=2, r=5, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600, kept_bytes=8 << 20),
-}
-"""By the kernel's size: both have tiles of 6 x 6 inputs, the largest whose rounding errors stay small."""
-_INPUT_SLOTS = 600
-"""The same for the inputs, whose transform all forms share."""
+    **_square(4, 3, input_slots=600, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450,
+              kept_bytes=3 << 19),
+    **_square(2, 5, input_slots=600, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600,
+              kept_bytes=8 << 20),
+    **_flat(4, 3, input_slots=65, weight_slots=60, output_slots=65, gradient_slots=75, sums_slots=60,
+            kept_bytes=3 << 19),
+    **_flat(4, 5, input_slots=100, weight_slots=80, output_slots=100, gradient_slots=100, sums_slots=80,
+            kept_bytes=3 << 19),
+    **_flat(2, 7, input_slots=100, weight_slots=100, output_slots=75, gradient_slots=75, sums_slots=100,
+            kept_bytes=3 << 19),
+}  # fmt: skip
+"""By the kernel's size: the largest tiles whose rounding errors stay small, which grow along both axes of a square."""
 _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
 _STREAMED_BYTES = 256
@@ -102,7 +134,7 @@ _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
-_MULTIPLY_SHARE = 0.8
+_MULTIPLY_SHARE = 0.95
 """Share of the peak that the products reach, their operands coming from the second cache level."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
@@ -128,19 +160,20 @@ def _even_block(channels: int, most: int, lanes: int) -> int:
 
 def _band_rows(problem: ConvProblem) -> int:
     """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
-    return FORMS[problem.kernel_size[0]].m * problem.dilation[0]
+    return FORMS[problem.kernel_size].rows.m * problem.dilation[0]
 
 
 class Winograd(Algorithm):
-    """F(4 x 4, 3 x 3) and F(2 x 2, 5 x 5) on blocks of tiles that stay in the second cache level."""
+    """F(4 x 4, 3 x 3) and its like on blocks of tiles that stay in the second cache level."""
 
     name = "winograd"
     exact = False
 
     def declines(self, problem: ConvProblem, direction: str) -> str | None:
         lanes = vector_bytes() // problem.itemsize
-        if problem.kernel_size not in {(r, r) for r in FORMS}:
-            return f"winograd is for kernels of 3 x 3 and 5 x 5, not {problem.kernel_size}"
+        if problem.kernel_size not in FORMS:
+            sizes = ", ".join(f"{kh} x {kw}" for kh, kw in FORMS)
+            return f"winograd is for kernels of {sizes}, not {problem.kernel_size}"
         if problem.stride != (1, 1):
             return f"winograd is for stride 1, not {problem.stride}"
         read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
@@ -184,8 +217,7 @@ class Winograd(Algorithm):
             held[:] = [operation.held]
             return (operation.stage(),)
 
-        form = FORMS[problem.kernel_size[0]]
-        return BandPlanner(IMAGES_LAST, _band_rows(problem), f"F({form.m} x {form.m}, {form.r} x {form.r})", stages)
+        return BandPlanner(IMAGES_LAST, _band_rows(problem), str(FORMS[problem.kernel_size]), stages)
 
 
 class WinogradOperation(Operation):
@@ -196,10 +228,10 @@ class WinogradOperation(Operation):
         self.problem = problem
         self.direction = direction
         self.threads = threads
-        self.form = form = FORMS[problem.kernel_size[0]]
+        self.form = form = FORMS[problem.kernel_size]
         ((rows, columns),) = sub_problems(problem, direction)
-        self._tile_rows = form.tiles_along(rows.count, problem.dilation[0])
-        self._tile_columns = form.tiles_along(columns.count, problem.dilation[1])
+        self._tile_rows = tiles_along(form.rows, rows.count, problem.dilation[0])
+        self._tile_columns = tiles_along(form.columns, columns.count, problem.dilation[1])
         self._roles = roles(problem, direction)
         self.tile = panel_tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * self._tile_rows * self._tile_columns
@@ -237,7 +269,7 @@ class WinogradOperation(Operation):
 
         def compiled() -> CFunc:
             form, dtype = self.form, self.problem.dtype
-            plan["transform_weights"] = kernels.transform_weights(dtype, form.m, form.r).address
+            plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
             return kernels.pack()
 
         return compiled
@@ -248,14 +280,14 @@ class WinogradOperation(Operation):
         def compiled() -> CFunc:
             form, dtype = self.form, self.problem.dtype
             if not plan["transformed"][0]:
-                plan["transform_weights"] = kernels.transform_weights(dtype, form.m, form.r).address
-            plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.m, form.r).address
-            plan["transform_outputs"] = kernels.transform_products(dtype, form.m, form.r).address
+                plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
+            plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.rows, form.columns).address
+            plan["transform_outputs"] = kernels.transform_products(dtype, form.rows, form.columns).address
             last = self.tile.last(self._roles.channels)
-            plan["multiply_last"] = kernels.multiply(dtype, last, form.n).address
+            plan["multiply_last"] = kernels.multiply(dtype, last, form.matrices).address
             if self._panels > 1:
-                plan["multiply"] = kernels.multiply(dtype, self.tile, form.n).address
-            return kernels.winograd(dtype, form.m, form.r)
+                plan["multiply"] = kernels.multiply(dtype, self.tile, form.matrices).address
+            return kernels.winograd(dtype, form.rows, form.columns)
 
         return compiled
 
@@ -266,7 +298,7 @@ class WinogradOperation(Operation):
         again for every panel, which leaves room for more tiles to share the transformed weights.
         """
         shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
-        matrices, outputs = self.form.n**2, self.form.m**2
+        matrices, outputs = self.form.matrices, self.form.outputs
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         found = []
         for held in {reduction, min(reduction, _STREAMED_BYTES // item)} if given is None else {given}:
@@ -305,10 +337,10 @@ class WinogradOperation(Operation):
         panels = -(-self._panels // parts)
         vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL))
         times = 1 if held == reduction else panels
-        inputs = times * tiles * -(-reduction // shape.VL) * _INPUT_SLOTS
+        inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
         weights = reduction * vectors * form.weight_slots
-        multiply = form.n**2 * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
-        if form.n**2 * tiles * held * self.problem.itemsize > _NEAR_BYTES:
+        multiply = form.matrices * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
+        if form.matrices * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
         return inputs + weights + multiply + tiles * vectors * form.output_slots
 
@@ -336,11 +368,11 @@ class WinogradOperation(Operation):
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
     ) -> tuple[np.ndarray, int]:  # fmt: skip
         problem, part, shape, form = self.problem, self._roles, self.tile, self.form
-        outputs, taps, matrices = form.m**2, form.r**2, form.n**2
+        outputs, taps, matrices = form.outputs, form.taps, form.matrices
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
-        offset = 0 if transformed else (form.r - 1) * (w_r * flipped_r + w_c * flipped_c)
+        offset = (form.rows.r - 1) * w_r * flipped_r + (form.columns.r - 1) * w_c * flipped_c
         height = -(-self._block // shape.MR) * shape.MR
         chunk = self._chunk(self.held)
         # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
@@ -373,7 +405,7 @@ class WinogradOperation(Operation):
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             held=self.held, value_pitch=value_pitch, pixels=pixels,
-            transformed=transformed, weight_offset=offset,
+            transformed=transformed, weight_offset=0 if transformed else offset,
             weight_r=-w_r if flipped_r else w_r, weight_c=-w_c if flipped_c else w_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
             weight_chunk=chunk_bytes,
@@ -429,14 +461,16 @@ class WeightGradientOperation(Operation):
 
     def __init__(self, problem: ConvProblem, threads: int) -> None:
         self.problem = problem
-        self.form = form = FORMS[problem.kernel_size[0]]
+        self.form = form = FORMS[problem.kernel_size]
         item, lanes = problem.itemsize, vector_bytes() // problem.itemsize
         most = _BLOCK_BYTES // item
         self._inputs = _even_block(problem.ic_per_group, most, lanes)
         self._outputs = _even_block(problem.oc_per_group, most, lanes)
         self._blocks = -(-problem.ic_per_group // self._inputs) * -(-problem.oc_per_group // self._outputs)
         self.tile = correlate_tile(problem.dtype, self._inputs, self._outputs)
-        self._tile_rows, self._tile_columns = map(form.tiles_along, problem.output_size, problem.dilation)
+        self._tile_rows, self._tile_columns = map(
+            tiles_along, (form.rows, form.columns), problem.output_size, problem.dilation
+        )
         self._tiles = problem.n * self._tile_rows * self._tile_columns
         self._slabs = self._slab_count()
         self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
@@ -447,9 +481,9 @@ class WeightGradientOperation(Operation):
 
         def compiled() -> CFunc:
             for name, kind in (("transform_inputs", INPUT), ("transform_gradients", GRADIENT)):
-                plan[name] = kernels.transform_pixels(problem.dtype, kind, form.m, form.r).address
-            plan["transform_sums"] = kernels_of_weights.transform_sums(problem.dtype, form.m, form.r).address
-            return kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.m, form.r)
+                plan[name] = kernels.transform_pixels(problem.dtype, kind, form.rows, form.columns).address
+            plan["transform_sums"] = kernels_of_weights.transform_sums(problem.dtype, form.rows, form.columns).address
+            return kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.rows, form.columns)
 
         self._launch = Launch(compiled, problem.dtype, plan, tasks, threads, workspace)
         self.workspace_bytes = self._launch.workspace_bytes + self._partial.workspace_bytes
@@ -462,7 +496,7 @@ class WeightGradientOperation(Operation):
 
     def _record(self, slab_bytes: int) -> tuple[np.ndarray, int]:
         problem, shape, item, form = self.problem, self.tile, self.problem.itemsize, self.form
-        matrices = form.n**2
+        matrices = form.matrices
         x = canonical_strides(problem.x_shape, item, problem.layout)
         y = canonical_strides(problem.y_shape, item, problem.layout)
         w = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -512,8 +546,8 @@ class WeightGradientOperation(Operation):
         problem, shape, form = self.problem, self.tile, self.form
         rate = model.slot_rate(machine, shape.VL)
         inputs, outputs = (-(-count // shape.VL) for count in (self._inputs, self._outputs))
-        transforms = self._tiles * (inputs * _INPUT_SLOTS + outputs * form.gradient_slots)
-        multiply = form.n**2 * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
+        transforms = self._tiles * (inputs * form.input_slots + outputs * form.gradient_slots)
+        multiply = form.matrices * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
         multiply *= -(-self._inputs // shape.MR) * shape.MR
         write = self._slabs * self._inputs * outputs * form.sums_slots
         work = problem.groups * self._blocks * (transforms + multiply + write) / rate

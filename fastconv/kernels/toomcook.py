@@ -12,9 +12,13 @@ import functools
 from fractions import Fraction
 from typing import NamedTuple
 
-POINTS = {6: ("0", "3/4", "-3/4", "3/2", "-3/2")}
-"""The points for n = m + r - 1, besides infinity. The textbook's 0, +-1, +-2 double the rounding error (measured in
-docs/experiments.md); all of these and their squares are exact in binary."""
+POINTS = {
+    1: (),
+    6: ("0", "3/4", "-3/4", "3/2", "-3/2"),
+    8: ("0", "1/2", "-1/2", "1", "-1", "2", "-2"),
+}
+"""The points for n = m + r - 1, besides infinity. For n = 6 the textbook's 0, +-1, +-2 double the rounding error
+(measured in docs/experiments.md); all of these and their squares are exact in binary."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -22,6 +26,18 @@ Matrix = tuple[tuple[float, ...], ...]
 def transposed(matrix: Matrix) -> Matrix:
     """The matrix with rows and columns exchanged."""
     return tuple(zip(*matrix, strict=True))
+
+
+class Filtering(NamedTuple):
+    """F(m, r): m outputs along an axis, each the sum of r products."""
+
+    m: int
+    r: int
+
+    @property
+    def n(self) -> int:
+        """Inputs, and multiplications."""
+        return self.m + self.r - 1
 
 
 class Transforms(NamedTuple):

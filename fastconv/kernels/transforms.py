@@ -102,48 +102,56 @@ class _Combiner:
         return results
 
 
+def _matrix(kind: int, m: int, r: int) -> Matrix:
+    """The matrix of a kind of transform of F(m, r)."""
+    matrices = transforms(m, r)
+    return {
+        INPUT: matrices.input,
+        WEIGHTS: matrices.weights,
+        OUTPUT: matrices.output,
+        GRADIENT: transposed(matrices.output),
+        SUMS: transposed(matrices.weights),
+    }[kind]
+
+
 @intrinsic(prefer_literal=True)
 def transform_tile(
-    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M: Any, R: Any,
+    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M0: Any, R0: Any, M1: Any, R1: Any,
     sources: Any, source_offset: Any, targets: Any, target_offset: Any, start: Any, floor: Any,
 ) -> Any:  # fmt: skip
-    """Transform VL tiles at once, one in each lane: ``target = T source T'`` with KIND's matrix of F(M x M, R x R).
+    """Transform VL tiles at once, one in each lane: ``target = T0 source T1'``.
+
+    T0 and T1 are KIND's matrices of F(M0, R0), for the rows, and of F(M1, R1).
 
     `sources` and `targets` are the addresses of tables with the address of each value of a tile, row by row; the
     offsets are added to all of them. The output transform adds the vector at `start` and does not go below `floor`.
     """
-    lanes, kind, m, r = literal(VL), literal(KIND), literal(M), literal(R)
+    lanes, kind, sizes = literal(VL), literal(KIND), [(literal(M0), literal(R0)), (literal(M1), literal(R1))]
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sources, source_offset, targets, target_offset, start, floor = args[5:]
+        sources, source_offset, targets, target_offset, start, floor = args[7:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        matrices = transforms(m, r)
-        matrix = {
-            INPUT: matrices.input,
-            WEIGHTS: matrices.weights,
-            OUTPUT: matrices.output,
-            GRADIENT: transposed(matrices.output),
-            SUMS: transposed(matrices.weights),
-        }[kind]
-        combine = _Combiner(emit, matrix)
-        rows, size = len(matrix), len(matrix[0])
+        matrix0, matrix1 = (_matrix(kind, m, r) for m, r in sizes)
+        combine0, combine1 = _Combiner(emit, matrix0), _Combiner(emit, matrix1)
+        height, width, columns_out = len(matrix0[0]), len(matrix1[0]), len(matrix1)
 
         def address(table: Any, index: int, offset: Any) -> Any:
             return emit.add(emit.load_int(emit.add(table, emit.const(8 * index))), offset)
 
         columns = []
-        for j in range(size):
-            columns.append(combine([emit.load(address(sources, i * size + j, source_offset)) for i in range(size)]))
+        for j in range(width):
+            column = [emit.load(address(sources, i * width + j, source_offset)) for i in range(height)]
+            columns.append(combine0(column))
         if kind == OUTPUT:
             first, lowest = emit.load(start), emit.broadcast(floor)
-        for i in range(rows):
-            for j, result in enumerate(combine([column[i] for column in columns])):
+        for i in range(len(matrix0)):
+            for j, result in enumerate(combine1([column[i] for column in columns])):
                 if kind == OUTPUT:
                     result = builder.fadd(result, first)
                     # An ordered "<" is false for NaN, which therefore passes.
                     result = builder.select(builder.fcmp_ordered("<", result, lowest), lowest, result)
-                emit.store(result, address(targets, i * rows + j, target_offset))
+                emit.store(result, address(targets, i * columns_out + j, target_offset))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KIND, M, R, *[types.intp] * 5, real), codegen
+    return types.void(REAL, VL, KIND, M0, R0, M1, R1, *[types.intp] * 5, real), codegen

@@ -1,14 +1,15 @@
-"""Winograd's minimal filtering F(m x m, r x r): fewer multiplications than the plain sum has products.
+"""Winograd's minimal filtering F(m0 x m1, r0 x r1): fewer multiplications than the plain sum has products.
 
-A task takes a block of tiles of m x m target pixels. It transforms the n x n pixels, n = m + r - 1, that each reads,
-multiplies the n^2 matrices of transformed values (tiles x source channels) with the transformed weights (source x
-target channels), panel by panel of target channels, and transforms each panel back, so that nothing of the transformed
-tensors leaves the second cache level. Padding and edges are addresses, as in the gather kernel: a pixel in the padding
-reads a row of zeros, a target past the edge is written to a row that nobody reads. Dilation is addresses as well: a
-tile's pixels lie d apart, because the targets of one phase (row mod d, column mod d) are a problem without dilation.
+A task takes a block of tiles of m0 x m1 target pixels. It transforms the n0 x n1 pixels, n = m + r - 1, that each
+reads, multiplies the n0 n1 matrices of transformed values (tiles x source channels) with the transformed weights
+(source x target channels), panel by panel of target channels, and transforms each panel back, so that nothing of the
+transformed tensors leaves the second cache level. Padding and edges are addresses, as in the gather kernel: a pixel in
+the padding reads a row of zeros, a target past the edge is written to a row that nobody reads. Dilation is addresses as
+well: a tile's pixels lie d apart, because the targets of one phase (row mod d, column mod d) are a problem without
+dilation.
 
 Weights are transformed by the tasks themselves where they come as they lie: reading them transformed would move
-n^2 / r^2 times as many bytes, from a slower cache.
+n0 n1 / (r0 r1) times as many bytes, from a slower cache.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, copy_first_lanes, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import CHANNEL_START, RUN_FIELDS, UNROLLED, multiply_tile
+from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
 from fastconv.kernels.transpose import transpose_square
 
@@ -54,26 +56,26 @@ _MOST_UNROLLED = 28
 
 
 @jit.inline
-def locate_tile(p, M, tile):
+def locate_tile(p, M0, M1, tile):
     """The image of a tile, and the row and the column of its first target pixel.
 
     Along an axis the tiles of all phases take turns, so that tiles beside each other read pixels beside each other.
     """
     image = tile // (p.tile_rows * p.tile_columns)
     a, b = tile // p.tile_columns % p.tile_rows, tile % p.tile_columns
-    i = a // p.dilation_r * M * p.dilation_r + a % p.dilation_r
-    j = b // p.dilation_c * M * p.dilation_c + b % p.dilation_c
+    i = a // p.dilation_r * M0 * p.dilation_r + a % p.dilation_r
+    j = b // p.dilation_c * M1 * p.dilation_c + b % p.dilation_c
     return image, i, j
 
 
 @jit.inline
-def trace_tile(SIZE, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table):
-    """Write the addresses of SIZE x SIZE pixels of an image; those outside are `p.zeros`."""
-    addresses = carray(pointer(table), (SIZE, SIZE), np.int64)
-    for a in range(SIZE):
+def trace_tile(ROWS, COLUMNS, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table):
+    """Write the addresses of ROWS x COLUMNS pixels of an image; those outside are `p.zeros`."""
+    addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
+    for a in range(ROWS):
         row = first_row + a * p.dilation_r
         inside = 0 <= row < rows
-        for b in range(SIZE):
+        for b in range(COLUMNS):
             column = first_column + b * p.dilation_c
             if inside and 0 <= column < columns:
                 addresses[a, b] = image + row * stride_r + column * stride_c
@@ -82,11 +84,11 @@ def trace_tile(SIZE, p, image, first_row, first_column, rows, columns, stride_r,
 
 
 @jit.inline
-def trace_targets(p, M, image, i, j, target, table, unused):
-    """Write the addresses of the M x M target pixels of that tile."""
-    addresses = carray(pointer(table), (M, M), np.int64)
-    for a in range(M):
-        for b in range(M):
+def trace_targets(p, M0, M1, image, i, j, target, table, unused):
+    """Write the addresses of the M0 x M1 target pixels of that tile."""
+    addresses = carray(pointer(table), (M0, M1), np.int64)
+    for a in range(M0):
+        for b in range(M1):
             row, column = i + a * p.dilation_r, j + b * p.dilation_c
             if row < p.rows and column < p.columns:
                 addresses[a, b] = target + image * p.target_n + row * p.target_r + column * p.target_c
@@ -103,16 +105,16 @@ def trace_matrix(count, table, base, step):
 
 
 @functools.cache
-def transform_pixels(dtype: str, kind: int, m: int, r: int) -> CFunc:
-    """The part that transforms what is traced of a tile, by KIND's matrix of F(m x m, r x r).
+def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering) -> CFunc:
+    """The part that transforms what is traced of a tile, by KIND's matrices.
 
     These are `channels` channels from an offset on, and they go to a place in a table. Channels that do not fill a
     vector are copied to `spare` first; the vector's other lanes are zeros.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KIND, M, R = vector_bytes() // ITEM, kind, m, r
-    COUNT = (m + r - 1) ** 2 if kind == INPUT else m * m
+    VL, KIND, (M0, R0), (M1, R1) = vector_bytes() // ITEM, kind, rows, columns
+    COUNT = rows.n * columns.n if kind == INPUT else rows.m * columns.m
 
     def transform_channels(traced, offset, channels, table, place, spare, spare_table, zeros):
         pixels = carray(pointer(traced), COUNT, np.int64)
@@ -122,47 +124,47 @@ def transform_pixels(dtype: str, kind: int, m: int, r: int) -> CFunc:
                 for e in range(COUNT):
                     copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
                 source, shift = spare_table, 0
-            transform_tile(REAL, VL, KIND, M, R, source, shift, table, place + v * ITEM, zeros, REAL(0))
+            transform_tile(REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, place + v * ITEM, zeros, REAL(0))
 
     return jit.part(transform_channels)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M, R, p, own, tap, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
-    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
+    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     for k in range(rows):
         for v in range(0, lanes, VL):
-            for a in range(R):
-                for b in range(R):
+            for a in range(R0):
+                for b in range(R1):
                     place = tap + k * p.weight_k + a * p.weight_r + b * p.weight_c + v * ITEM
                     taps[a, b] = place
                     prefetch(place + AHEAD * p.weight_k)
                     if lanes - v < VL:
-                        taps[a, b] = own + p.buffer + (a * R + b) * VL * ITEM
+                        taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
                         copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
             transform_tile(
-                REAL, VL, WEIGHTS, M, R, own + p.weight_source, 0, own + p.weight_table,
+                REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, 0, own + p.weight_table,
                 (k * p.panel_lanes + v) * ITEM,
                 p.zeros, REAL(0),
             )  # fmt: skip
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, rows):
     """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
-    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
-    for a in range(R):
-        for b in range(R):
-            taps[a, b] = own + p.buffer + (a * R + b) * VL * VL * ITEM
+    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
+    for a in range(R0):
+        for b in range(R1):
+            taps[a, b] = own + p.buffer + (a * R1 + b) * VL * VL * ITEM
     for v in range(0, lanes, VL):
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(R):
-                for b in range(R):
+            for a in range(R0):
+                for b in range(R1):
                     square = tap + v * p.weight_d + first * ITEM + a * p.weight_r + b * p.weight_c
                     there = min(VL, lanes - v)
                     for d in range(there):
@@ -170,24 +172,24 @@ def transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
                     transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
             for i in range(k, min(k + VL, rows)):
                 transform_tile(
-                    REAL, VL, WEIGHTS, M, R, own + p.weight_source, (i - first) * VL * ITEM,
+                    REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, (i - first) * VL * ITEM,
                     own + p.weight_table, (i * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
 @jit.inline
-def transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
+def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, rows):
     """Transform weights whose taps lie side by side, turning squares of VL target channels x VL taps.
 
     The taps of VL source channels are one line where these lie side by side, else a line has those of one. A line's
     last square overlaps the one before, or reads some taps of what precedes it, or follows the first line of all.
     """
-    COUNT = R * R
-    taps = carray(pointer(own + p.weight_source), (R, R), np.int64)
-    lowest = tap + (R - 1) * (min(p.weight_r, 0) + min(p.weight_c, 0))
+    COUNT = R0 * R1
+    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
+    lowest = tap + (R0 - 1) * min(p.weight_r, 0) + (R1 - 1) * min(p.weight_c, 0)
     turned = own + p.buffer + VL * VL * ITEM
-    for a in range(R):
-        for b in range(R):
+    for a in range(R0):
+        for b in range(R1):
             taps[a, b] = turned + (tap + a * p.weight_r + b * p.weight_c - lowest) * VL
     together = VL if p.weight_k == COUNT * ITEM else 1
     for v in range(0, lanes, VL):
@@ -203,44 +205,46 @@ def transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, before, rows):
                 transpose_square(REAL, VL, square, p.weight_d, there, turned + begin * VL * ITEM, VL * ITEM)
             for i in range(min(together, rows - k)):
                 transform_tile(
-                    REAL, VL, WEIGHTS, M, R, own + p.weight_source, i * COUNT * VL * ITEM,
+                    REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, i * COUNT * VL * ITEM,
                     own + p.weight_table, ((k + i) * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
 @functools.cache
-def transform_weights(dtype: str, m: int, r: int) -> CFunc:
+def transform_weights(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The part that transforms a panel's weights of the source channels from `first` on into `packed`.
 
-    These are (m + r - 1)^2 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
+    These are n0 n1 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
     last channel hold anything; their products are not used.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, M, R = vector_bytes() // ITEM, m, r
+    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
+    COUNT = rows.n * columns.n
 
     def transform_panel(plan, own, weights, panel, first, packed):
         p = record_at(plan, WINOGRAD)
-        trace_matrix((M + R - 1) * (M + R - 1), own + p.weight_table, packed, p.weight_step)
+        trace_matrix(COUNT, own + p.weight_table, packed, p.weight_step)
         lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
         rows = min(p.chunk, p.reduction - first)
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M, R, p, own, tap, lanes, rows)
+            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, rows)
         elif abs(p.weight_c) == ITEM:
-            transform_lines(REAL, ITEM, VL, M, R, p, own, tap, lanes, first, rows)
+            transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
         else:
-            transform_turned(REAL, ITEM, VL, M, R, p, own, tap, lanes, first, rows)
+            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
 
     return jit.part(transform_panel)
 
 
 @functools.cache
-def transform_products(dtype: str, m: int, r: int) -> CFunc:
+def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The part that transforms the products of `tiles` tiles with a panel of weights back into the target."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, M, R = vector_bytes() // ITEM, m, r
+    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
+    COUNT = rows.m * columns.m
 
     def transform_back(address, own, tiles, group, panel):
         call = record_at(address, CALL)
@@ -249,19 +253,19 @@ def transform_products(dtype: str, m: int, r: int) -> CFunc:
         lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
         start = call.start + group * p.start_group + panel * p.panel_lanes * ITEM
         for t in range(tiles):
-            table = own + p.sources + t * M * M * 8
-            written = carray(pointer(table), M * M, np.int64)
+            table = own + p.sources + t * COUNT * 8
+            written = carray(pointer(table), COUNT, np.int64)
             for v in range(0, lanes, VL):
                 there = min(VL, lanes - v)
                 place = (panel * p.panel_lanes + v) * ITEM
                 transform_tile(
-                    REAL, VL, OUTPUT, M, R, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
+                    REAL, VL, OUTPUT, M0, R0, M1, R1, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
                     table if there == VL else own + p.buffer_table, place if there == VL else 0,
                     start + v * ITEM, lowest,
                 )  # fmt: skip
                 if there == VL and call.activation == 0:
                     continue
-                for e in range(M * M):
+                for e in range(COUNT):
                     if written[e] == own + p.unused:
                         continue
                     if there < VL:
@@ -276,21 +280,21 @@ def transform_products(dtype: str, m: int, r: int) -> CFunc:
 
 
 @functools.cache
-def multiply(dtype: str, tile: Tile, n: int) -> CFunc:
-    """The part that knows its register tile: n^2 matrices of `tiles` transformed tiles by those of a chunk of a panel.
+def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
+    """The part that knows its register tile: matrices of `tiles` transformed tiles by those of a chunk of a panel.
 
     The tile may be narrower than the panels, for the last of them. The chunk's source channels are those from `k` on.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, NV, NR, N = tile.VL, tile.MR, tile.NV, tile.NR, n
+    VL, MR, NV, NR, COUNT = tile.VL, tile.MR, tile.NV, tile.NR, matrices
     UNROLL = UNROLLED if MR * NV < _MOST_UNROLLED else 1
 
     def multiply_matrices(plan, own, packed, k, tiles):
         p = record_at(plan, WINOGRAD)
         run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
         run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
-        for e in range(N * N):
+        for e in range(COUNT):
             values = own + p.values + e * p.value_step + k % p.held * ITEM
             for first in range(0, tiles, MR):
                 rows = own + p.targets + first * 8
@@ -307,19 +311,19 @@ def multiply(dtype: str, tile: Tile, n: int) -> CFunc:
 
 
 @functools.cache
-def winograd(dtype: str, m: int, r: int) -> CFunc:
-    """The kernel for one dtype, m and r; its tasks are (group, block of tiles, part of the panels)."""
+def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
+    """The kernel for one dtype and form; its tasks are (group, block of tiles, part of the panels)."""
     ITEM = np.dtype(dtype).itemsize
-    VL, M, N = vector_bytes() // ITEM, m, m + r - 1
+    VL, M0, M1, N0, N1 = vector_bytes() // ITEM, rows.m, columns.m, rows.n, columns.n
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
         capacity = (p.block + p.height - 1) // p.height * p.height
-        trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
-        trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(N * N, own + p.buffer_table, own + p.buffer, VL * ITEM)
+        trace_matrix(N0 * N1, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(N0 * N1, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(N0 * N1, own + p.buffer_table, own + p.buffer, VL * ITEM)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
         carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
@@ -334,14 +338,14 @@ def winograd(dtype: str, m: int, r: int) -> CFunc:
             if ready != task // p.parts:  # else the parts of one block follow each other
                 ready, filled = task // p.parts, False
                 for t in range(tiles):
-                    image, i, j = locate_tile(p, M, first + t)
+                    image, i, j = locate_tile(p, M0, M1, first + t)
                     source = call.source + group * p.source_group
                     target = call.target + p.target_offset + group * p.target_group
                     trace_tile(
-                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N * N * 8,
+                        N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N0 * N1 * 8,
                     )  # fmt: skip
-                    trace_targets(p, M, image, i, j, target, own + p.sources + t * M * M * 8, own + p.unused)
+                    trace_targets(p, M0, M1, image, i, j, target, own + p.sources + t * M0 * M1 * 8, own + p.unused)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
                 for k in range(0, p.reduction, p.chunk):
@@ -356,7 +360,7 @@ def winograd(dtype: str, m: int, r: int) -> CFunc:
                             call_part(
                                 p.transform_inputs,
                                 (
-                                    own + p.pixels + t * N * N * 8, k * ITEM, min(p.held, p.reduction - k),
+                                    own + p.pixels + t * N0 * N1 * 8, k * ITEM, min(p.held, p.reduction - k),
                                     own + p.value_table, t * p.value_pitch, own + p.buffer, own + p.buffer_table,
                                     p.zeros,
                                 ),

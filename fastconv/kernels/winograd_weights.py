@@ -1,9 +1,9 @@
-"""The weight gradient by the transforms of F(m x m, r x r), with as few multiplications as the forward pass.
+"""The weight gradient by the transforms of F(m0 x m1, r0 x r1), with as few multiplications as the forward pass.
 
-A tile of m x m output gradients meets n x n inputs, n = m + r - 1, and what it adds to the r x r gradient is the
-forward algorithm transposed: ``G' ((B x B') * (A' y A)) G``. The last transform is linear, so it waits until all tiles
-are added up: n^2 matrix products (input channels x tiles) (tiles x output channels) come first, then a transform of
-their sums.
+A tile of m0 x m1 output gradients meets n0 x n1 inputs, n = m + r - 1, and what it adds to the r0 x r1 gradient is the
+forward algorithm transposed: ``G0' ((B0 x B1') * (A0' y A1)) G1``. The last transform is linear, so it waits until all
+tiles are added up: n0 n1 matrix products (input channels x tiles) (tiles x output channels) come first, then a
+transform of their sums.
 
 A task owns the sums of a block of input and output channels, which stay in the second cache level while it walks its
 tiles, transforming some of them at a time. Padding, edges and dilation are addresses, as in the forward kernel.
@@ -22,6 +22,7 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
+from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import SUMS, transform_tile
 from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile
 
@@ -45,26 +46,26 @@ each thread's workspace."""
 
 
 @functools.cache
-def transform_sums(dtype: str, m: int, r: int) -> CFunc:
+def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The part that transforms the sums of a block of channels into the gradient, or adds them to it."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, M, R = vector_bytes() // ITEM, m, r
+    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
 
     def write_gradient(plan, own, inputs, outputs, adds):
         p = record_at(plan, WINOGRAD_WEIGHTS)
-        targets = carray(pointer(own + p.target_table), R * R, np.int64)
+        targets = carray(pointer(own + p.target_table), R0 * R1, np.int64)
         for k in range(inputs):
             for v in range(0, outputs, VL):
                 there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
                 direct = there == VL and adds == 0
                 transform_tile(
-                    REAL, VL, SUMS, M, R, own + p.product_table, k * p.output_pitch + v * ITEM,
+                    REAL, VL, SUMS, M0, R0, M1, R1, own + p.product_table, k * p.output_pitch + v * ITEM,
                     own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
                 )  # fmt: skip
                 if direct:
                     continue
-                for e in range(R * R):
+                for e in range(R0 * R1):
                     row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
                     weights = carray(pointer(targets[e] + place), there, REAL)
                     for d in range(there):
@@ -74,21 +75,21 @@ def transform_sums(dtype: str, m: int, r: int) -> CFunc:
 
 
 @functools.cache
-def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
-    """The kernel for one dtype, register tile, m and r; tasks are (slab, group, block of inputs, block of outputs)."""
+def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering) -> CFunc:
+    """The kernel for one dtype, register tile and form; tasks are (slab, group, block of inputs, block of outputs)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    M, R, N = m, r, m + r - 1
+    (M0, R0), (M1, R1), N0, N1 = rows, columns, rows.n, columns.n
 
     def winograd_gradient(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD_WEIGHTS)
         own = call.workspace + thread * p.workspace_bytes
-        trace_matrix(N * N, own + p.value_table, own + p.values, p.value_step)
-        trace_matrix(N * N, own + p.gradient_table, own + p.gradients, p.gradient_step)
-        trace_matrix(N * N, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(N * N, own + p.spare_table, own + p.spare, VL * ITEM)
+        trace_matrix(N0 * N1, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(N0 * N1, own + p.gradient_table, own + p.gradients, p.gradient_step)
+        trace_matrix(N0 * N1, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(N0 * N1, own + p.spare_table, own + p.spare, VL * ITEM)
         run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
         for task in range(begin, end):
             first_output = task % p.output_blocks * p.output_block
@@ -102,9 +103,9 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
             for first in range(begin_tile, end_tile, p.block):
                 tiles = min(p.block, end_tile - first)
                 for t in range(tiles):
-                    image, i, j = locate_tile(p, M, first + t)
+                    image, i, j = locate_tile(p, M0, M1, first + t)
                     trace_tile(
-                        N, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
+                        N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
                         p.source_columns, p.source_r, p.source_c, own + p.pixels,
                     )  # fmt: skip
                     call_part(
@@ -115,7 +116,7 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                         ),
                     )  # fmt: skip
                     trace_tile(
-                        M, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
+                        M0, M1, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
                         own + p.pixels,
                     )  # fmt: skip
                     call_part(
@@ -126,7 +127,7 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                         ),
                     )  # fmt: skip
                 run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
-                for e in range(N * N):
+                for e in range(N0 * N1):
                     values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
                     products = own + p.products + e * p.product_step
                     for k in range(0, inputs, MR):
@@ -138,9 +139,9 @@ def winograd_weights(dtype: str, tile: Tile, m: int, r: int) -> CFunc:
                             )  # fmt: skip
             target = call.target + slab * p.slab_bytes + group * p.target_group
             target += first_input * p.target_k + first_output * ITEM
-            targets = carray(pointer(own + p.target_table), (R, R), np.int64)
-            for a in range(R):
-                for b in range(R):
+            targets = carray(pointer(own + p.target_table), (R0, R1), np.int64)
+            for a in range(R0):
+                for b in range(R1):
                     targets[a, b] = target + a * p.target_r + b * p.target_c
             adds = 1 if slab > 0 and p.slab_bytes == 0 else 0
             call_part(p.transform_sums, (call.plan, own, inputs, outputs, adds))
