@@ -215,6 +215,7 @@ CASES: tuple[Case, ...] = (
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),
     Case("pointwise", 19, 35, (5, 6), (1, 1), n=2),
+    Case("pointwise-one-pixel", 40, 33, (1, 1), (1, 1), n=3),
     Case("pointwise-one-channel", 1, 1, (7, 38), (1, 1), n=2),
     Case("pointwise-stride2", 6, 20, (7, 8), (1, 1), stride=2),
     Case("pointwise-padded", 4, 5, (3, 3), (1, 1), padding=2),

@@ -413,7 +413,7 @@ class PointwiseGradient(MovingOperation):
     """A pointwise weight gradient of another algorithm on transposed images, which are not cut.
 
     Input and output change places: the gradient of the layer from `oc` to `ic` channels, whose weights lie
-    (ic, kh, kw, oc), lies as the caller's.
+    (ic, kh, kw, oc), lies as the caller's. Images of one pixel lie alike in both orders, and are not moved.
     """
 
     def __init__(self, problem: ConvProblem, algorithm: Algorithm, threads: int) -> None:
@@ -426,10 +426,13 @@ class PointwiseGradient(MovingOperation):
         self._x, self._y = (
             Images(n, channels, channels, rows, rows, columns, dtype, threads) for channels in (problem.ic, problem.oc)
         )
-        self._scratch = (self._x.size + self._y.size) * problem.itemsize
+        self._moves = rows * columns > 1
+        self._scratch = (self._x.size + self._y.size) * problem.itemsize if self._moves else 0
         self.workspace_bytes = self._scratch + self._operation.workspace_bytes
 
     def _moving_seconds(self) -> float:
+        if not self._moves:
+            return 0.0
         return self._x.seconds(self._threads) + self._y.seconds(self._threads)
 
     @property
@@ -437,12 +440,16 @@ class PointwiseGradient(MovingOperation):
         return [self._operation]
 
     def _how(self) -> str:
-        return "transposed"
+        return "transposed" if self._moves else "input and output exchanged"
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
+        if not self._moves:
+            x, y = second.reshape(self._x.shape), first.reshape(self._y.shape)
+            self._operation.run(x, y, result.reshape(self._w_shape))
+            return
         with Buffer(self._scratch) as buffer:
             x, y = self._view(buffer, 0, self._x.shape), self._view(buffer, self._x.size, self._y.shape)
             self._move(self._x.gather, second, x)
