@@ -26,8 +26,8 @@ from fastconv.problem import (
 )
 
 CHOOSERS = ("auto", "exact")
-_WORTH_SECONDS = 20e-6
-_WORTH_SHARE = 0.15
+_WORTH_SECONDS = 8e-6
+_WORTH_SHARE = 0.11
 """What an algorithm with larger rounding errors must save, in time and as a share of it, for `auto` to choose it."""
 
 

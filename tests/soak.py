@@ -26,7 +26,7 @@ _COUNTERS = 3
 _FEW = 200
 """Problems after which plans are forgotten: each holds guarded tables, and a process has 65,530 mappings."""
 _MOST_FAILURES = 10
-_SIBLINGS = 32
+_SIBLINGS = 128
 """Problems of `faults` that share kernels, as compiling takes a hundred times longer than computing."""
 _FAMILIES = 64
 """Such families are told in turn, so that no two workers compile for the same one, if their number divides this."""

@@ -136,6 +136,8 @@ _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
 _MULTIPLY_SHARE = 0.95
 """Share of the peak that the products reach, their operands coming from the second cache level."""
+_PRODUCT_STEPS = 12
+"""Beginning and end of the sums of a register tile, in their steps."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
 _FETCH_SECONDS = 0.15e-9
@@ -148,7 +150,7 @@ _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
 _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
-_PRODUCT_SHARE = 0.75
+_PRODUCT_SHARE = 0.85
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
 
 
@@ -339,7 +341,7 @@ class WinogradOperation(Operation):
         times = 1 if held == reduction else panels
         inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
         weights = reduction * vectors * form.weight_slots
-        multiply = form.matrices * height * vectors * (reduction + 8) / _MULTIPLY_SHARE
+        multiply = form.matrices * height * vectors * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
         if form.matrices * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
         return inputs + weights + multiply + tiles * vectors * form.output_slots
