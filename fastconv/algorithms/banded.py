@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _BAND_BYTES = 1 << 20
 """Both images of a band: they stay in the second cache level, or nearly."""
-_VALUE_SECONDS = 0.12e-9
-"""Turning one value, near the core that reads it next."""
 _GROUPS_BYTES = 1 << 19
 """The same of a band of some groups of channels, which has little to compute for each value."""
+_VALUE_SECONDS = 0.12e-9
+"""Turning one value, near the core that reads it next."""
 _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
 _TURNED_SHARE = 0.15
@@ -299,11 +299,9 @@ class BandedOperation(Operation):
         self._run(first, second if prepared is None else prepared, result, epilogue)
 
     def _run(self, source: np.ndarray, weights: np.ndarray, target: np.ndarray, epilogue: Epilogue) -> None:
-        start, dtype = self._zeros, self.problem.dtype
-        if epilogue.bias is not None:
-            start = epilogue.start(self.problem.groups, start.size // self.problem.groups, dtype)
+        start = epilogue.start(self._zeros, self.problem.groups)
         if weights.ndim == 1:
-            weights = weights.view(dtype).reshape(1, 1, 1, -1)
+            weights = weights.view(self.problem.dtype).reshape(1, 1, 1, -1)
         self._launch(source, weights, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 

@@ -40,16 +40,16 @@ class Epilogue:
             self.failed = np.zeros(1, np.int64)  # set by a kernel whose activation raised
             self.failed_address = address(self.failed)
 
-    def start(self, groups: int, padded: int, dtype: str) -> np.ndarray:
-        """What the sums begin with: the bias or zeros, `padded` values for each group.
+    def start(self, zeros: np.ndarray, groups: int) -> np.ndarray:
+        """What the sums begin with: the given `zeros` without a bias, else that in as many values for each group.
 
-        The row ends with repetitions of the last channel's, because the tile rows there repeat that channel.
+        A group ends with repetitions of its last channel's, because the tile rows there repeat that channel.
         """
         if self.bias is None:
-            return np.zeros(groups * padded, dtype)
-        if self.bias.size == groups * padded:
+            return zeros
+        if self.bias.size == zeros.size:
             return self.bias
-        row = np.empty((groups, padded), dtype)
+        row = np.empty((groups, zeros.size // groups), zeros.dtype)
         by_group = self.bias.reshape(groups, -1)
         row[:, : by_group.shape[1]] = by_group
         row[:, by_group.shape[1] :] = by_group[:, -1:]

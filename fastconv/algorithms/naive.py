@@ -70,7 +70,7 @@ class NaiveOperation(Operation):
         problem = self.problem
         (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
         if self.direction == "forward":
-            start = epilogue.start(1, problem.oc, problem.dtype)
+            start = epilogue.start(np.zeros(problem.oc, problem.dtype), 1)
             self._launch(kernels.forward, problem.n * oh * ow, ow, first, second, result, start, epilogue)
         elif self.direction == "grad_input":
             unused = np.empty(0)

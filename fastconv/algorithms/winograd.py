@@ -443,10 +443,7 @@ class WinogradOperation(Operation):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        start = self._zeros
-        if epilogue.bias is not None:
-            groups = self.problem.groups
-            start = epilogue.start(groups, self._zeros.size // groups, self.problem.dtype)
+        start = epilogue.start(self._zeros, self.problem.groups)
         end = epilogue.relu, epilogue.activation, epilogue.failed_address
         if prepared is None and self._saved_slots:
             with Buffer(self._packed_bytes) as buffer:

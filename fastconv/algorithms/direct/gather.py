@@ -237,10 +237,7 @@ class GatherPass(Pass):
     def _multiply(
         self, launch: Launch, source: np.ndarray, packed: np.ndarray, target: np.ndarray, epilogue: Epilogue
     ) -> None:
-        start = self.zeros
-        if epilogue.bias is not None:
-            groups, panels = self.packed_shape[:2]
-            start = epilogue.start(groups, panels * self.packed_shape[-1], self.problem.dtype)
+        start = epilogue.start(self.zeros, self.packed_shape[0])
         launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 

@@ -95,10 +95,7 @@ class PlanePass(Pass):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        start = self.zeros
-        if epilogue.bias is not None:
-            groups = self.problem.groups
-            start = epilogue.start(groups, self.zeros.size // groups, self.problem.dtype)
+        start = epilogue.start(self.zeros, self.problem.groups)
         if self.turn:
             with Buffer(self._weights_bytes) as buffer:
                 turned = buffer[: self._weights_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)

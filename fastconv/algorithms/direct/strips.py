@@ -71,10 +71,7 @@ class StripPass(Pass):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        start = self.zeros
-        if epilogue.bias is not None:
-            groups = self.problem.groups
-            start = epilogue.start(groups, self.zeros.size // groups, self.problem.dtype)
+        start = epilogue.start(self.zeros, self.problem.groups)
         self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
