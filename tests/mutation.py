@@ -24,7 +24,7 @@ import numpy as np
 from .process import ROOT
 
 MODULES = {
-    "gather": "plan_gather plan_padded plan_planes",
+    "gather": "plan_gather plan_padded plan_planes test_gather",
     "columns": "plan_planes plan_patch_dots plan_lines",
     "correlate": "plan_correlate test_passes",
     "lines": "plan_lines",
@@ -52,7 +52,7 @@ MODULES = {
     "chain": "direct",
     "bands": "test_banded",
     "winograd": "winograd",
-    "winograd_weights": "winograd",
+    "winograd_weights": "winograd test_winograd",
     "transforms": "winograd",
     "toomcook": "winograd",
     "fft": "fft test_fft",
