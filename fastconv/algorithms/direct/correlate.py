@@ -264,8 +264,9 @@ def _joins(problem: ConvProblem, columns: Axis) -> bool:
     return even_step(columns.offsets) == 1 and len(columns.offsets) > 1 and problem.ic_per_group <= _JOINED_CHANNELS
 
 
-def _parts(problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int, least: int
-) -> tuple[int, int]:  # fmt: skip
+def _parts(
+    problem: ConvProblem, channel_tiles: int, panels: int, slabs: int, threads: int, least: int
+) -> tuple[int, int]:
     """In how many parts tasks split input and output channels: evenly, and so that little is packed again.
 
     Input channels are split in `least` parts at least.

@@ -277,9 +277,8 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
             return None
     channels = roles(problem, direction).channels
     frame = frame_of(problem, direction, rows, columns)
-    if not frame.fits(
-        highest_tile()
-    ):  # whether this is done must not depend on the batch, of which the tile's height does
+    # Whether this is done must not depend on the batch, as the tile's height does.
+    if not frame.fits(highest_tile()):
         return None
     shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
