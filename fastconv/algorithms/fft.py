@@ -31,7 +31,7 @@ from fastconv.algorithms.direct.grids import roles, sub_problems, workspace_offs
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.cost import conv_bytes
 from fastconv.kernels import fft, overlap_save
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import GAP_BYTES, Launch
 from fastconv.kernels.params import Buffer, aligned, fill
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import ConvProblem
@@ -228,9 +228,9 @@ class FftOperation(Operation):
         self._pairs = -(-blocks.count // 2)
         self._sizes = sizes = Sizes(blocks, problem, *_held(problem, direction))
         self._group_bytes = problem.ic_per_group * problem.oc_per_group * sizes.spectrum
-        limit = scratch_limit(problem, threads)
-        self._threads = max(1, min(threads, int((limit - self._group_bytes) // sizes.workspace)))
-        room = int((limit - self._threads * sizes.workspace) // self._group_bytes)
+        limit, each = scratch_limit(problem, threads), sizes.workspace + GAP_BYTES
+        self._threads = max(1, min(threads, int((limit - self._group_bytes) // each)))
+        room = int((limit - self._threads * each) // self._group_bytes)
         self._groups = max(1, min(problem.groups, room))
         part = roles(problem, direction)
         self._zeros = np.zeros(problem.groups * part.channels, problem.dtype)
@@ -337,7 +337,7 @@ class WeightGradientOperation(Operation):
         room = min(SLABS_BYTES, int(scratch_limit(problem, 1)) - sizes.workspace) // slab_bytes
         self._slabs = slabs_up_to(min(self._pairs // _SLAB_PAIRS, MOST_SLABS // problem.groups, room))
         limit = scratch_limit(problem, threads) - (self._slabs * slab_bytes if self._slabs > 1 else 0)
-        self._threads = max(1, min(threads, int(limit // sizes.workspace)))
+        self._threads = max(1, min(threads, int(limit // (sizes.workspace + GAP_BYTES))))
         self._partial = Slabs(problem, self._slabs, threads)
         item, layout = problem.itemsize, problem.layout
         x, y = (canonical_strides(shape, item, layout) for shape in (problem.x_shape, problem.y_shape))

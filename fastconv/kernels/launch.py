@@ -177,6 +177,11 @@ def _caller(dtype: str) -> Any:
     return jit.native(types.intp(*integers, array(4), array(4), array(1), array(4), buffer))(_call)()
 
 
+GAP_BYTES = 1 << 16
+"""Left free between the workspaces of two threads: a core asks beforehand for lines so far after those that it uses, and
+takes them from the core that writes there (docs/experiments.md)."""
+
+
 class Launch:
     """A kernel and the record of its plan, ready to be called with arrays.
 
@@ -198,6 +203,8 @@ class Launch:
         self.tasks = tasks
         self.grain = grain
         self.threads = max(1, min(threads, -(-tasks // grain)))
+        if self.threads > 1 and workspace_bytes:
+            plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
 
     @property
@@ -210,6 +217,7 @@ class Launch:
     def on(self, threads: int) -> Launch:
         """The same launch on at most so many threads."""
         workspace_bytes = self.workspace_bytes // self.threads
+        workspace_bytes -= GAP_BYTES if workspace_bytes and self.threads > 1 else 0
         return Launch(self._compile, self._dtype, self.plan, self.tasks, threads, workspace_bytes, self.grain)
 
     def __call__(
