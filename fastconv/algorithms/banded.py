@@ -29,9 +29,9 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_BAND_BYTES = 1 << 20
+BAND_BYTES = 1 << 20
 """Both images of a band: they stay in the second cache level, or nearly."""
-_GROUPS_BYTES = 1 << 19
+GROUPS_BYTES = 1 << 19
 """The same of a band of some groups of channels, which has little to compute for each value."""
 _VALUE_SECONDS = 0.12e-9
 """Turning one value, near the core that reads it next."""
@@ -60,6 +60,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class GroupBands:
+    """What bands of some groups of channels are besides, whose one stage reads weights that are not packed."""
+
+    most_bytes: int
+    """Both images of a band."""
+    starts: int
+    """Values that the sums of a group begin with."""
+    images: bool = False
+    """Whether a band takes as many images as fit."""
+    turn: Callable[[ConvProblem], Launch] | None = None
+    """What lays the weights of a band as its stage reads them; None where they lie so."""
+
+
+@dataclass(frozen=True)
 class BandPlanner:
     """How an algorithm computes bands of one problem."""
 
@@ -70,8 +84,8 @@ class BandPlanner:
     describe: str
     stages: Callable[[ConvProblem], tuple[Stage, ...] | None]
     """The stages of a band's problem on one thread; None where it has others."""
-    turn: Callable[[ConvProblem], Launch] | None = None
-    """What lays the weights of a band of some groups as its stages read them; None where bands have all channels."""
+    groups: GroupBands | None = None
+    """How bands of some groups are made; None where bands have all channels."""
 
 
 @dataclass(frozen=True)
@@ -96,34 +110,38 @@ def _most_loaded(work: list[float], threads: int) -> float:
     return max(sum(work[first:end]) for first, end in _even(len(work), threads))
 
 
-def _cut_groups(problem: ConvProblem, layout: str, threads: int) -> list[Part] | None:
-    """Cut a problem into groups of channels of each image; None where a vector of them is too large."""
+def _cut_groups(
+    problem: ConvProblem, layout: str, threads: int, most_bytes: int, several_images: bool
+) -> list[Part] | None:  # fmt: skip
+    """Cut a problem into groups of channels of each image, or of several; None where a vector of them is too large."""
     n, groups, lanes = problem.n, problem.groups, vector_bytes() // problem.itemsize
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * groups) * problem.itemsize
     together = max(1, lanes // max(problem.ic_per_group, problem.oc_per_group))  # the groups of a vector
     vectors = -(-groups // together)
-    if each * together > _GROUPS_BYTES:
+    if each * together > most_bytes:
         return None
-    count = -(-n * vectors // max(1, _GROUPS_BYTES // (each * together)))
-    parts = min(vectors, -(-(-(-count // threads) * threads) // n))
+    images = min(n, most_bytes // (each * together)) if several_images else 1
+    spans = _even(n, -(-n // images))
+    count = -(-len(spans) * vectors // max(1, most_bytes // (each * together * images)))
+    parts = min(vectors, -(-(-(-count // threads) * threads) // len(spans)))
     (ih, _), (oh, _) = problem.input_size, problem.output_size
     found = []
-    for image, (first, end) in itertools.product(range(n), _even(vectors, parts)):
-        begin, count = first * together, min(end * together, groups) - first * together
+    for (first, last), (begin, end) in itertools.product(spans, _even(vectors, parts)):
+        start, count = begin * together, min(end * together, groups) - begin * together
         ic, oc = count * problem.ic_per_group, count * problem.oc_per_group
-        part = replace(problem, n=1, ic=ic, oc=oc, groups=count, layout=layout)
-        found.append(Part(Band(image, image + 1, 0, oh, 0, ih, part), begin))
+        part = replace(problem, n=last - first, ic=ic, oc=oc, groups=count, layout=layout)
+        found.append(Part(Band(first, last, 0, oh, 0, ih, part), start))
     return found
 
 
 def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int) -> list[Part] | None:
     """Cut a problem into bands for so many threads; None where that cannot be done."""
-    if planner.turn is not None:
-        return _cut_groups(problem, planner.layout, threads)
+    if planner.groups is not None:
+        return _cut_groups(problem, planner.layout, threads, planner.groups.most_bytes, planner.groups.images)
     n, (ih, iw), (oh, ow) = problem.n, problem.input_size, problem.output_size
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * problem.itemsize
-    if n >= threads and each <= _BAND_BYTES:
-        count = -(-n // (_BAND_BYTES // each))
+    if n >= threads and each <= BAND_BYTES:
+        count = -(-n // (BAND_BYTES // each))
         count = min(n, -(-count // threads) * threads)
         return [
             Part(Band(first, last, 0, oh, 0, ih, replace(problem, n=last - first, layout=planner.layout)))
@@ -139,9 +157,9 @@ def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int
         rows = -(-tiles // parts) * planner.rows
         return (rows * target_row + (rows * step + reach) * source_row) * problem.itemsize
 
-    if band_bytes(tiles) > max(_BAND_BYTES, scratch_limit(replace(problem, n=1), 2) / 2):
+    if band_bytes(tiles) > max(BAND_BYTES, scratch_limit(replace(problem, n=1), 2) / 2):
         return None
-    least = next((parts for parts in range(1, tiles) if band_bytes(parts) <= _BAND_BYTES), tiles)
+    least = next((parts for parts in range(1, tiles) if band_bytes(parts) <= BAND_BYTES), tiles)
 
     def load(parts: int) -> float:
         work = [(end - first) * planner.rows + _TURNED_SHARE * reach / step for first, end in _even(tiles, parts)]
@@ -224,21 +242,22 @@ class BandedOperation(Operation):
         self._stages = next(iter(kinds.values()))
         packed = workspace_offsets(*(stage.packed_bytes for stage in self._stages))
         self._packed_bytes, self._packed = packed[-1], packed[:-1]
-        forward, item = direction == "forward", problem.itemsize
+        forward, item, groups = direction == "forward", problem.itemsize, planner.groups
+        turn = groups.turn if groups else None
         images = {part.problem: _images(problem, part.band)[:: 1 if forward else -1] for part in parts}
         self._values = {kind: source.size + target.size for kind, (source, target) in images.items()}
         _, at_source, at_target, at_weights, inner = workspace_offsets(
             CALL.itemsize + LINE,
             *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),
-            0 if planner.turn is None else max(math.prod(kind.w_shape) for kind in kinds) * item,
+            max(math.prod(kind.w_shape) for kind in kinds) * item if turn else 0,
         )
         steps: dict[ConvProblem, list[_Step]] = {}
         for kind, stages in kinds.items():
             source, target = images[kind]
-            own = [] if planner.turn is None else [(planner.turn(kind), kernels.SECOND, 0, 0, at_weights)]
+            own = [(turn(kind), kernels.SECOND, 0, 0, at_weights)] if turn else []
             own.append((source.gather, kernels.FIRST, 0, 0, at_source))
             for stage, offset in zip(stages, self._packed, strict=True):
-                other, start = offset if planner.turn is None else -at_weights, 0
+                other, start = -at_weights if turn else kernels.SECOND if groups else offset, 0
                 if len(stages) > 1:
                     start = address(stage.zeros)
                 own.append((stage.launch, at_source, other, start, at_target))
@@ -246,11 +265,11 @@ class BandedOperation(Operation):
         places = []
         for part in parts:
             x, y, w = _places(problem, part)
-            start = part.group * problem.oc_per_group * item if forward else 0
+            start = part.group * groups.starts * item if groups and forward else 0
             places.append((part.problem, (x, w, start, y) if forward else (y, w, start, x)))
         self._bands = Bands(problem.dtype, steps, places, inner, threads)
         self._launch = self._bands.launch
-        self._zeros = self._stages[0].zeros if planner.turn is None else np.zeros(problem.oc, problem.dtype)
+        self._zeros = np.zeros(problem.groups * groups.starts, problem.dtype) if groups else self._stages[0].zeros
         self._packs = [None if stage.pack is None else stage.pack.on(threads) for stage in self._stages]
         packing = max((pack.workspace_bytes for pack in self._packs if pack), default=0)
         self.workspace_bytes = self._packed_bytes + max(self._launch.workspace_bytes, packing)
@@ -349,10 +368,11 @@ class BandedGradient(Operation):
         steps: dict[ConvProblem, list[_Step]] = {}
         for kind, step in kinds.items():
             (x, y), apart = images[kind], step.slabs.workspace_bytes > 0
-            depth = math.prod(kind.kernel_size) * kind.ic_per_group
+            taps, depth = math.prod(kind.kernel_size), kind.ic_per_group
             turn = transposition(
-                problem.dtype, 1, depth, kind.oc, (0, kind.oc * item), (0, depth * item), 1, by_rows=True
-            )
+                problem.dtype, depth, taps, kind.oc, (kind.oc * item, depth * kind.oc * item),
+                (taps * item, depth * taps * item), 1, by_rows=True,
+            )  # fmt: skip
             own = [(x.gather, kernels.FIRST, 0, 0, at_x), (y.gather, kernels.SECOND, 0, 0, at_y)]
             own.append((step.launch, at_x, -at_y, 0, at_slabs if apart else at_w))
             if apart:
@@ -390,15 +410,15 @@ class BandedGradient(Operation):
 
 
 def plan_banded_gradient(
-    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, threads: int
+    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, most_bytes: int, threads: int
 ) -> BandedGradient | None:
     """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none."""
-    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT)
+    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT, most_bytes, False)
     if one_image is None:
         return None
     n, count = problem.n, problem.n * max(part.problem.groups for part in one_image)
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * problem.groups) * problem.itemsize
-    if each * count > max(_BAND_BYTES, _GROUPS_BYTES):
+    if each * count > BAND_BYTES:
         return None
     parts = [Part(replace(part.band, last=n, problem=replace(part.problem, n=n)), part.group) for part in one_image]
     kinds: dict[ConvProblem, Any] = {}

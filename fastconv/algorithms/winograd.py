@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.banded import BandPlanner, Stage, plan_banded
+from fastconv.algorithms.banded import BAND_BYTES, BandPlanner, GroupBands, Stage, plan_banded, plan_banded_gradient
 from fastconv.algorithms.base import (
     PLAIN,
     Algorithm,
@@ -195,15 +195,18 @@ class Winograd(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and direction == "grad_weight":
-            gradient = transposed(problem, direction, CHANNELS_LAST, self, threads)
+            banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", BAND_BYTES, threads)
+            gradient = banded or transposed(problem, direction, CHANNELS_LAST, self, threads)
             assert gradient is not None  # or it would have declined
             return gradient
         if problem.layout == "NCHW":
             planner = self._band_planner(problem, direction)
-            ways = (
+            ways = [
                 plan_banded(problem, direction, planner, threads),
                 transposed(problem, direction, IMAGES_LAST, self, threads, planner.rows),
-            )
+            ]
+            if problem.groups > 1:
+                ways.append(plan_banded(problem, direction, self._group_planner(problem, direction), threads))
             return min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)
@@ -220,6 +223,17 @@ class Winograd(Algorithm):
             return (operation.stage(),)
 
         return BandPlanner(IMAGES_LAST, _band_rows(problem), str(FORMS[problem.kernel_size]), stages)
+
+
+    @staticmethod
+    def _group_planner(problem: ConvProblem, direction: str) -> BandPlanner:
+        """The same in bands of some groups, each of which transforms its weights."""
+
+        def stages(band: ConvProblem) -> tuple[Stage, ...]:
+            return (WinogradOperation(band, direction, 1).stage_of_groups(),)
+
+        groups = GroupBands(BAND_BYTES, WinogradOperation(problem, direction, 1).starts, images=True)
+        return BandPlanner(IMAGES_LAST, 1, str(FORMS[problem.kernel_size]), stages, groups)
 
 
 class WinogradOperation(Operation):
@@ -366,6 +380,15 @@ class WinogradOperation(Operation):
             self._packed_bytes, self._weight_slots() / model.NOMINAL_RATE, self.prepared_key,
         )  # fmt: skip
 
+    def stage_of_groups(self) -> Stage:
+        """The same to a band of some groups, which transforms their weights."""
+        return Stage(self._launches[False], self._zeros, lambda rate: self._slots / rate)
+
+    @property
+    def starts(self) -> int:
+        """Values that the sums of a group begin with."""
+        return self._panels * self.tile.NR
+
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
     ) -> tuple[np.ndarray, int]:  # fmt: skip
@@ -455,6 +478,10 @@ class WinogradOperation(Operation):
         launch(first, second if prepared is None else prepared, start, result, *end)
 
 
+def _gradient_of_band(problem: ConvProblem) -> WeightGradientOperation:
+    return WeightGradientOperation(problem, 1)
+
+
 class WeightGradientOperation(Operation):
     """Weight gradient by tiles: slabs of them, each summed on its own for every block of channels."""
 
@@ -474,8 +501,8 @@ class WeightGradientOperation(Operation):
         self._slabs = self._slab_count()
         self._zeros = np.zeros(max(problem.ic_per_group, problem.oc_per_group), problem.dtype)
         # One thread adds its slabs to the gradient as it comes to them, which gives the same bits.
-        self._partial = Slabs(problem, self._slabs, threads, apart=threads > 1)
-        plan, workspace = self._record(self._partial.bytes_each)
+        self.slabs = Slabs(problem, self._slabs, threads, apart=threads > 1)
+        plan, workspace = self._record(self.slabs.bytes_each)
         tasks = self._slabs * problem.groups * self._blocks
 
         def compiled() -> CFunc:
@@ -484,8 +511,8 @@ class WeightGradientOperation(Operation):
             plan["transform_sums"] = kernels_of_weights.transform_sums(problem.dtype, form.rows, form.columns).address
             return kernels_of_weights.winograd_weights(problem.dtype, self.tile, form.rows, form.columns)
 
-        self._launch = Launch(compiled, problem.dtype, plan, tasks, threads, workspace)
-        self.workspace_bytes = self._launch.workspace_bytes + self._partial.workspace_bytes
+        self.launch = Launch(compiled, problem.dtype, plan, tasks, threads, workspace)
+        self.workspace_bytes = self.launch.workspace_bytes + self.slabs.workspace_bytes
 
     def _slab_count(self) -> int:
         """Slabs to add up: a function of the problem alone, because the result's bits depend on it."""
@@ -541,25 +568,31 @@ class WeightGradientOperation(Operation):
         )  # fmt: skip
         return record, total
 
-    def estimate(self, machine: Machine) -> Estimate:
-        problem, shape, form = self.problem, self.tile, self.form
-        rate = model.slot_rate(machine, shape.VL)
+    def describe(self) -> str:
+        """The form in words."""
+        outputs = self.problem.n * math.prod(self.problem.output_size)
+        return self.form.describe(self._tiles, outputs)
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        problem, shape, form, threads = self.problem, self.tile, self.form, self.launch.threads
         inputs, outputs = (-(-count // shape.VL) for count in (self._inputs, self._outputs))
         transforms = self._tiles * (inputs * form.input_slots + outputs * form.gradient_slots)
         multiply = form.matrices * self._tiles * model.tile_slots(self._outputs, shape) / shape.MR / _PRODUCT_SHARE
         multiply *= -(-self._inputs // shape.MR) * shape.MR
         write = self._slabs * self._inputs * outputs * form.sums_slots
         work = problem.groups * self._blocks * (transforms + multiply + write) / rate
-        seconds = work / machine.threads * model.balance(self._launch.tasks, machine.threads)
-        launches = 2 if self._partial.workspace_bytes else 1
-        seconds += launches * model.launch_seconds(self._launch.threads)
-        seconds += self._partial.workspace_bytes * model.STREAM_SECONDS
-        traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
-        outputs = problem.n * math.prod(problem.output_size)
-        return Estimate(max(seconds, traffic), form.describe(self._tiles, outputs))
+        seconds = work / threads * model.balance(self.launch.tasks, threads)
+        launches = 2 if self.slabs.workspace_bytes else 1
+        return seconds + launches * model.launch_seconds(threads) + self.slabs.workspace_bytes * model.STREAM_SECONDS
+
+    def estimate(self, machine: Machine) -> Estimate:
+        seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
+        traffic = conv_bytes(self.problem, "grad_weight") / machine.bandwidth
+        return Estimate(max(seconds, traffic), self.describe())
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        self._partial.run(self._launch, second, first, self._zeros, result)
+        self.slabs.run(self.launch, second, first, self._zeros, result)

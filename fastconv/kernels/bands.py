@@ -16,7 +16,7 @@ from fastconv.kernels.simd import call_part, record_at
 STEP = record("entry plan tasks source other start target")
 """One kernel that a band goes through: its address, its plan's and the number of its tasks. `source` and `target` are
 offsets into the thread's own memory, or FIRST, SECOND or TARGET for the call's operands and result, from the band's
-place on. `other` is an offset into the second operand, or the negative of one into the thread's own memory. `start` is
+place on. `other` is an offset into the second operand, SECOND, or the negative of one into the thread's memory. `start` is
 the address of what sums begin with, 0 for what the call's begin with."""
 FIRST, SECOND, TARGET = -1, -2, -3
 BAND = record("first count source other start target")
@@ -52,7 +52,10 @@ def bands() -> CFunc:
                     inner.source = call.other + band.other
                 if step.target == TARGET:
                     inner.target = call.target + band.target
-                inner.other = call.other + step.other if step.other >= 0 else own - step.other
+                if step.other == SECOND:
+                    inner.other = call.other + band.other
+                else:
+                    inner.other = call.other + step.other if step.other >= 0 else own - step.other
                 inner.start = step.start if step.start != 0 else call.start + band.start
                 call_part(step.entry, (own, 0, step.tasks, 0))
 

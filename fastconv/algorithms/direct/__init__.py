@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.banded import (
+    BAND_BYTES,
+    GROUPS_BYTES,
     BandedGradient,
     BandedOperation,
     BandPlanner,
+    GroupBands,
     Stage,
     plan_banded,
     plan_banded_gradient,
@@ -152,9 +155,7 @@ def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperati
     Only for gathered and depthwise tiles: the sums of other kinds might depend on where a band begins.
     """
     if direction == "grad_weight":
-        if not problem.groups == problem.ic == problem.oc:
-            return None
-        return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", threads)
+        return _banded_gradient(problem, threads)
     if _leaves_gaps(problem, direction):
         return None
     if problem.groups > 1:
@@ -170,6 +171,17 @@ def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperati
     # The phases of an input gradient are the same in bands that begin at a multiple of the stride.
     rows = problem.stride[0] if direction == "grad_input" else 1
     return plan_banded(problem, direction, BandPlanner(IMAGES_LAST, rows, "register tiles", stages), threads)
+
+
+def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | None:
+    """The same for weight gradients: in bands of some groups."""
+    if problem.groups == 1:
+        return None
+    if problem.groups == problem.ic == problem.oc:
+        return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", GROUPS_BYTES, threads)
+    if _kinds(replace(problem, layout="NHWC"), "grad_weight") != (plan_correlate,):
+        return None
+    return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", BAND_BYTES, threads)
 
 
 def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:
@@ -190,7 +202,8 @@ def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> Banded
         source, target = (taps * item, group * taps * item), (oc * item, group * oc * item)
         return transposition(band.dtype, group, oc, taps, source, target, 1)
 
-    return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, turn), threads)
+    groups = GroupBands(GROUPS_BYTES, problem.oc_per_group, turn=turn)
+    return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, groups), threads)
 
 
 def _sums_alike(operation: Transposed) -> bool:
