@@ -140,6 +140,8 @@ _PRODUCT_STEPS = 12
 """Beginning and end of the sums of a register tile, in their steps."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
+_RUNS_PER_THREAD = 4
+"""Runs of tasks that a thread takes one after another, of problems in groups."""
 _FETCH_SECONDS = 0.15e-9
 """Fetching a byte of them that another core has just written."""
 _BLOCK_BYTES = 256
@@ -254,13 +256,15 @@ class WinogradOperation(Operation):
         self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
         self._block, self._parts, self.held, self._slots = self._blocking(held)
-        zeros = np.zeros(max(self._roles.reduction, self.tile.NR), problem.dtype)
+        zeros = np.zeros(max(problem.groups * self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
         tasks = problem.groups * -(-self._tiles // self._block) * self._parts
         self._launches = []
         for transformed in (False, True):
             plan, workspace = self._record(rows, columns, zeros, transformed)
-            self._launches.append(Launch(self._kernel(plan), problem.dtype, plan, tasks, threads, workspace))
+            # A run of tasks traces its tiles once, for all its groups.
+            grain = max(1, tasks // (_RUNS_PER_THREAD * threads)) if problem.groups > 1 else 1
+            self._launches.append(Launch(self._kernel(plan), problem.dtype, plan, tasks, threads, workspace, grain))
         pack, workspace = self._record(rows, columns, zeros, False)
         self._pack = Launch(
             self._pack_kernel(pack), problem.dtype, pack, problem.groups * self._panels, threads, workspace
@@ -410,7 +414,7 @@ class WinogradOperation(Operation):
         sizes = (
             self._block * outputs * 8, height * 8, self._block * matrices * 8, matrices * value_step, chunk_bytes,
             matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
-            max(reduction, part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+            max(reduction, problem.groups * part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
             matrices * 8, max((taps + 1) * shape.VL, matrices) * shape.VL * item,
         )  # fmt: skip
         (

@@ -56,44 +56,50 @@ _MOST_UNROLLED = 28
 
 
 @jit.inline
-def locate_tile(p, M0, M1, tile):
-    """The image of a tile, and the row and the column of its first target pixel.
-
-    Along an axis the tiles of all phases take turns, so that tiles beside each other read pixels beside each other.
-    """
-    image = tile // (p.tile_rows * p.tile_columns)
-    a, b = tile // p.tile_columns % p.tile_rows, tile % p.tile_columns
-    i = a // p.dilation_r * M0 * p.dilation_r + a % p.dilation_r
-    j = b // p.dilation_c * M1 * p.dilation_c + b % p.dilation_c
-    return image, i, j
+def locate_tile(p, tile):
+    """The image of a tile, and its row and column of tiles."""
+    row = tile // p.tile_columns
+    return row // p.tile_rows, row % p.tile_rows, tile % p.tile_columns
 
 
 @jit.inline
-def trace_tile(ROWS, COLUMNS, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table):
-    """Write the addresses of ROWS x COLUMNS pixels of an image; those outside are `p.zeros`."""
+def next_tile(p, image, a, b):
+    """The place of the tile that follows: dividing again would take as long as transforming a small one."""
+    b += 1
+    if b == p.tile_columns:
+        a, b = a + 1, 0
+        if a == p.tile_rows:
+            image, a = image + 1, 0
+    return image, a, b
+
+
+@jit.inline
+def first_target(a, M, dilation):
+    """The first target pixel along an axis of the tiles in row or column `a`.
+
+    The tiles of all phases take turns, so that tiles beside each other read pixels beside each other.
+    """
+    return a * M if dilation == 1 else a // dilation * M * dilation + a % dilation
+
+
+@jit.inline
+def trace_tile(ROWS, COLUMNS, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table, outside):
+    """Write the addresses of ROWS x COLUMNS pixels of an image, `dilation` apart; those outside are `outside`."""
     addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
+    last_row, last_column = first_row + (ROWS - 1) * p.dilation_r, first_column + (COLUMNS - 1) * p.dilation_c
+    first = image + first_row * stride_r + first_column * stride_c
+    step_r, step_c = p.dilation_r * stride_r, p.dilation_c * stride_c
+    if first_row >= 0 and first_column >= 0 and last_row < rows and last_column < columns:
+        for a in range(ROWS):
+            for b in range(COLUMNS):
+                addresses[a, b] = first + a * step_r + b * step_c
+        return
     for a in range(ROWS):
         row = first_row + a * p.dilation_r
-        inside = 0 <= row < rows
         for b in range(COLUMNS):
             column = first_column + b * p.dilation_c
-            if inside and 0 <= column < columns:
-                addresses[a, b] = image + row * stride_r + column * stride_c
-            else:
-                addresses[a, b] = p.zeros
-
-
-@jit.inline
-def trace_targets(p, M0, M1, image, i, j, target, table, unused):
-    """Write the addresses of the M0 x M1 target pixels of that tile."""
-    addresses = carray(pointer(table), (M0, M1), np.int64)
-    for a in range(M0):
-        for b in range(M1):
-            row, column = i + a * p.dilation_r, j + b * p.dilation_c
-            if row < p.rows and column < p.columns:
-                addresses[a, b] = target + image * p.target_n + row * p.target_r + column * p.target_c
-            else:
-                addresses[a, b] = unused
+            inside = 0 <= row < rows and 0 <= column < columns
+            addresses[a, b] = first + a * step_r + b * step_c if inside else outside
 
 
 @jit.inline
@@ -106,25 +112,29 @@ def trace_matrix(count, table, base, step):
 
 @functools.cache
 def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering) -> CFunc:
-    """The part that transforms what is traced of a tile, by KIND's matrices.
+    """The part that transforms what is traced of tiles, one after another, by KIND's matrices.
 
-    These are `channels` channels from an offset on, and they go to a place in a table. Channels that do not fill a
-    vector are copied to `spare` first; the vector's other lanes are zeros.
+    These are `channels` channels from an offset on, and they go to a place in a table, `pitch` bytes further for every
+    tile. Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KIND, (M0, R0), (M1, R1) = vector_bytes() // ITEM, kind, rows, columns
     COUNT = rows.n * columns.n if kind == INPUT else rows.m * columns.m
 
-    def transform_channels(traced, offset, channels, table, place, spare, spare_table, zeros):
-        pixels = carray(pointer(traced), COUNT, np.int64)
-        for v in range(0, channels, VL):
-            source, shift = traced, offset + v * ITEM
-            if channels - v < VL:
-                for e in range(COUNT):
-                    copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
-                source, shift = spare_table, 0
-            transform_tile(REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, place + v * ITEM, zeros, REAL(0))
+    def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros):
+        for t in range(tiles):
+            of_tile, there = traced + t * COUNT * 8, place + t * pitch
+            pixels = carray(pointer(of_tile), COUNT, np.int64)
+            for v in range(0, channels, VL):
+                source, shift = of_tile, offset + v * ITEM
+                if channels - v < VL:
+                    for e in range(COUNT):
+                        copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
+                    source, shift = spare_table, 0
+                transform_tile(
+                    REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, there + v * ITEM, zeros, REAL(0)
+                )
 
     return jit.part(transform_channels)
 
@@ -257,7 +267,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
             written = carray(pointer(table), COUNT, np.int64)
             for v in range(0, lanes, VL):
                 there = min(VL, lanes - v)
-                place = (panel * p.panel_lanes + v) * ITEM
+                place = group * p.target_group + (panel * p.panel_lanes + v) * ITEM
                 transform_tile(
                     REAL, VL, OUTPUT, M0, R0, M1, R1, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
                     table if there == VL else own + p.buffer_table, place if there == VL else 0,
@@ -328,7 +338,7 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
         carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
-        ready, filled = -1, False
+        ready, traced, filled = -1, -1, False
         for task in range(begin, end):
             part = task % p.parts
             block = task // p.parts % p.blocks
@@ -337,15 +347,21 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
             tiles = min(p.block, p.tiles - first)
             if ready != task // p.parts:  # else the parts of one block follow each other
                 ready, filled = task // p.parts, False
+            if traced != block:  # for all groups: these are offsets
+                traced = block
+                source, target = call.source, call.target + p.target_offset
+                image, a, b = locate_tile(p, first)
                 for t in range(tiles):
-                    image, i, j = locate_tile(p, M0, M1, first + t)
-                    source = call.source + group * p.source_group
-                    target = call.target + p.target_offset + group * p.target_group
+                    i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
                     trace_tile(
                         N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N0 * N1 * 8,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N0 * N1 * 8, p.zeros,
                     )  # fmt: skip
-                    trace_targets(p, M0, M1, image, i, j, target, own + p.sources + t * M0 * M1 * 8, own + p.unused)
+                    trace_tile(
+                        M0, M1, p, target + image * p.target_n, i, j, p.rows, p.columns, p.target_r, p.target_c,
+                        own + p.sources + t * M0 * M1 * 8, own + p.unused,
+                    )  # fmt: skip
+                    image, a, b = next_tile(p, image, a, b)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
                 for k in range(0, p.reduction, p.chunk):
@@ -356,15 +372,13 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                         call_part(p.transform_weights, (call.plan, own, weights, panel, k, packed))
                     if p.held < p.reduction or not filled:
                         filled = True
-                        for t in range(tiles):
-                            call_part(
-                                p.transform_inputs,
-                                (
-                                    own + p.pixels + t * N0 * N1 * 8, k * ITEM, min(p.held, p.reduction - k),
-                                    own + p.value_table, t * p.value_pitch, own + p.buffer, own + p.buffer_table,
-                                    p.zeros,
-                                ),
-                            )  # fmt: skip
+                        call_part(
+                            p.transform_inputs,
+                            (
+                                tiles, own + p.pixels, group * p.source_group + k * ITEM, min(p.held, p.reduction - k),
+                                own + p.value_table, 0, p.value_pitch, own + p.buffer, own + p.buffer_table, p.zeros,
+                            ),
+                        )  # fmt: skip
                     multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
                     call_part(multiply, (call.plan, own, packed, k, tiles))
                 call_part(p.transform_outputs, (address, own, tiles, group, panel))

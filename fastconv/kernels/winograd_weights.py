@@ -24,7 +24,7 @@ from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import SUMS, transform_tile
-from fastconv.kernels.winograd import locate_tile, trace_matrix, trace_tile
+from fastconv.kernels.winograd import first_target, locate_tile, next_tile, trace_matrix, trace_tile
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
@@ -102,30 +102,32 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
             begin_tile, end_tile = p.tiles * slab // p.slabs, p.tiles * (slab + 1) // p.slabs
             for first in range(begin_tile, end_tile, p.block):
                 tiles = min(p.block, end_tile - first)
+                image, a, b = locate_tile(p, first)
                 for t in range(tiles):
-                    image, i, j = locate_tile(p, M0, M1, first + t)
+                    i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
                     trace_tile(
                         N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, own + p.pixels,
+                        p.source_columns, p.source_r, p.source_c, own + p.pixels, p.zeros,
                     )  # fmt: skip
                     call_part(
                         p.transform_inputs,
                         (
-                            own + p.pixels, first_input * ITEM, inputs, own + p.value_table, t * p.input_pitch,
+                            1, own + p.pixels, first_input * ITEM, inputs, own + p.value_table, t * p.input_pitch, 0,
                             own + p.spare, own + p.spare_table, p.zeros,
                         ),
                     )  # fmt: skip
                     trace_tile(
                         M0, M1, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
-                        own + p.pixels,
+                        own + p.pixels, p.zeros,
                     )  # fmt: skip
                     call_part(
                         p.transform_gradients,
                         (
-                            own + p.pixels, first_output * ITEM, outputs, own + p.gradient_table, t * p.output_pitch,
-                            own + p.spare, own + p.spare_table, p.zeros,
+                            1, own + p.pixels, first_output * ITEM, outputs, own + p.gradient_table,
+                            t * p.output_pitch, 0, own + p.spare, own + p.spare_table, p.zeros,
                         ),
                     )  # fmt: skip
+                    image, a, b = next_tile(p, image, a, b)
                 run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
                 for e in range(N0 * N1):
                     values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
