@@ -26,7 +26,7 @@ from fastconv.problem import (
 )
 
 CHOOSERS = ("auto", "exact")
-_WORTH_SECONDS = 8e-6
+_WORTH_SECONDS = 5e-6
 _WORTH_SHARE = 0.11
 """What an algorithm with larger rounding errors must save, in time and as a share of it, for `auto` to choose it."""
 

@@ -19,9 +19,10 @@ def planned(algorithm, problem, direction, threads):
     """The operation in bands, or None where the algorithm has none."""
     if algorithm == "direct":
         return direct._banded(problem, direction, threads)
-    if Winograd().declines(problem, direction):
+    if Winograd().declines(problem, direction) or (algorithm == "winograd, groups" and problem.groups == 1):
         return None
-    return banded.plan_banded(problem, direction, Winograd._band_planner(problem, direction), threads)
+    planner = Winograd._group_planner if algorithm == "winograd, groups" else Winograd._band_planner
+    return banded.plan_banded(problem, direction, planner(problem, direction), threads)
 
 
 def problems():
@@ -64,7 +65,7 @@ def test_bands_of_direct_make_the_whole(direction, monkeypatch):
     assert seen["phases"] > 3 or direction == "forward"
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "winograd, groups"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_bits_do_not_depend_on_the_bands(algorithm, direction, monkeypatch):
     compared = 0
@@ -80,15 +81,16 @@ def test_bits_do_not_depend_on_the_bands(algorithm, direction, monkeypatch):
         for result in results[1:]:
             np.testing.assert_array_equal(result, results[0], err_msg=f"{case}")
         compared += len(cuts) > 1
-    assert compared > 10
+    assert compared > (3 if algorithm == "winograd, groups" else 10)
 
 
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd, groups"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
-def test_bits_of_winograd_are_those_of_whole_images(direction, monkeypatch):
+def test_bits_of_winograd_are_those_of_whole_images(algorithm, direction, monkeypatch):
     monkeypatch.setattr(banded, "_BAND_BYTES", 1 << 13)
     compared = 0
     for case, problem in problems():
-        operation = planned("winograd", problem, direction, 2)
+        operation = planned(algorithm, problem, direction, 2)
         if operation is None or len(operation._parts) == 1:
             continue
         given = data(case, "floats", "NCHW", "float32")
@@ -96,12 +98,12 @@ def test_bits_of_winograd_are_those_of_whole_images(direction, monkeypatch):
         whole = transposed(problem, direction, IMAGES_LAST, Winograd(), 1, rows)
         np.testing.assert_array_equal(run(operation, direction, given), run(whole, direction, given), err_msg=str(case))
         compared += 1
-    assert compared > 5
+    assert compared > (2 if algorithm == "winograd, groups" else 5)
 
 
 @pytest.mark.parametrize("kind", ["integers", "floats"])
-def test_weight_gradients_of_depthwise_layers_in_bands(kind):
-    compared = in_parts = 0
+def test_weight_gradients_of_groups_in_bands(kind):
+    compared = in_parts = dense = 0
     for case, problem in problems():
         given = data(case, kind, "NCHW", "float32")
         results = []
@@ -118,5 +120,7 @@ def test_weight_gradients_of_depthwise_layers_in_bands(kind):
         for result in results[1:]:
             np.testing.assert_array_equal(result, results[0], err_msg=str(case))
         compared += len(results) > 1
+        dense += len(results) > 1 and problem.ic > problem.groups
     assert compared > 5
     assert in_parts > 3
+    assert dense > 3

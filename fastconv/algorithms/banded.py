@@ -29,11 +29,11 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-BAND_BYTES = 1 << 20
+_BAND_BYTES = 1 << 20
 """Both images of a band: they stay in the second cache level, or nearly."""
-GROUPS_BYTES = 1 << 19
+_GROUPS_BYTES = 1 << 19
 """The same of a band of some groups of channels, which has little to compute for each value."""
-_VALUE_SECONDS = 0.12e-9
+_VALUE_SECONDS = 0.09e-9
 """Turning one value, near the core that reads it next."""
 _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
@@ -63,12 +63,10 @@ class Stage:
 class GroupBands:
     """What bands of some groups of channels are besides, whose one stage reads weights that are not packed."""
 
-    most_bytes: int
-    """Both images of a band."""
     starts: int
     """Values that the sums of a group begin with."""
-    images: bool = False
-    """Whether a band takes as many images as fit."""
+    dense: bool = False
+    """Whether there is much to compute for each value: bands are larger then, and take as many images as fit."""
     turn: Callable[[ConvProblem], Launch] | None = None
     """What lays the weights of a band as its stage reads them; None where they lie so."""
 
@@ -110,17 +108,16 @@ def _most_loaded(work: list[float], threads: int) -> float:
     return max(sum(work[first:end]) for first, end in _even(len(work), threads))
 
 
-def _cut_groups(
-    problem: ConvProblem, layout: str, threads: int, most_bytes: int, several_images: bool
-) -> list[Part] | None:  # fmt: skip
+def _cut_groups(problem: ConvProblem, layout: str, threads: int, dense: bool) -> list[Part] | None:
     """Cut a problem into groups of channels of each image, or of several; None where a vector of them is too large."""
     n, groups, lanes = problem.n, problem.groups, vector_bytes() // problem.itemsize
+    most_bytes = _BAND_BYTES if dense else _GROUPS_BYTES
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * groups) * problem.itemsize
     together = max(1, lanes // max(problem.ic_per_group, problem.oc_per_group))  # the groups of a vector
     vectors = -(-groups // together)
     if each * together > most_bytes:
         return None
-    images = min(n, most_bytes // (each * together)) if several_images else 1
+    images = min(n, most_bytes // (each * together)) if dense else 1
     spans = _even(n, -(-n // images))
     count = -(-len(spans) * vectors // max(1, most_bytes // (each * together * images)))
     parts = min(vectors, -(-(-(-count // threads) * threads) // len(spans)))
@@ -137,11 +134,11 @@ def _cut_groups(
 def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int) -> list[Part] | None:
     """Cut a problem into bands for so many threads; None where that cannot be done."""
     if planner.groups is not None:
-        return _cut_groups(problem, planner.layout, threads, planner.groups.most_bytes, planner.groups.images)
+        return _cut_groups(problem, planner.layout, threads, planner.groups.dense)
     n, (ih, iw), (oh, ow) = problem.n, problem.input_size, problem.output_size
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // n * problem.itemsize
-    if n >= threads and each <= BAND_BYTES:
-        count = -(-n // (BAND_BYTES // each))
+    if n >= threads and each <= _BAND_BYTES:
+        count = -(-n // (_BAND_BYTES // each))
         count = min(n, -(-count // threads) * threads)
         return [
             Part(Band(first, last, 0, oh, 0, ih, replace(problem, n=last - first, layout=planner.layout)))
@@ -157,9 +154,9 @@ def cut(problem: ConvProblem, direction: str, planner: BandPlanner, threads: int
         rows = -(-tiles // parts) * planner.rows
         return (rows * target_row + (rows * step + reach) * source_row) * problem.itemsize
 
-    if band_bytes(tiles) > max(BAND_BYTES, scratch_limit(replace(problem, n=1), 2) / 2):
+    if band_bytes(tiles) > max(_BAND_BYTES, scratch_limit(replace(problem, n=1), 2) / 2):
         return None
-    least = next((parts for parts in range(1, tiles) if band_bytes(parts) <= BAND_BYTES), tiles)
+    least = next((parts for parts in range(1, tiles) if band_bytes(parts) <= _BAND_BYTES), tiles)
 
     def load(parts: int) -> float:
         work = [(end - first) * planner.rows + _TURNED_SHARE * reach / step for first, end in _even(tiles, parts)]
@@ -410,15 +407,15 @@ class BandedGradient(Operation):
 
 
 def plan_banded_gradient(
-    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, most_bytes: int, threads: int
+    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, dense: bool, threads: int
 ) -> BandedGradient | None:
     """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none."""
-    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT, most_bytes, False)
+    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT, dense)
     if one_image is None:
         return None
     n, count = problem.n, problem.n * max(part.problem.groups for part in one_image)
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * problem.groups) * problem.itemsize
-    if each * count > BAND_BYTES:
+    if each * count > _BAND_BYTES:
         return None
     parts = [Part(replace(part.band, last=n, problem=replace(part.problem, n=n)), part.group) for part in one_image]
     kinds: dict[ConvProblem, Any] = {}

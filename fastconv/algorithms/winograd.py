@@ -14,13 +14,13 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.banded import BAND_BYTES, BandPlanner, GroupBands, Stage, plan_banded, plan_banded_gradient
+from fastconv.algorithms.banded import BandPlanner, GroupBands, Stage, plan_banded, plan_banded_gradient
 from fastconv.algorithms.base import (
     PLAIN,
     Algorithm,
@@ -40,7 +40,15 @@ from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
-from fastconv.kernels.target import correlate_tile, panel_tile, vector_bytes
+from fastconv.kernels.target import (
+    LATENCY_ROWS,
+    TILE_SHARE,
+    Tile,
+    correlate_tile,
+    panel_slots,
+    panel_tile,
+    vector_bytes,
+)
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import GRADIENT, INPUT
@@ -112,15 +120,15 @@ def _flat(m: int, r: int, **slots: int) -> dict[tuple[int, int], Form]:
 
 
 FORMS = {
-    **_square(4, 3, input_slots=600, weight_slots=400, output_slots=450, gradient_slots=450, sums_slots=450,
+    **_square(4, 3, input_slots=570, weight_slots=320, output_slots=150, gradient_slots=450, sums_slots=450,
               kept_bytes=3 << 19),
-    **_square(2, 5, input_slots=600, weight_slots=800, output_slots=250, gradient_slots=250, sums_slots=600,
+    **_square(2, 5, input_slots=460, weight_slots=1000, output_slots=50, gradient_slots=250, sums_slots=600,
               kept_bytes=8 << 20),
-    **_flat(4, 3, input_slots=65, weight_slots=60, output_slots=65, gradient_slots=75, sums_slots=60,
+    **_flat(4, 3, input_slots=90, weight_slots=55, output_slots=55, gradient_slots=75, sums_slots=60,
             kept_bytes=3 << 19),
-    **_flat(4, 5, input_slots=100, weight_slots=80, output_slots=100, gradient_slots=100, sums_slots=80,
+    **_flat(4, 5, input_slots=120, weight_slots=75, output_slots=35, gradient_slots=100, sums_slots=80,
             kept_bytes=3 << 19),
-    **_flat(2, 7, input_slots=100, weight_slots=100, output_slots=75, gradient_slots=75, sums_slots=100,
+    **_flat(2, 7, input_slots=90, weight_slots=110, output_slots=40, gradient_slots=75, sums_slots=100,
             kept_bytes=3 << 19),
 }  # fmt: skip
 """By the kernel's size: the largest tiles whose rounding errors stay small, which grow along both axes of a square."""
@@ -136,10 +144,14 @@ _FAR_SHARE = 0.85
 """Speed of the products where it does not."""
 _MULTIPLY_SHARE = 0.95
 """Share of the peak that the products reach, their operands coming from the second cache level."""
-_PRODUCT_STEPS = 12
+_PRODUCT_STEPS = 4
 """Beginning and end of the sums of a register tile, in their steps."""
+_TRACE_SLOTS = 6
+"""Writing the address of one input or output of a tile."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
+_LOW_SHARE = 0.9
+"""A low register tile must take less than that of the usual one's time, as it loads more for each multiply-add."""
 _RUNS_PER_THREAD = 4
 """Runs of tasks that a thread takes one after another, of problems in groups."""
 _FETCH_SECONDS = 0.15e-9
@@ -154,6 +166,17 @@ _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
 _PRODUCT_SHARE = 0.85
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
+
+
+def _tile(dtype: str, tiles: int, channels: int) -> Tile:
+    """The register tile for so many tiles as rows: a lower one where the last rows would be computed for nothing."""
+    usual = panel_tile(dtype, 1 << 20, channels)
+    low = replace(usual, MR=min(usual.MR, LATENCY_ROWS))
+
+    def slots(shape: Tile) -> float:
+        return -(-tiles // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
+
+    return low if slots(low) < _LOW_SHARE * slots(usual) else usual
 
 
 def _even_block(channels: int, most: int, lanes: int) -> int:
@@ -197,7 +220,9 @@ class Winograd(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and direction == "grad_weight":
-            banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", BAND_BYTES, threads)
+            banded = None
+            if problem.groups > 1:
+                banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", True, threads)
             gradient = banded or transposed(problem, direction, CHANNELS_LAST, self, threads)
             assert gradient is not None  # or it would have declined
             return gradient
@@ -217,15 +242,15 @@ class Winograd(Algorithm):
     @staticmethod
     def _band_planner(problem: ConvProblem, direction: str) -> BandPlanner:
         """How bands of NCHW images are computed: with as many channels held as in the first, as weights lie so."""
-        held: list[int] = []
+        first: list[WinogradOperation] = []
 
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
-            operation = WinogradOperation(band, direction, 1, *held)
-            held[:] = [operation.held]
+            as_first = (first[0].held, first[0].tile) if first else ()
+            operation = WinogradOperation(band, direction, 1, *as_first)
+            first.append(operation)
             return (operation.stage(),)
 
         return BandPlanner(IMAGES_LAST, _band_rows(problem), str(FORMS[problem.kernel_size]), stages)
-
 
     @staticmethod
     def _group_planner(problem: ConvProblem, direction: str) -> BandPlanner:
@@ -234,15 +259,17 @@ class Winograd(Algorithm):
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
             return (WinogradOperation(band, direction, 1).stage_of_groups(),)
 
-        groups = GroupBands(BAND_BYTES, WinogradOperation(problem, direction, 1).starts, images=True)
+        groups = GroupBands(WinogradOperation(problem, direction, 1).starts, dense=True)
         return BandPlanner(IMAGES_LAST, 1, str(FORMS[problem.kernel_size]), stages, groups)
 
 
 class WinogradOperation(Operation):
     """Forward pass or input gradient by tiles."""
 
-    def __init__(self, problem: ConvProblem, direction: str, threads: int, held: int | None = None) -> None:
-        """`held` source channels are transformed at a time; None for what takes the least time."""
+    def __init__(
+        self, problem: ConvProblem, direction: str, threads: int, held: int | None = None, tile: Tile | None = None
+    ) -> None:  # fmt: skip
+        """`held` source channels are transformed at a time, and `tile` is used; None for what takes the least time."""
         self.problem = problem
         self.direction = direction
         self.threads = threads
@@ -251,8 +278,8 @@ class WinogradOperation(Operation):
         self._tile_rows = tiles_along(form.rows, rows.count, problem.dilation[0])
         self._tile_columns = tiles_along(form.columns, columns.count, problem.dilation[1])
         self._roles = roles(problem, direction)
-        self.tile = panel_tile(problem.dtype, 1 << 20, self._roles.channels)
         self._tiles = problem.n * self._tile_rows * self._tile_columns
+        self.tile = tile or _tile(problem.dtype, self._tiles, self._roles.channels)
         self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
         self._block, self._parts, self.held, self._slots = self._blocking(held)
@@ -282,7 +309,7 @@ class WinogradOperation(Operation):
             self.workspace_bytes += self._packed_bytes
         else:
             self._saved_slots = 0.0
-        self.prepared_key = (self.tile, self._panels, self._chunk(self.held)) if self._keeps_weights else None
+        self.prepared_key = (self.tile.NR, self._panels, self._chunk(self.held)) if self._keeps_weights else None
 
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
@@ -362,7 +389,8 @@ class WinogradOperation(Operation):
         multiply = form.matrices * height * vectors * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
         if form.matrices * tiles * held * self.problem.itemsize > _NEAR_BYTES:
             multiply /= _FAR_SHARE
-        return inputs + weights + multiply + tiles * vectors * form.output_slots
+        trace = tiles * (form.matrices + form.outputs) * _TRACE_SLOTS
+        return trace + inputs + weights + multiply + tiles * vectors * form.output_slots
 
     def _weight_slots(self) -> float:
         """Slots of transforming all weights."""

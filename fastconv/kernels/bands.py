@@ -16,8 +16,8 @@ from fastconv.kernels.simd import call_part, record_at
 STEP = record("entry plan tasks source other start target")
 """One kernel that a band goes through: its address, its plan's and the number of its tasks. `source` and `target` are
 offsets into the thread's own memory, or FIRST, SECOND or TARGET for the call's operands and result, from the band's
-place on. `other` is an offset into the second operand, SECOND, or the negative of one into the thread's memory. `start` is
-the address of what sums begin with, 0 for what the call's begin with."""
+place on. `other` is an offset into the second operand, SECOND, or the negative of one into the thread's memory. `start`
+is the address of what sums begin with, 0 for what the call's begin with."""
 FIRST, SECOND, TARGET = -1, -2, -3
 BAND = record("first count source other start target")
 """The `count` steps from `first` on, and where the band begins in the call's arrays."""

@@ -178,8 +178,8 @@ def _caller(dtype: str) -> Any:
 
 
 GAP_BYTES = 1 << 16
-"""Left free between the workspaces of two threads: a core asks beforehand for lines so far after those that it uses, and
-takes them from the core that writes there (docs/experiments.md)."""
+"""Left free between the workspaces of two threads: a core asks beforehand for lines that lie so far after those that it
+uses, and takes them from the core that writes there (docs/experiments.md)."""
 
 
 class Launch:

@@ -132,9 +132,7 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
                     for e in range(COUNT):
                         copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
                     source, shift = spare_table, 0
-                transform_tile(
-                    REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, there + v * ITEM, zeros, REAL(0)
-                )
+                transform_tile(REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, there + v * ITEM, zeros, REAL(0))
 
     return jit.part(transform_channels)
 

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.banded import (
-    BAND_BYTES,
-    GROUPS_BYTES,
     BandedGradient,
     BandedOperation,
     BandPlanner,
@@ -178,10 +176,10 @@ def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | Non
     if problem.groups == 1:
         return None
     if problem.groups == problem.ic == problem.oc:
-        return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", GROUPS_BYTES, threads)
+        return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", False, threads)
     if _kinds(replace(problem, layout="NHWC"), "grad_weight") != (plan_correlate,):
         return None
-    return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", BAND_BYTES, threads)
+    return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", True, threads)
 
 
 def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:
@@ -202,7 +200,7 @@ def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> Banded
         source, target = (taps * item, group * taps * item), (oc * item, group * oc * item)
         return transposition(band.dtype, group, oc, taps, source, target, 1)
 
-    groups = GroupBands(GROUPS_BYTES, problem.oc_per_group, turn=turn)
+    groups = GroupBands(problem.oc_per_group, turn=turn)
     return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, groups), threads)
 
 

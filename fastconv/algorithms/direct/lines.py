@@ -45,7 +45,7 @@ class LinePass(Pass):
         rows = self.problem.n * self.problem.groups * int(p["rows"])
         copied = bands * int(p["planes"] * p["plane_rows"] * p["phase_count"] * p["line_columns"])
         tiles = -(-int(p["channels"]) // shape.MR)
-        slots = int(p["steps"]) * panel_slots(shape, int(p["columns"]), model.GATHER_SHARE)
+        slots = int(p["steps"]) * panel_slots(shape, int(p["columns"]), model.LINE_SHARE)
         slots += int(p["panels"]) * model.LINE_TILE_SLOTS
         work = rows * tiles * slots / rate + copied * int(p["parts"]) * _VALUE_SECONDS
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads

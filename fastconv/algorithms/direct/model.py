@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 GATHER_SHARE = {1: 0.85, 2: 0.95, 3: 0.97, 4: 0.97}
 """Share of the peak that a tile of so many vectors of channels reaches, apart from what is counted below."""
+LINE_SHARE = {**GATHER_SHARE, 1: 0.7}
+"""The same of one of pixels in lines: a single vector straddles cache lines for each multiply-add."""
 STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
 """Share of the peak that a tile of so many vectors of pixels reaches: with one, each multiply-add loads a scalar."""
 NEAR_BYTES = 16 << 10
@@ -122,6 +124,8 @@ STENCIL_PLANES = 6
 STENCIL_MORE_PLANES = 16
 """A tile that reads so many more planes takes twice as long where all of them take more than this many bytes."""
 STENCIL_FAR_BYTES = 256 << 10
+STENCIL_PLANES_SHARE = 0.85
+"""Speed of a tile that reads more than those few planes where these stay near."""
 CONFLICT_BYTES = 4 << 10
 """Planes that lie multiples of that far apart meet in few lines of the first cache level."""
 STENCIL_CONFLICT_PLANES = 12
@@ -146,7 +150,7 @@ ARRAY_SECONDS = 1.5e-6
 """An operation of NumPy on small arrays."""
 _CALL_SECONDS = 3e-6
 """Arguments and tables."""
-_START_SECONDS = 9e-6
+_START_SECONDS = 4e-6
 """Waking the other threads."""
 NOMINAL_RATE = 5e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""

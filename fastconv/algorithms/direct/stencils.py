@@ -86,6 +86,8 @@ class StencilPass(Pass):
             step *= 1 + max(0, reduction - model.STENCIL_PLANES) / model.STENCIL_MORE_PLANES
         elif reduction >= model.STENCIL_CONFLICT_PLANES and plane_bytes % model.CONFLICT_BYTES == 0:
             step /= model.STENCIL_CONFLICT_SHARE
+        elif reduction > model.STENCIL_PLANES:
+            step /= model.STENCIL_PLANES_SHARE
         tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
         multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
         addresses = runs * ((shape.MR - 1) * shape.SR + shape.KH + 1)
