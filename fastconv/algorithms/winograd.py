@@ -164,7 +164,7 @@ _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
 _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
-_PRODUCT_SHARE = 0.85
+_PRODUCT_SHARE = 0.95
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
 
 

@@ -2,7 +2,8 @@
 
 Pixels are taken block by block. A block's input is packed pixel by pixel, its output gradients into panels of NR
 channels, both once for all taps, so that they come from the nearer cache levels in a straight line, whatever the
-layout. A tap reads the packed rows where it meets the image, so padding is never multiplied.
+layout; planes are read as they lie instead, as a tile's scalars may come from anywhere. A tap reads the packed rows
+where it meets the image, so padding is never multiplied.
 
 Few input channels leave most of a tile's rows empty. The taps of a kernel row are joined then: packed pixels touch,
 with zeros around the rows, and the rows of a tile are the channels of all these taps, which lie side by side.
@@ -38,15 +39,16 @@ CORRELATE = record("""
     image_block row_block column_block image_blocks row_blocks column_blocks slabs
     panels panel_parts channel_tiles channel_parts
     tile_rows tile_channels row_bytes pack_source pack_gradient add
-    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes slot
+    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes image_bytes slot planes
     workspace_bytes packed panel table buffer
 """)
 """Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`, its
-pixels `pixel_bytes` apart. `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps.
-`in_place` tells that output gradients are read as they lie, `even` that a tile's rows of the weight gradient are
-`target_k` apart and their output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in
-a panel; `pack_source`, `pack_gradient` and `add` are the addresses of compiled parts. `slot` is the address of a 0. The
-last line's fields are offsets into a thread's workspace."""
+pixels `pixel_bytes` and images `image_bytes` apart; where `planes` is not 0, these are the input as it lies.
+`reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps. `in_place` tells that
+output gradients are read as they lie, `even` that a tile's rows of the weight gradient are `target_k` apart and their
+output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in a panel; `pack_source`,
+`pack_gradient` and `add` are the addresses of compiled parts. `slot` is the address of a 0. The last line's fields are
+offsets into a thread's workspace."""
 
 
 @functools.cache
@@ -151,7 +153,7 @@ def trace_tap(p, table_at, vector_n, vector_r, vector_c, a, b, images, i, j, lin
         if row < 0 or row >= p.source_rows:
             continue
         row = (line * p.row_step + row_offsets[a] - p.first_row) // p.packed_row_step
-        first = ((slot * p.packed_rows + row) * p.packed_columns + column) * p.pixel_bytes
+        first = slot * p.image_bytes + (row * p.packed_columns + column) * p.pixel_bytes
         offset = slot * vector_n + line * vector_r + (left - j) * vector_c
         if runs > 0:
             done = table[runs - 1, 3]
@@ -180,25 +182,34 @@ def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
 
 
 @functools.cache
-def add_tiles(dtype: str, tile: Tile) -> CFunc:
-    """The part of the kernel that knows its register tile: a tap's tiles from `first_tile` to `end_tile`."""
+def add_tiles(dtype: str, tile: Tile, planes: bool) -> CFunc:
+    """The part of the kernel that knows its register tile: a tap's tiles from `first_tile` to `end_tile`.
+
+    Their scalars begin at `scalars`, channel by channel side by side, or in `planes`: the last tile overlaps the one
+    before then, as nothing may be read behind the last plane.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
 
-    def add_tap(plan, own, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds):
+    PLANES = int(planes)
+
+    def add_tap(plan, own, scalars, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds):
         p = record_at(plan, CORRELATE)
+        scalar_pitch = p.source_k if PLANES else ITEM
         for t in range(first_tile, end_tile):
             rows = min(MR, p.reduction - t * MR)
+            before = MR - rows if PLANES else 0
+            here = scalars + ((t - first_tile) * MR - before) * scalar_pitch
             place, pitch, added = target + t * MR * p.target_k, p.target_k, adds
-            if p.even == 0:
+            if p.even == 0 or before > 0:
                 place, pitch, added = own + p.buffer, NR * ITEM, 0
             added_tile(
-                REAL, VL, MR, NV, runs, own + p.table, own + p.packed + (t - first_tile) * MR * ITEM,
-                vectors, vector_c, place, pitch, rows, lanes, added,
+                REAL, VL, MR, NV, PLANES, runs, own + p.table, here, scalar_pitch, vectors, vector_c,
+                place, pitch, rows + before, lanes, added,
             )  # fmt: skip
-            if p.even == 0:
-                scatter_tile(p, REAL, ITEM, NR, place, target, t * MR, rows, lanes, adds)
+            if p.even == 0 or before > 0:
+                scatter_tile(p, REAL, ITEM, NR, place + before * NR * ITEM, target, t * MR, rows, lanes, adds)
 
     return jit.part(add_tap)
 
@@ -230,7 +241,12 @@ def correlate() -> CFunc:
                 channels = min(end_tile * p.tile_rows, p.reduction) - first_tile * p.tile_rows
                 if p.joined != 0:
                     channels = p.inputs
-                call_part(p.pack_source, (call.plan, source, own + p.packed, image, images, i, j, channels))
+                scalars = own + p.packed
+                if p.planes == 0:
+                    call_part(p.pack_source, (call.plan, source, scalars, image, images, i, j, channels))
+                else:
+                    top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
+                    scalars = source + image * p.source_n + top * p.source_r + left * p.source_c
                 first_panel = p.panels * panel_part // p.panel_parts
                 for panel in range(first_panel, p.panels * (panel_part + 1) // p.panel_parts):
                     lanes = min(p.tile_channels, p.channels - panel * p.tile_channels)
@@ -253,7 +269,19 @@ def correlate() -> CFunc:
                         adds = 1 if block > first_block else 0
                         call_part(
                             p.add,
-                            (call.plan, own, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds),
+                            (
+                                call.plan,
+                                own,
+                                scalars,
+                                first_tile,
+                                end_tile,
+                                runs,
+                                vectors,
+                                vector_c,
+                                target,
+                                lanes,
+                                adds,
+                            ),
                         )
 
     return jit.kernel(correlate_tiles)

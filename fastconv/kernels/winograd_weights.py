@@ -135,7 +135,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
                     for k in range(0, inputs, MR):
                         for v in range(0, outputs, NR):
                             added_tile(
-                                REAL, VL, MR, NV, 1, own + p.run, values + k * ITEM, gradients + v * ITEM,
+                                REAL, VL, MR, NV, 0, 1, own + p.run, values + k * ITEM, ITEM, gradients + v * ITEM,
                                 p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch, MR, NR,
                                 first > begin_tile,
                             )  # fmt: skip

@@ -22,7 +22,7 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
-from fastconv.problem import CHANNELS_LAST, ConvProblem
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
@@ -85,7 +85,7 @@ class CorrelatePass(Pass):
         turn = model.MANY_LINES_SECONDS if problem.ic > model.TURNED_PLANES else model.LINE_SECONDS
         turn *= min(problem.stride[1], problem.kernel_size[1] + 1)
         each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else turn
-        pack = inputs * problem.ic_per_group * each * int(p["panel_parts"])
+        pack = 0.0 if p["planes"] else inputs * problem.ic_per_group * each * int(p["panel_parts"])
         if not p["in_place"]:
             each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.LINE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
@@ -138,44 +138,59 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class ExchangedPass(Pass):
-    """The weight gradient of a pointwise layer as that of the layer whose input and output have changed places."""
+    """The weight gradient of a pointwise layer as that of the layer whose input and output have changed places.
+
+    The other's gradient is turned, but for planes, where it is written as the caller's lies.
+    """
 
     other: CorrelatePass
 
     @property
     def workspace_bytes(self) -> int:
         """What the exchanged layer takes, and its gradient."""
-        return self.other.workspace_bytes + math.prod(self.problem.w_shape) * self.problem.itemsize
+        turned = 0 if self.problem.layout == "NCHW" else math.prod(self.problem.w_shape) * self.problem.itemsize
+        return self.other.workspace_bytes + turned
 
     def describe(self) -> str:
         channels = self.problem.ic
         return model.describe(self.tile, "input channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
-        return self.other.seconds(rate) + math.prod(self.problem.w_shape) * model.SCATTER_SECONDS
+        turned = 0 if self.problem.layout == "NCHW" else math.prod(self.problem.w_shape)
+        return self.other.seconds(rate) + turned * model.SCATTER_SECONDS
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
+        if self.problem.layout == "NCHW":
+            self.other.run(second, first, result)
+            return
         turned = np.empty(self.other.problem.w_shape, self.problem.dtype)
         self.other.run(second, first, turned)
         result.reshape(self.problem.ic, -1)[...] = turned.reshape(-1, self.problem.ic).T
 
 
 def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
-    """Plan a pointwise layer whose outputs are fewer than its inputs with the inputs in the lanes; None for others."""
+    """Plan a pointwise layer with the inputs in the lanes; None for others, and where these should not be.
+
+    With channels side by side they should be where the outputs are fewer, as the fewer channels then are the rows. Of
+    planes the rows are read as they lie, and the fewer channels are those that are packed.
+    """
     pointwise = problem.kernel_size == problem.stride == (1, 1) and problem.input_size == problem.output_size
-    if not pointwise or problem.groups > 1 or problem.layout not in ("NHWC", CHANNELS_LAST):
+    if not pointwise or problem.groups > 1 or problem.layout == IMAGES_LAST:
         return None
-    if problem.ic <= problem.oc or math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES:
+    more_inputs = problem.ic > problem.oc
+    if problem.ic == problem.oc or more_inputs == (problem.layout == "NCHW"):
         return None
-    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads)
+    if math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES and problem.layout != "NCHW":
+        return None
+    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=True)
     return ExchangedPass(problem, threads, other.tile, other.launch, other)
 
 
-def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
-    """Plan the launch of the weight gradient."""
+def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) -> CorrelatePass:
+    """Plan the launch of the weight gradient, of planes that are `exchanged` for a result of the caller's layer."""
     item, groups = problem.itemsize, problem.groups
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
     joined = _joins(problem, columns)
@@ -186,6 +201,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w_bytes, turn = math.prod(problem.w_shape) * item, None
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
+    if exchanged and problem.layout == "NCHW":
+        w = canonical_weight_strides((problem.ic, 1, 1, problem.oc), item, CHANNELS_LAST)
     far = w_bytes > _FAR_BYTES
     room = int(scratch_limit(problem, 1)) - (_FAR_PANEL_BYTES if far else _PANEL_BYTES) - _PACKED_BYTES
     if not _lies_even(problem, w, joined) and w_bytes <= room:
@@ -195,6 +212,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES[panels > 1]
     even = _lies_even(problem, w, joined)
+    planes = problem.layout == "NCHW" and not joined and reduction >= shape.MR
 
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
     pixels = problem.n * math.prod(problem.output_size)
@@ -211,7 +229,11 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
     channels = problem.ic_per_group if joined else min(reduction, -(-channel_tiles // channel_parts) * shape.MR)
     pixel_bytes = channels * item if joined else odd_lines(channels * item)
     # Rows of the last tile that no channel has read what lies behind, and the last pixel's vector reaches there.
-    packed_bytes = block.images * packed_rows * packed_columns * pixel_bytes + max(shape.MR, shape.VL) * item
+    image_bytes = packed_rows * packed_columns * pixel_bytes
+    packed_bytes = block.images * image_bytes + max(shape.MR, shape.VL) * item
+    if planes:
+        packed_columns, row_step, column_step = problem.input_size[1], 1, 1
+        pixel_bytes, image_bytes, packed_bytes = item, x[0], 0
     packed, panel, table, buffer, total = workspace_offsets(
         packed_bytes, 0 if in_place else block.pixels * shape.NR * item,
         block.images * block.rows * (1 + RUN_FIELDS) * 8, shape.MR * shape.NR * item,
@@ -238,7 +260,8 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
         tile_rows=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, pack_source=0, pack_gradient=0, add=0,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
-        packed_column_step=column_step, pixel_bytes=pixel_bytes, slot=address(slot),
+        packed_column_step=column_step, pixel_bytes=pixel_bytes, image_bytes=image_bytes, slot=address(slot),
+        planes=planes,
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
 
@@ -246,7 +269,7 @@ def plan_correlate(problem: ConvProblem, threads: int) -> CorrelatePass:
         template["pack_source"] = correlate.pack_source(problem.dtype).address
         if not in_place:
             template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NV).address
-        template["add"] = correlate.add_tiles(problem.dtype, shape).address
+        template["add"] = correlate.add_tiles(problem.dtype, shape, planes).address
         return correlate.correlate()
 
     launch = Launch(compiled, problem.dtype, template, groups * slabs * channel_parts * panel_parts, threads, total)

@@ -49,7 +49,7 @@ COLUMN_RUN_SECONDS = 1.5e-9
 """Beginning a row of such values that lie side by side."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
-CORRELATE_SHARE = 0.93
+CORRELATE_SHARE = 0.96
 """Share of a tile's own share of the peak that the weight gradient's tile reaches: its runs end with every row."""
 CORRELATE_ADD_SECONDS = 0.06e-9
 """Adding one value of its tile to the weight gradient where both lie alike."""
@@ -93,7 +93,7 @@ SCATTER_SECONDS = 0.8e-9
 NEAR_SCATTER_BYTES = 1 << 20
 FAR_SCATTER_SECONDS = 8e-9
 """The same where these places are spread over more bytes than that."""
-LINE_SECONDS = 0.2e-9
+LINE_SECONDS = 0.13e-9
 """Moving one value between planes and a thread's own copy of a few rows, whose channels lie side by side."""
 TURNED_PLANES = 192
 MANY_LINES_SECONDS = 0.45e-9
