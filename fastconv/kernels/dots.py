@@ -83,7 +83,7 @@ def dots(dtype: str, tile: Tile) -> CFunc:
                         line += column % p.column_step
                         lefts[m] = own + p.strip + (line * p.strip_columns + column // p.column_step) * ITEM
                     dot_tile(
-                        REAL, VL, MR, ND, rows, p.columns, own + p.lefts, p.row_step * row_bytes,
+                        REAL, VL, MR, ND, 0, rows, p.columns, own + p.lefts, p.row_step * row_bytes,
                         own + p.rights, gradient_row_bytes, partial + (first * p.channels + d) * ITEM,
                         p.channels * ITEM, combinations - first, p.channels - d, 0,
                     )  # fmt: skip

@@ -35,11 +35,11 @@ outputs, block of inputs)."""
 
 
 @functools.cache
-def pixel_dots(dtype: str, tile: Tile) -> CFunc:
-    """The kernel for one dtype and tile: MR output channels by NV input channels."""
+def pixel_dots(dtype: str, tile: Tile, steps: int = 0) -> CFunc:
+    """The kernel for one dtype and tile, MR output by NV input channels; `steps` are the vectors of a panel's rows."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, ND = tile.VL, tile.MR, tile.NV
+    VL, MR, ND, STEPS = tile.VL, tile.MR, tile.NV, steps
 
     def pixel_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -85,8 +85,9 @@ def pixel_dots(dtype: str, tile: Tile) -> CFunc:
                         for m in range(MR):
                             lefts[m] = gradient + min(d + m, end_output - 1) * p.gradient_d
                         dot_tile(
-                            REAL, VL, MR, ND, rows, columns, own + p.lefts, left_step, own + p.rights, right_step,
-                            target + d * p.target_d + k * ITEM, p.target_d, end_output - d, end_input - k, adds,
+                            REAL, VL, MR, ND, STEPS, rows, columns, own + p.lefts, left_step, own + p.rights,
+                            right_step, target + d * p.target_d + k * ITEM, p.target_d, end_output - d, end_input - k,
+                            adds,
                         )  # fmt: skip
                         if rest == 0:
                             continue
@@ -95,7 +96,7 @@ def pixel_dots(dtype: str, tile: Tile) -> CFunc:
                         for q in range(ND):
                             rights[q] += rows * right_step
                         dot_tile(
-                            REAL, VL, MR, ND, 1, rest, own + p.lefts, 0, own + p.rights, 0,
+                            REAL, VL, MR, ND, 0, 1, rest, own + p.lefts, 0, own + p.rights, 0,
                             target + d * p.target_d + k * ITEM, p.target_d, end_output - d, end_input - k, 1,
                         )  # fmt: skip
                         for q in range(ND):

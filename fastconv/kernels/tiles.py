@@ -291,7 +291,7 @@ def added_tile(
 
 @intrinsic(prefer_literal=True)
 def dot_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, ND: Any, STEPS: Any,
     rows: Any, columns: Any, left: Any, left_step: Any, right: Any, right_step: Any,
     target: Any, target_pitch: Any, lefts: Any, rights: Any, adds: Any,
 ) -> Any:  # fmt: skip
@@ -299,15 +299,15 @@ def dot_tile(
 
     `left` is the address of a table of MR addresses and `right` of one of ND, each of the first value of a plane;
     from row to row they move by `left_step` and `right_step` bytes. A row has `columns` values side by side, and
-    nothing past the last is read. The first `lefts` rows of the first `rights` products, `target_pitch` bytes from row
-    to row, are added to the target, or written there where `adds` is 0.
+    nothing past the last is read; with STEPS > 0 all rows have that many vectors. The first `lefts` rows of the first
+    `rights` products, `target_pitch` bytes from row to row, are added to the target, or written where `adds` is 0.
     """
     lanes, ups, downs = literal(VL), literal(MR), literal(ND)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, columns, left, left_step, right, right_step = args[4:10]
-        target, target_pitch, first_rows, first_columns, adds = args[10:]
+        rows, columns, left, left_step, right, right_step = args[5:11]
+        target, target_pitch, first_rows, first_columns, adds = args[11:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         whole, rest = builder.sdiv(columns, const(lanes)), builder.srem(columns, const(lanes))
@@ -346,6 +346,10 @@ def dot_tile(
                 along = builder.mul(whole, const(emit.vector_bytes))
                 return multiply(add(row_left, along), add(row_right, along), sums, masked=True)
 
+            if literal(STEPS):
+                for k in range(literal(STEPS)):
+                    sums = step(const(k), sums)
+                return sums
             once = builder.zext(builder.icmp_signed(">", rest, const(0)), I64)
             return emit.loop(once, tail, emit.loop(whole, step, sums))
 
@@ -362,4 +366,4 @@ def dot_tile(
                     emit.store_masked(total, place, emit.below(first_columns, d))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, MR, ND, *[types.intp] * 11), codegen
+    return types.void(REAL, VL, MR, ND, STEPS, *[types.intp] * 11), codegen

@@ -164,13 +164,14 @@ class GatherPass(Pass):
         # At a border each tap is a run of its own, whose addresses are listed.
         multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
         if p["source_k"] != self.problem.itemsize:
-            multiply /= model.APART_SHARE
+            conflict = p["source_k"] % model.CONFLICT_BYTES == 0
+            multiply /= model.APART_CONFLICT_SHARE if conflict else model.APART_SHARE
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         trace += self.launch.tasks * self.copying
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
-            value = model.TRANSPOSE_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
+            value = model.TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
             scatter = tiles * self.tile.MR * int(p["channels"]) * value
         return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads
 

@@ -35,15 +35,17 @@ LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 24
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-APART_SHARE = 0.65
-"""Speed of a tile whose scalars lie in planes, and meet in few cache lines."""
+APART_SHARE = 0.9
+"""Speed of a tile whose scalars lie in planes."""
+APART_CONFLICT_SHARE = 0.75
+"""The same where they meet in few cache lines."""
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.2e-9
 """Packing one weight or output gradient."""
-COLUMN_SECONDS = {1: 0.06e-9, 2: 0.08e-9, 3: 0.11e-9, 4: 0.15e-9, 0: 0.5e-9}
+COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
 COLUMN_RUN_SECONDS = 1.5e-9
 """Beginning a row of such values that lie side by side."""
@@ -86,7 +88,7 @@ STRIP_TILE_SECONDS = 30e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
 TURN_SECONDS = 0.1e-9
 """Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
-TRANSPOSE_SECONDS = 0.35e-9
+TRANSPOSE_SECONDS = 0.15e-9
 """Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.8e-9
 """Moving one value to or from a place of its own."""

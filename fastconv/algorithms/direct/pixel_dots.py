@@ -178,7 +178,7 @@ def plan_patch_dots(problem: ConvProblem, threads: int) -> PixelDotPass | None:
 
     def compiled() -> CFunc:
         windows.record["entry"] = pack_columns(problem.dtype, vectors, shape.VL, windows.step).address
-        return kernels.pixel_dots(problem.dtype, shape)
+        return kernels.pixel_dots(problem.dtype, shape, vectors)
 
     launch = Launch(compiled, problem.dtype, plan, problem.groups * slabs, threads, total)
     return PixelDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype), windows)
