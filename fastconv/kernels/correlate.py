@@ -47,8 +47,8 @@ pixels `pixel_bytes` and images `image_bytes` apart; where `planes` is not 0, th
 `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps. `in_place` tells that
 output gradients are read as they lie, `even` that a tile's rows of the weight gradient are `target_k` apart and their
 output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in a panel; `pack_source`,
-`pack_gradient` and `add` are the addresses of compiled parts. `slot` is the address of a 0. The last line's fields are
-offsets into a thread's workspace."""
+`pack_gradient` and `add` are the addresses of compiled parts, of those that are called. `slot` is the address of a 0.
+The last line's fields are offsets into a thread's workspace."""
 
 
 @functools.cache

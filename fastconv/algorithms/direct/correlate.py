@@ -266,7 +266,8 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     )  # fmt: skip
 
     def compiled() -> CFunc:
-        template["pack_source"] = correlate.pack_source(problem.dtype).address
+        if not planes:
+            template["pack_source"] = correlate.pack_source(problem.dtype).address
         if not in_place:
             template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NV).address
         template["add"] = correlate.add_tiles(problem.dtype, shape, planes).address
