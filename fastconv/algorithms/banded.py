@@ -63,8 +63,6 @@ class Stage:
 class GroupBands:
     """What bands of some groups of channels are besides, whose one stage reads weights that are not packed."""
 
-    starts: int
-    """Values that the sums of a group begin with."""
     dense: bool = False
     """Whether there is much to compute for each value: bands are larger then, and take as many images as fit."""
     turn: Callable[[ConvProblem], Launch] | None = None
@@ -241,6 +239,7 @@ class BandedOperation(Operation):
         self._packed_bytes, self._packed = packed[-1], packed[:-1]
         forward, item, groups = direction == "forward", problem.itemsize, planner.groups
         turn = groups.turn if groups else None
+        starts = self._stages[0].zeros.size // next(iter(kinds)).groups  # values that the sums of a group begin with
         images = {part.problem: _images(problem, part.band)[:: 1 if forward else -1] for part in parts}
         self._values = {kind: source.size + target.size for kind, (source, target) in images.items()}
         _, at_source, at_target, at_weights, inner = workspace_offsets(
@@ -262,11 +261,11 @@ class BandedOperation(Operation):
         places = []
         for part in parts:
             x, y, w = _places(problem, part)
-            start = part.group * groups.starts * item if groups and forward else 0
+            start = part.group * starts * item if forward else 0
             places.append((part.problem, (x, w, start, y) if forward else (y, w, start, x)))
         self._bands = Bands(problem.dtype, steps, places, inner, threads)
         self._launch = self._bands.launch
-        self._zeros = np.zeros(problem.groups * groups.starts, problem.dtype) if groups else self._stages[0].zeros
+        self._zeros = np.zeros(problem.groups * starts, problem.dtype) if groups else self._stages[0].zeros
         self._packs = [None if stage.pack is None else stage.pack.on(threads) for stage in self._stages]
         packing = max((pack.workspace_bytes for pack in self._packs if pack), default=0)
         self.workspace_bytes = self._packed_bytes + max(self._launch.workspace_bytes, packing)

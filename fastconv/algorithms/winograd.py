@@ -220,9 +220,8 @@ class Winograd(Algorithm):
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if problem.layout == "NCHW" and direction == "grad_weight":
-            banded = None
-            if problem.groups > 1:
-                banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", True, threads)
+            in_groups = problem.groups > 1
+            banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", True, threads) if in_groups else None
             gradient = banded or transposed(problem, direction, CHANNELS_LAST, self, threads)
             assert gradient is not None  # or it would have declined
             return gradient
@@ -257,10 +256,9 @@ class Winograd(Algorithm):
         """The same in bands of some groups, each of which transforms its weights."""
 
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
-            return (WinogradOperation(band, direction, 1).stage_of_groups(),)
+            return (WinogradOperation(band, direction, 1).stage(packs=False),)
 
-        groups = GroupBands(WinogradOperation(problem, direction, 1).starts, dense=True)
-        return BandPlanner(IMAGES_LAST, 1, str(FORMS[problem.kernel_size]), stages, groups)
+        return BandPlanner(IMAGES_LAST, 1, str(FORMS[problem.kernel_size]), stages, GroupBands(dense=True))
 
 
 class WinogradOperation(Operation):
@@ -402,24 +400,18 @@ class WinogradOperation(Operation):
         blocks = -(-self._tiles // self._block)
         return (blocks - 1) * self._weight_slots() / self.threads
 
-    def stage(self) -> Stage:
-        """What the operation is to a band that one thread computes; weights that are kept are transformed before."""
-        if not self._keeps_weights:
+    def stage(self, packs: bool = True) -> Stage:
+        """What the operation is to a band that one thread computes.
+
+        Weights that are kept are transformed before, if it `packs` any.
+        """
+        if not (packs and self._keeps_weights):
             return Stage(self._launches[False], self._zeros, lambda rate: self._slots / rate)
         transforming = -(-self._tiles // self._block) * self._weight_slots()
         return Stage(
             self._launches[True], self._zeros, lambda rate: (self._slots - transforming) / rate, self._pack,
             self._packed_bytes, self._weight_slots() / model.NOMINAL_RATE, self.prepared_key,
         )  # fmt: skip
-
-    def stage_of_groups(self) -> Stage:
-        """The same to a band of some groups, which transforms their weights."""
-        return Stage(self._launches[False], self._zeros, lambda rate: self._slots / rate)
-
-    @property
-    def starts(self) -> int:
-        """Values that the sums of a group begin with."""
-        return self._panels * self.tile.NR
 
     def _record(
         self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool

@@ -190,9 +190,7 @@ def add_tiles(dtype: str, tile: Tile, planes: bool) -> CFunc:
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-
-    PLANES = int(planes)
+    VL, MR, NV, NR, PLANES = tile.VL, tile.MR, tile.NV, tile.NR, int(planes)
 
     def add_tap(plan, own, scalars, first_tile, end_tile, runs, vectors, vector_c, target, lanes, adds):
         p = record_at(plan, CORRELATE)
@@ -241,8 +239,8 @@ def correlate() -> CFunc:
                 channels = min(end_tile * p.tile_rows, p.reduction) - first_tile * p.tile_rows
                 if p.joined != 0:
                     channels = p.inputs
-                scalars = own + p.packed
                 if p.planes == 0:
+                    scalars = own + p.packed
                     call_part(p.pack_source, (call.plan, source, scalars, image, images, i, j, channels))
                 else:
                     top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
@@ -270,18 +268,9 @@ def correlate() -> CFunc:
                         call_part(
                             p.add,
                             (
-                                call.plan,
-                                own,
-                                scalars,
-                                first_tile,
-                                end_tile,
-                                runs,
-                                vectors,
-                                vector_c,
-                                target,
-                                lanes,
+                                call.plan, own, scalars, first_tile, end_tile, runs, vectors, vector_c, target, lanes,
                                 adds,
                             ),
-                        )
+                        )  # fmt: skip
 
     return jit.kernel(correlate_tiles)

@@ -189,7 +189,9 @@ class Launch:
     result. They have four axes (`start` has one) and the kernel's dtype; a kernel need not use them all.
     """
 
-    __slots__ = ("_compile", "_dtype", "_entry", "_plan", "grain", "plan", "tasks", "threads", "workspace_bytes")
+    __slots__ = (
+        "_compile", "_dtype", "_entry", "_own_bytes", "_plan", "grain", "plan", "tasks", "threads", "workspace_bytes",
+    )  # fmt: skip
 
     def __init__(
         self, compile_: Callable[[], CFunc], dtype: str, plan: np.ndarray, tasks: int, threads: int,
@@ -203,6 +205,7 @@ class Launch:
         self.tasks = tasks
         self.grain = grain
         self.threads = max(1, min(threads, -(-tasks // grain)))
+        self._own_bytes = workspace_bytes
         if self.threads > 1 and workspace_bytes:
             plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
@@ -216,9 +219,7 @@ class Launch:
 
     def on(self, threads: int) -> Launch:
         """The same launch on at most so many threads."""
-        workspace_bytes = self.workspace_bytes // self.threads
-        workspace_bytes -= GAP_BYTES if workspace_bytes and self.threads > 1 else 0
-        return Launch(self._compile, self._dtype, self.plan, self.tasks, threads, workspace_bytes, self.grain)
+        return Launch(self._compile, self._dtype, self.plan, self.tasks, threads, self._own_bytes, self.grain)
 
     def __call__(
         self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,

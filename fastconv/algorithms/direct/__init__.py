@@ -200,7 +200,7 @@ def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> Banded
         source, target = (taps * item, group * taps * item), (oc * item, group * oc * item)
         return transposition(band.dtype, group, oc, taps, source, target, 1)
 
-    groups = GroupBands(problem.oc_per_group, turn=turn)
+    groups = GroupBands(turn=turn)
     return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, groups), threads)
 
 

@@ -185,7 +185,7 @@ def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
         return None
     if math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES and problem.layout != "NCHW":
         return None
-    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=True)
+    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=problem.layout == "NCHW")
     return ExchangedPass(problem, threads, other.tile, other.launch, other)
 
 
@@ -201,7 +201,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w_bytes, turn = math.prod(problem.w_shape) * item, None
     w = canonical_weight_strides(problem.w_shape, item, problem.layout)
-    if exchanged and problem.layout == "NCHW":
+    if exchanged:
         w = canonical_weight_strides((problem.ic, 1, 1, problem.oc), item, CHANNELS_LAST)
     far = w_bytes > _FAR_BYTES
     room = int(scratch_limit(problem, 1)) - (_FAR_PANEL_BYTES if far else _PANEL_BYTES) - _PACKED_BYTES

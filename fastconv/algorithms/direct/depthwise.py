@@ -61,7 +61,8 @@ class DepthwisePass(Pass):
 
     def stage(self) -> Stage:
         """What the pass is to a band that one thread computes."""
-        return Stage(self.launch, self.zeros, lambda rate: sum(self._work(rate)))
+        channels = int(self.launch.plan["channels"][0])
+        return Stage(self.launch, self.zeros[:channels], lambda rate: sum(self._work(rate)))
 
     def seconds(self, rate: float) -> float:
         p, (multiply, trace) = self.launch.plan[0], self._work(rate)
