@@ -54,6 +54,17 @@ def dense_bytes(n: int, features: int, units: int, itemsize: int) -> int:
     return (n * features + features * units + n * units) * itemsize
 
 
+LAST_CACHE_BYTES = 24 << 20
+"""What the last cache level keeps from one call to the next: most of the 16 to 32 MB that processors share."""
+
+
+def traffic_seconds(problem: ConvProblem, direction: str, machine: Machine) -> float:
+    """The time of moving every array once in a call like the one before: what the last cache level kept is there."""
+    moved = conv_bytes(problem, direction)
+    kept = min(1.0, LAST_CACHE_BYTES / moved)
+    return moved * (kept / machine.cache_bandwidth + (1 - kept) / machine.bandwidth)
+
+
 def roofline_seconds(flops: float, bytes_: float, machine: Machine) -> float:
     """The machine's limit: the longer of computing at the peak and moving the bytes at full bandwidth.
 

@@ -1,4 +1,4 @@
-"""The machine's limits: the peak of its multiply-adds and the bandwidth of its memory, measured on demand."""
+"""The machine's limits: the peak of its multiply-adds, and how fast bytes come from memory and from its last cache."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from fastconv.kernels.target import tile, vector_bytes
 _SECONDS = 0.15
 """Time to repeat a measurement for: another process seldom keeps a core for that long without a gap."""
 _PEAK_STEPS = 1 << 14
-_STREAM_BYTES = 256 << 20
-_STREAM_BLOCK = 1 << 16
+_MEMORY_BYTES = 256 << 20
+_CACHE_BYTES = 8 << 20
+"""An array that the last cache level keeps, but no core's own caches."""
+_STREAM_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Machine:
         Bytes per second of reading an array much larger than a core's caches.
     vector_bytes : int
         Bytes of one vector register.
+    cache_bandwidth : float
+        Bytes per second of reading an array that the last cache level keeps: one thread's, times the threads.
     """
 
     cpu: str
@@ -53,6 +57,7 @@ class Machine:
     peak_flops: float
     bandwidth: float
     vector_bytes: int
+    cache_bandwidth: float
 
 
 def _best_seconds(work: Callable[[], None]) -> float:
@@ -83,8 +88,9 @@ def _peak(dtype: str, threads: int) -> float:
     return 2 * tasks * _PEAK_STEPS * shape.MR * shape.NR / seconds
 
 
-def _bandwidth(dtype: str, threads: int) -> float:
-    values = np.zeros(_STREAM_BYTES // np.dtype(dtype).itemsize, dtype)
+def _bandwidth(size: int, dtype: str, threads: int) -> float:
+    """Bytes a second of reading an array of `size` bytes again and again."""
+    values = np.zeros(size // np.dtype(dtype).itemsize, dtype)
     values.fill(1)  # else every page would be the one page of zeros
     sums = np.zeros((threads, 64), dtype)
     params = fill(kernels.STREAM, values=address(values), sums=address(sums), block=_STREAM_BLOCK, item=values.itemsize)
@@ -109,9 +115,12 @@ def cpu_name() -> str:
 
 
 def calibrate(threads: int | None = None, dtype: str = "float32") -> Machine:
-    """Measure the machine now, in about half a second; nothing is read from or written to the disk cache."""
+    """Measure the machine now, in about two thirds of a second; nothing is read from or written to the disk cache."""
     threads = _resolve_threads(threads)
-    return Machine(cpu_name(), threads, dtype, _peak(dtype, threads), _bandwidth(dtype, threads), vector_bytes())
+    peak, memory = _peak(dtype, threads), _bandwidth(_MEMORY_BYTES, dtype, threads)
+    # Several threads would measure how they wait for each other: in a call they read what they read in the one before.
+    cache = max(memory, threads * _bandwidth(_CACHE_BYTES, dtype, 1))
+    return Machine(cpu_name(), threads, dtype, peak, memory, vector_bytes(), cache)
 
 
 def cache_path() -> Path:

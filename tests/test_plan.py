@@ -133,7 +133,7 @@ def test_machine_is_measured_and_remembered(dtype):
     assert limits.threads >= 1
     assert limits.vector_bytes in (16, 32, 64)
     assert 1e8 < limits.peak_flops < 1e14
-    assert 1e8 < limits.bandwidth < 1e13
+    assert 1e8 < limits.bandwidth <= limits.cache_bandwidth < 1e13
 
 
 @each_direction

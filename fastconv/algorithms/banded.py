@@ -19,7 +19,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scrat
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.transposed import Band, Images, row_band, transposition
-from fastconv.cost import conv_bytes
+from fastconv.cost import traffic_seconds
 from fastconv.kernels import bands as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import CALL, LINE, Buffer, address, aligned, fill
@@ -285,7 +285,7 @@ class BandedOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         lanes = vector_bytes() // self.problem.itemsize
-        traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
+        traffic = traffic_seconds(self.problem, self.direction, machine)
         seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
         return Estimate(seconds, f"turned in {len(self._parts)} bands: {self._planner.describe}")
 
@@ -393,7 +393,7 @@ class BandedGradient(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         lanes = vector_bytes() // self.problem.itemsize
-        traffic = conv_bytes(self.problem, "grad_weight") / machine.bandwidth
+        traffic = traffic_seconds(self.problem, "grad_weight", machine)
         seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
         described = next(iter(self._kinds.values())).describe()
         return Estimate(seconds, f"turned in {len(self._parts)} bands: {described}")

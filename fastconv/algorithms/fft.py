@@ -29,7 +29,7 @@ from fastconv.algorithms.base import (
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import roles, sub_problems, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
-from fastconv.cost import conv_bytes
+from fastconv.cost import traffic_seconds
 from fastconv.kernels import fft, overlap_save
 from fastconv.kernels.launch import GAP_BYTES, Launch
 from fastconv.kernels.params import Buffer, aligned, fill
@@ -39,19 +39,19 @@ from fastconv.problem import ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_OCTAVE_SLOTS = 4.3
+_OCTAVE_SLOTS = 4.0
 """Slots (`direct.model`) of one octave of a transform in one direction, for each complex vector."""
-_MOVE_SLOTS = 38.0
-"""Loading one into panels, or taking it from there, and transposing it between the axes."""
-_STORE_SLOTS = 31.0
-"""Storing one that is results."""
-_APART_SLOTS = 300.0
-"""Loading or storing one of an image whose pixels lie apart."""
-_PRODUCT_SLOTS = 15.0
+_LOAD_SLOTS = 35.0
+"""Loading one into panels."""
+_STORE_SLOTS = 20.0
+"""Storing one vector of results."""
+_APART_SLOTS = 69.0
+"""Loading or storing the values of one vector of an image whose pixels lie apart."""
+_PRODUCT_SLOTS = 10.0
 """Multiplying one by another from the second cache level."""
-_NEAR_BYTES = 3 << 19
+_NEAR_BYTES = 1 << 20
 """Panels and spectra that stay in the second cache level."""
-_FAR_SHARE = 0.7
+_FAR_SHARE = 0.8
 """Speed where they do not."""
 _KEPT_BYTES = 8 << 20
 """Spectra that a prepared layer keeps."""
@@ -107,23 +107,41 @@ def _targets(problem: ConvProblem, direction: str) -> tuple[int, int]:
 def _pair_slots(problem: ConvProblem, direction: str, blocks: Blocks, sizes: Sizes) -> float:
     """Slots that one pair of blocks of one group takes."""
     ic, oc = problem.ic_per_group, problem.oc_per_group
-    octaves = math.log2(blocks.points) * _OCTAVE_SLOTS
-    apart = 0.0 if problem.in_planes else _APART_SLOTS
+    step = blocks.step_r, blocks.step_c
     if direction == "grad_weight":  # both are transformed; what is transformed back counts once a slab
-        slots = (ic + oc) * (octaves + _MOVE_SLOTS + apart) + 2 * ic * oc * _PRODUCT_SLOTS
+        gradients = tuple(map(min, step, problem.output_size))
+        slots = ic * _loaded_slots(problem, blocks, problem.input_size) + oc * _loaded_slots(problem, blocks, gradients)
+        slots += 2 * ic * oc * _PRODUCT_SLOTS
     else:
         read, written = (ic, oc) if direction == "forward" else (oc, ic)
-        columns, results = blocks.step_c / blocks.n1, blocks.step_r * blocks.step_c / blocks.points
-        back = octaves * (1 + columns) / 2  # columns without results are not transformed back
-        slots = read * (octaves + _MOVE_SLOTS + apart) + read * written * _PRODUCT_SLOTS
-        slots += written * (back + _MOVE_SLOTS + results * (_STORE_SLOTS + apart))
+        source = problem.input_size if direction == "forward" else problem.output_size
+        results = 2 * math.prod(step) / blocks.points * (_STORE_SLOTS + _apart_slots(problem))
+        slots = read * _loaded_slots(problem, blocks, source) + read * written * _PRODUCT_SLOTS
+        slots += written * (_transform_slots(problem, blocks, blocks.step_c) + results)
     far = sizes.workspace + ic * oc * sizes.spectrum > _NEAR_BYTES
     return _vectors(problem, blocks) * slots / (_FAR_SHARE if far else 1.0)
 
 
 def _spectrum_slots(problem: ConvProblem, blocks: Blocks) -> float:
     """Slots of transforming one kernel's weights, or a sum of spectra back."""
-    return _vectors(problem, blocks) * (math.log2(blocks.points) * _OCTAVE_SLOTS + _MOVE_SLOTS)
+    return _vectors(problem, blocks) * _loaded_slots(problem, blocks, problem.kernel_size)
+
+
+def _loaded_slots(problem: ConvProblem, blocks: Blocks, size: tuple[int, int]) -> float:
+    """Slots, for each complex vector, of transforming two blocks of an image or kernel of that size."""
+    apart = 2 * _apart_slots(problem) * min(size[0], blocks.n0) * min(size[1], blocks.n1) / blocks.points
+    return _LOAD_SLOTS + apart + _transform_slots(problem, blocks, size[1])
+
+
+def _apart_slots(problem: ConvProblem) -> float:
+    return 0.0 if problem.in_planes else _APART_SLOTS
+
+
+def _transform_slots(problem: ConvProblem, blocks: Blocks, columns: int) -> float:
+    """The same of a transform or its inverse: along the rows only panels that have some of `columns` columns."""
+    lanes = vector_bytes() // problem.itemsize
+    met = min(1.0, -(-columns // lanes) * lanes / blocks.n1)
+    return (math.log2(blocks.n0) * met + math.log2(blocks.n1)) * _OCTAVE_SLOTS
 
 
 def _vectors(problem: ConvProblem, blocks: Blocks) -> float:
@@ -293,12 +311,12 @@ class FftOperation(Operation):
         problem, blocks, sizes = self.problem, self.blocks, self._sizes
         rate = model.slot_rate(machine, vector_bytes() // problem.itemsize)
         pair, kernel = _pair_slots(problem, self.direction, blocks, sizes), _spectrum_slots(problem, blocks)
-        seconds = _moving_seconds(problem) / self._threads
+        seconds = model.planes_seconds(problem) / self._threads
         for step in self._steps:
             for launch, each in zip(step, (kernel, pair), strict=True):
                 work = launch.tasks * each / rate * model.balance(launch.tasks, launch.threads)
                 seconds += model.launch_seconds(launch.threads) + work / launch.threads
-        traffic = conv_bytes(problem, self.direction) / machine.bandwidth
+        traffic = traffic_seconds(problem, self.direction, machine)
         return Estimate(max(seconds, traffic), describe(problem, self.direction, blocks))
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
@@ -367,11 +385,12 @@ class WeightGradientOperation(Operation):
         ic, oc = problem.ic_per_group, problem.oc_per_group
         rate = model.slot_rate(machine, vector_bytes() // problem.itemsize)
         pair, kernel = _pair_slots(problem, "grad_weight", blocks, self._sizes), _spectrum_slots(problem, blocks)
-        work = problem.groups * (pair * self._pairs + kernel * ic * oc * self._slabs) / rate + _moving_seconds(problem)
+        work = problem.groups * (pair * self._pairs + kernel * ic * oc * self._slabs) / rate
+        work += model.planes_seconds(problem)
         seconds = work / self._launch.threads * model.balance(problem.groups * self._slabs, self._launch.threads)
         launches = 2 if self._partial.workspace_bytes else 1
         seconds += launches * model.launch_seconds(self._launch.threads)
-        traffic = conv_bytes(problem, "grad_weight") / machine.bandwidth
+        traffic = traffic_seconds(problem, "grad_weight", machine)
         return Estimate(max(seconds, traffic), describe(problem, "grad_weight", blocks))
 
     def run(
@@ -379,12 +398,6 @@ class WeightGradientOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         self._partial.run(self._launch, second, first, self._unused, result)
-
-
-def _moving_seconds(problem: ConvProblem) -> float:
-    """What reading and writing the images takes one thread."""
-    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
-    return values * problem.itemsize * model.STREAM_SECONDS
 
 
 def describe(problem: ConvProblem, direction: str, blocks: Blocks) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, canonical_strides
 from fastconv.arrays import QUIET
-from fastconv.cost import conv_bytes, conv_flops, im2col_bytes
+from fastconv.cost import conv_flops, im2col_bytes, traffic_seconds
 from fastconv.kernels import launch, patches
 from fastconv.kernels.params import address, fill
 from fastconv.problem import ConvProblem
@@ -24,21 +24,37 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 8 << 20
 """Size of a block of the patch matrix: large enough for a fast product, small enough for the last cache level."""
-_PRODUCT_SHARE = 0.8
-"""Share of the peak that the matrix product reaches where both of its inner sizes fill vectors."""
-_ROW_SECONDS = 15e-9
-"""Beginning a row of the patch matrix, by one thread."""
-_RUN_SECONDS = 6e-9
-"""Beginning one piece of it that lies side by side in the image."""
-_VALUE_SECONDS = 0.25e-9
-"""Copying one value of a piece."""
-_CALL_SECONDS = 20e-6
+_PRODUCT_SHARE = 0.43
+"""Share of the peak that the matrix product reaches where its inner sizes fill vectors: BLAS's are half as long here as
+Numba's."""
+
+
+class _Copy(NamedTuple):
+    """Seconds of one thread: beginning a row of the patch matrix, a piece of it that lies side by side, each value."""
+
+    row: float
+    piece: float
+    value: float
+
+
+_UNFOLD = _Copy(20e-9, 1e-9, 0.58e-9)
+"""From the image into the matrix."""
+_FOLD = _Copy(7e-9, 1.6e-9, 0.1e-9)
+"""Added from the matrix to the image, piece by piece."""
+_CALL_SECONDS = 10e-6
 """Calls of the copying kernel and of the matrix product for one block."""
-_ADD_SECONDS = 0.4e-9
+_ADD_SECONDS = 0.07e-9
 """Adding a byte of a block's weight gradient, which comes in an array of its own, to that of the blocks before."""
+_TURNED_ADD_SECONDS = 0.9e-9
+"""The same in layout NCHW, where the two lie differently."""
 _SWITCH_SECONDS = 8e-3
-"""What a block takes besides on several threads: BLAS's threads spin for some 25 ms after a product, and Numba's get a
-core only when the scheduler takes it from them (measured on two cores, where every call took a multiple of 8 ms)."""
+"""What a block takes at least that is copied and multiplied on several threads: BLAS's spin for some 25 ms after a
+product, and Numba's get a core only when the scheduler takes it from them (measured on two cores, where every such call
+took a multiple of 8 ms)."""
+_THREADED_PRODUCTS = 1 << 20
+"""Products of a matrix product from which on BLAS takes several threads."""
+_COPIED_ROWS = 64
+"""Rows of the patch matrix that are one task."""
 
 
 class Im2col(Algorithm):
@@ -63,23 +79,36 @@ class Im2colOperation(Operation):
         self.workspace_bytes = self._rows * self._depth * problem.itemsize
 
     def estimate(self, machine: Machine) -> Estimate:
-        problem, direction = self.problem, self.direction
-        kh, kw = problem.kernel_size
-        outer, inner = (1, problem.ic_per_group) if problem.layout == "NHWC" else (problem.ic_per_group, 1)
-        # The forward copy joins taps that touch; the gradient adds tap by tap.
-        joined = kw if problem.dilation[1] == 1 and problem.groups == 1 and direction != "grad_input" else 1
-        pieces = outer * kh * kw // joined
-        row = _ROW_SECONDS + pieces * (_RUN_SECONDS + joined * inner * _VALUE_SECONDS)
-        copy = problem.n * math.prod(problem.output_size) * problem.groups * row / machine.threads
-        fill_share = min(1.0, problem.oc_per_group * problem.itemsize / machine.vector_bytes)
-        product = conv_flops(problem) / (machine.peak_flops * _PRODUCT_SHARE * fill_share)
-        traffic = (conv_bytes(problem, direction) + im2col_bytes(problem)) / (4 * machine.bandwidth)
-        blocks = problem.groups * problem.n * -(-math.prod(problem.output_size) // self._rows)
-        reason = f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks} blocks"
-        each = _CALL_SECONDS if machine.threads == 1 else _SWITCH_SECONDS
+        problem, direction, threads = self.problem, self.direction, machine.threads
+        pixels = math.prod(problem.output_size)
+        blocks = problem.groups * problem.n * -(-pixels // self._rows)
+        copies = threads > 1 and self._rows > _COPIED_ROWS
+        multiplies = threads > 1 and self._rows * self._depth * problem.oc_per_group >= _THREADED_PRODUCTS
+        copy = problem.n * pixels * problem.groups * self._row_seconds() / (threads if copies else 1)
+        if problem.oc_per_group == 1:
+            product = im2col_bytes(problem) / machine.cache_bandwidth
+        else:
+            fill_share = min(1.0, problem.oc_per_group * problem.itemsize / machine.vector_bytes)
+            product = conv_flops(problem) / (machine.peak_flops * _PRODUCT_SHARE * fill_share)
+            product *= 1 if multiplies else threads
+        each = _CALL_SECONDS
         if direction == "grad_weight":
-            each += math.prod(problem.w_shape) // problem.groups * problem.itemsize * _ADD_SECONDS
-        return Estimate(copy + max(product, traffic) + blocks * each, reason)
+            weights = math.prod(problem.w_shape) // problem.groups * problem.itemsize
+            each += weights * (_ADD_SECONDS if problem.layout == "NHWC" else _TURNED_ADD_SECONDS)
+        seconds = copy + product + blocks * each + traffic_seconds(problem, direction, machine)
+        if copies and multiplies:
+            seconds = max(seconds, blocks * _SWITCH_SECONDS)
+        return Estimate(seconds, f"patch matrix of {im2col_bytes(problem) / 2**20:.1f} MiB in {blocks} blocks")
+
+    def _row_seconds(self) -> float:
+        """Copying a row of the patch matrix, or adding it to the image."""
+        problem, (kh, kw) = self.problem, self.problem.kernel_size
+        copy = _FOLD if self.direction == "grad_input" else _UNFOLD
+        outer, inner = (1, problem.ic_per_group) if problem.layout == "NHWC" else (problem.ic_per_group, 1)
+        # Taps of a row that touch are copied together, but added one by one.
+        joins = problem.dilation[1] == 1 and problem.groups == 1 and copy is _UNFOLD
+        pieces = outer * kh * (1 if joins else kw)
+        return copy.row + pieces * copy.piece + outer * kh * kw * inner * copy.value
 
     @QUIET
     def run(
@@ -164,5 +193,5 @@ class Im2colOperation(Operation):
     def _unfold(self, x: np.ndarray, matrix: np.ndarray, piece: tuple[int, int, int, int]) -> np.ndarray:
         rows = matrix[: piece[3] - piece[2]]
         params = self._params(x, matrix, piece)
-        launch.run(patches.unfold(self.problem.dtype), params, len(rows), threads=self.threads, grain=64)
+        launch.run(patches.unfold(self.problem.dtype), params, len(rows), threads=self.threads, grain=_COPIED_ROWS)
         return rows

@@ -35,7 +35,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.transposed import bands_of, cut_of, transposed
-from fastconv.cost import conv_bytes
+from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels import winograd_weights as kernels_of_weights
 from fastconv.kernels.launch import Launch
@@ -471,7 +471,7 @@ class WinogradOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
-        traffic = conv_bytes(self.problem, self.direction) / machine.bandwidth
+        traffic = traffic_seconds(self.problem, self.direction, machine)
         return Estimate(max(seconds, traffic), self.form.describe(self._tiles, self._targets))
 
     def seconds(self, rate: float) -> float:
@@ -612,7 +612,7 @@ class WeightGradientOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
-        traffic = conv_bytes(self.problem, "grad_weight") / machine.bandwidth
+        traffic = traffic_seconds(self.problem, "grad_weight", machine)
         return Estimate(max(seconds, traffic), self.describe())
 
     def run(

@@ -49,7 +49,7 @@ from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.whole_window import WholeWindowOperation, as_one_pixel
 from fastconv.algorithms.direct.window_dots import plan_window_dots
 from fastconv.algorithms.transposed import Transposed, bands_of, transposed, transposition
-from fastconv.cost import conv_bytes
+from fastconv.cost import traffic_seconds
 from fastconv.kernels.launch import Launch
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -278,8 +278,7 @@ class DirectOperation(Operation):
         return sum(step.seconds(rate) for step in self.passes)
 
     def estimate(self, machine: Machine) -> Estimate:
-        moved = conv_bytes(self.problem, self.direction)
-        traffic = moved / machine.bandwidth * (model.CACHED_SHARE if moved <= model.CACHED_BYTES else 1)
+        traffic = traffic_seconds(self.problem, self.direction, machine)
         seconds = sum(step.seconds(model.slot_rate(machine, step.tile.VL)) for step in self.passes)
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)

@@ -72,7 +72,7 @@ class CorrelatePass(Pass):
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
         # Tiles of few sums keep several sets of them.
-        slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV] / model.CORRELATE_SHARE
+        slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV]
         multiply = tiles * pixels * slots / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES

@@ -68,7 +68,7 @@ class DepthwisePass(Pass):
         p, (multiply, trace) = self.launch.plan[0], self._work(rate)
         values = int(p["n"] * p["rows"] * p["columns"] * p["channels"])
         traffic = self.problem.n * int(p["source_n"]) + values * self.problem.itemsize
-        work = max(multiply, traffic * model.STREAM_SECONDS) + trace
+        work = max(multiply, traffic * model.PLANE_SECONDS) + trace
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def _work(self, rate: float) -> tuple[float, float]:

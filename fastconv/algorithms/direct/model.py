@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
     from fastconv.problem import ConvProblem
 
-GATHER_SHARE = {1: 0.85, 2: 0.95, 3: 0.97, 4: 0.97}
+GATHER_SHARE = {1: 0.85, 2: 0.97, 3: 0.97, 4: 0.97}
 """Share of the peak that a tile of so many vectors of channels reaches, apart from what is counted below."""
 LINE_SHARE = {**GATHER_SHARE, 1: 0.7}
 """The same of one of pixels in lines: a single vector straddles cache lines for each multiply-add."""
-STRIP_SHARE = {1: 0.6, 2: 0.8, 4: 0.9}
+STRIP_SHARE = {1: 0.6, 2: 0.98, 4: 0.98}
 """Share of the peak that a tile of so many vectors of pixels reaches: with one, each multiply-add loads a scalar."""
 NEAR_BYTES = 16 << 10
-STRIP_FAR_SHARE = 0.75
+STRIP_FAR_SHARE = 0.9
 """Speed of tiles that read more of a strip than that."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
-RUN_SLOTS = 50
+RUN_SLOTS = 34
 """Slots lost at the beginning and end of a run."""
-TILE_SLOTS = 120
+TILE_SLOTS = 86
 """Slots lost at the beginning and end of a tile."""
-PLANE_TILE_SLOTS = 100
+PLANE_TILE_SLOTS = 128
 """The same for a tile of weights by pixels of a plane, whose run is all taps of all channels."""
 LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
-STRIP_RUN_SLOTS = 24
+STRIP_RUN_SLOTS = 20
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 APART_SHARE = 0.9
 """Speed of a tile whose scalars lie in planes."""
@@ -43,7 +43,7 @@ ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
-PACK_SECONDS = 0.2e-9
+PACK_SECONDS = 0.12e-9
 """Packing one weight or output gradient."""
 COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
@@ -51,27 +51,25 @@ COLUMN_RUN_SECONDS = 1.5e-9
 """Beginning a row of such values that lie side by side."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
-CORRELATE_SHARE = 0.96
-"""Share of a tile's own share of the peak that the weight gradient's tile reaches: its runs end with every row."""
-CORRELATE_ADD_SECONDS = 0.06e-9
+CORRELATE_ADD_SECONDS = 0.046e-9
 """Adding one value of its tile to the weight gradient where both lie alike."""
 CORRELATE_ROW_SECONDS = 0.2e-9
 """The same where only a tile's output channels do, not its rows."""
-DOT_SHARE = {1: 0.2, 4: 0.3}
+DOT_SHARE = {1: 0.28, 4: 0.35}
 """Share of the peak that dot products over pixels with so many planes reach: most vectors straddle two cache lines."""
 DOT_GATHER_SECONDS = 0.02e-9
 """Copying one value into their strips, for each byte up to a cache line between it and the next."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
-PIXEL_DOT_SHARE = 0.85
+PIXEL_DOT_SHARE = 0.9
 """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
-PATCH_DOT_SHARE = 0.88
+PATCH_DOT_SHARE = 0.97
 """The same of products with packed windows, which lie in the second cache level."""
-PIXEL_DOT_CONFLICT_SHARE = 0.85
+PIXEL_DOT_CONFLICT_SHARE = 0.95
 """Speed of such products where planes meet in few lines of a cache."""
-DOT_SLOTS = 3
+DOT_SLOTS = 2.8
 """Slots of adding up the lanes of one such product."""
-SUM_SHARE = 0.6
+SUM_SHARE = 0.66
 """Share of the peak that a tile whose lanes are added up reaches: it loads a vector for most multiply-adds."""
 SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
@@ -84,13 +82,13 @@ STEP_SECONDS = 0.5e-9
 MANY_PLANES = 16
 PLANES_SHARE = 0.3
 """Speed of copying from more planes than that, each in pages of its own."""
-STRIP_TILE_SECONDS = 30e-9
+STRIP_TILE_SECONDS = 24e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
 TURN_SECONDS = 0.1e-9
 """Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
 TRANSPOSE_SECONDS = 0.15e-9
 """Moving one value between planes and pixels whose channels lie side by side."""
-SCATTER_SECONDS = 0.8e-9
+SCATTER_SECONDS = 0.56e-9
 """Moving one value to or from a place of its own."""
 NEAR_SCATTER_BYTES = 1 << 20
 FAR_SCATTER_SECONDS = 8e-9
@@ -100,25 +98,25 @@ LINE_SECONDS = 0.13e-9
 TURNED_PLANES = 192
 MANY_LINES_SECONDS = 0.45e-9
 """The same for so many planes, each in pages of its own."""
-DEPTHWISE_SHARE = 0.85
+DEPTHWISE_SHARE = 0.74
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
-MASKED_SHARE = 0.77
+MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
-DEPTHWISE_SLOTS = 60
+DEPTHWISE_SLOTS = 68
 """Slots lost at the beginning and end of a depthwise tile."""
-WINDOW_LOAD_SLOTS = 1.75
+WINDOW_LOAD_SLOTS = 2.1
 """Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
-ROLLING_SHARE = 0.9
+ROLLING_SHARE = 0.97
 """Share of what multiply-adds and loads allow that rolling sums reach."""
 PAIR_STORE_SLOTS = 2
 """Slots of interleaving two vectors and storing one."""
 ROLLING_SLOTS = 300
 """Slots lost with every strip."""
-PLANE_DOT_SHARE = 0.76
+PLANE_DOT_SHARE = 0.57
 """Share of what multiply-adds and loads allow that weight gradients of planes reach."""
 STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
@@ -131,21 +129,18 @@ STENCIL_PLANES_SHARE = 0.85
 CONFLICT_BYTES = 4 << 10
 """Planes that lie multiples of that far apart meet in few lines of the first cache level."""
 STENCIL_CONFLICT_PLANES = 12
-STENCIL_CONFLICT_SHARE = 0.7
+STENCIL_CONFLICT_SHARE = 0.64
 """Speed of a tile that reads so many planes which meet."""
-STENCIL_TAP_SLOTS = 20
+STENCIL_TAP_SLOTS = 17
 """Slots lost with every column of a kernel."""
-STENCIL_TILE_SLOTS = 60
+STENCIL_TILE_SLOTS = 55
 """Slots lost at the beginning and end of such a tile."""
-STREAM_SECONDS = 0.06e-9
+STREAM_SECONDS = 0.05e-9
 """Moving a byte of an image that does not stay in a core's caches."""
-PLANE_SECONDS = 0.015e-9
+PLANE_SECONDS = 0.012e-9
 """Moving a byte of an image that is read in the order in which it lies."""
 FAR_BYTES = 32 << 20
 """Images that no cache keeps from one use to the next."""
-CACHED_BYTES = 1 << 20
-CACHED_SHARE = 0.25
-"""Time of reading operands of so few bytes, which lie in a cache from the call before, over that from memory."""
 SPREAD_SECONDS = 0.05e-9
 """Adding one value of overlapping runs to where it belongs."""
 ARRAY_SECONDS = 1.5e-6
