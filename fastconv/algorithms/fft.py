@@ -107,15 +107,15 @@ def _targets(problem: ConvProblem, direction: str) -> tuple[int, int]:
 def _pair_slots(problem: ConvProblem, direction: str, blocks: Blocks, sizes: Sizes) -> float:
     """Slots that one pair of blocks of one group takes."""
     ic, oc = problem.ic_per_group, problem.oc_per_group
-    step = blocks.step_r, blocks.step_c
     if direction == "grad_weight":  # both are transformed; what is transformed back counts once a slab
-        gradients = tuple(map(min, step, problem.output_size))
+        rows, columns = problem.output_size
+        gradients = min(blocks.step_r, rows), min(blocks.step_c, columns)
         slots = ic * _loaded_slots(problem, blocks, problem.input_size) + oc * _loaded_slots(problem, blocks, gradients)
         slots += 2 * ic * oc * _PRODUCT_SLOTS
     else:
         read, written = (ic, oc) if direction == "forward" else (oc, ic)
         source = problem.input_size if direction == "forward" else problem.output_size
-        results = 2 * math.prod(step) / blocks.points * (_STORE_SLOTS + _apart_slots(problem))
+        results = 2 * blocks.step_r * blocks.step_c / blocks.points * (_STORE_SLOTS + _apart_slots(problem))
         slots = read * _loaded_slots(problem, blocks, source) + read * written * _PRODUCT_SLOTS
         slots += written * (_transform_slots(problem, blocks, blocks.step_c) + results)
     far = sizes.workspace + ic * oc * sizes.spectrum > _NEAR_BYTES

@@ -57,7 +57,7 @@ def registers() -> int:
     return 32 if vector_bytes() == 64 or triple.startswith(("aarch64", "arm64")) else 16
 
 
-_HEIGHTS = {32: {1: 14, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
+_HEIGHTS = {32: {1: 12, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
 """Rows of a tile for each number of vectors, by registers: the sums, a row of vectors and a scalar fill them."""
 IN_FLIGHT = 8
 """Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
@@ -83,10 +83,11 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
 def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing."""
     lanes = vector_bytes() // np.dtype(dtype).itemsize
+    vectors = -(-channels // lanes)
     if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
-        vectors = -(-channels // lanes)
         return Tile(VL=lanes, MR=1, NV=-(-vectors // -(-vectors // IN_FLIGHT)))
-    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in _HEIGHTS[registers()].items()]
+    heights = _HEIGHTS[registers()].items()
+    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in heights if vectors >= NV or NV == 1]
 
     def slots(shape: Tile) -> float:
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
@@ -107,7 +108,7 @@ def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
 
     def slots(NV: int) -> float:
         share = shares[min(NV, max(shares))]
-        return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, NV + shape.MR)
+        return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, (NV + shape.MR) / share)
 
     whole = -(-channels // shape.NR) - 1
     return whole * slots(shape.NV) + slots(shape.last(channels).NV)

@@ -255,6 +255,13 @@ def _one_row(part: Roles, n: int, rows: Axis, columns: Axis) -> tuple[int, Axis,
     return 1, replace(rows, count=1), replace(columns, count=n * count), (1, n * count)
 
 
+def _ascending(axis: Axis) -> Axis:
+    """The axis with its taps in the order of what they read, so that those of a kernel row may touch."""
+    if axis.offsets[0] <= axis.offsets[-1]:
+        return axis
+    return replace(axis, taps=axis.taps[::-1], offsets=axis.offsets[::-1])
+
+
 def _stays_inside(axis: Axis, size: int) -> bool:
     """Whether every tap of every target reads a source of that size, and none the padding."""
     return min(axis.offsets) >= 0 and (axis.count - 1) * axis.step + max(axis.offsets) < size
@@ -272,11 +279,13 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
 
     None where these do and nothing is gained, or where a tile's rows leave the second cache level.
     """
+    part, rows, columns = roles(problem, direction), _ascending(rows), _ascending(columns)
+    channels = part.channels
     if problem.layout != "NCHW":
-        padding = any(sum(problem.padding, ()))
-        if direction != "forward" or not padding or problem.ic > _PADDED_CHANNELS:
+        if part.reduction * problem.groups > _PADDED_CHANNELS or (rows.every, columns.every) != (1, 1):
             return None
-    channels = roles(problem, direction).channels
+        if all(map(_stays_inside, (rows, columns), part.source_size)):
+            return None
     frame = frame_of(problem, direction, rows, columns)
     # Whether this is done must not depend on the batch, as the tile's height does.
     if not frame.fits(highest_tile()):
@@ -338,6 +347,7 @@ def _plan(
     frame: Frame | None = None,
 ) -> GatherPass:  # fmt: skip
     """Plan a launch that gathers tiles of pixels; `frame` says how tasks pad what they read."""
+    rows, columns = _ascending(rows), _ascending(columns)
     sums = kind is ReducePass
     item, groups = problem.itemsize, problem.groups
     part = roles(problem, direction) if frame is None else frame.part
