@@ -117,6 +117,34 @@ def _winograd_tails() -> list[Case]:
     ]
 
 
+def _winograd_pieces() -> list[Case]:
+    """Kernels cut into pieces of 3 or 4 taps, the last with fewer, and into the phases of a stride."""
+    kernels = [(4, 4), (6, 6), (7, 7), (9, 8), (3, 5), (7, 3), (1, 9), (4, 1)]
+    cases = [
+        Case(f"winograd-k{kh}x{kw}-{h}x{w}", 17, 19, (h, w), (kh, kw), padding=(kh // 2, kw // 2))
+        for kh, kw in kernels
+        for h, w in ((1, 2), (9, 11))
+    ]
+    strided = [((3, 3), 2), ((4, 4), 2), ((5, 5), 2), ((7, 7), 3), ((5, 3), (2, 1)), ((1, 5), (3, 2)), ((3, 7), (3, 2))]
+    cases += [
+        Case(f"winograd-k{kh}x{kw}-strided-{h}x{w}", 17, 19, (h, w), (kh, kw), stride, (kh // 2, kw // 2))
+        for (kh, kw), stride in strided
+        for h, w in ((3, 2), (21, 26))
+    ]
+    return [
+        *cases,
+        Case("winograd-k7-padding-asymmetric", 33, 18, (6, 9), (7, 7), padding=((0, 5), (4, 1)), n=2),
+        Case("winograd-k6-groups", 51, 60, (7, 8), (6, 6), padding=3, groups=3, n=2),
+        Case("winograd-k7-dilated", 18, 17, (17, 19), (7, 7), padding=(7, 3), dilation=(2, 1)),
+        Case("winograd-k3-strided-asymmetric", 34, 18, (12, 17), (3, 3), 2, ((0, 3), (2, 1)), n=2, groups=2),
+        Case("threads-winograd-k7-slabs", 17, 33, (29, 30), (7, 7), padding=3, n=3),
+        Case("threads-winograd-k7-batch", 40, 33, (9, 11), (7, 7), padding="same", n=7),
+        Case("threads-winograd-k6-streamed", 260, 33, (27, 28), (6, 6), padding=3),
+        Case("threads-winograd-k5-strided", 40, 33, (37, 38), (5, 5), 2, 2, n=3),
+        Case("threads-winograd-k4-packed", 32, 96, (33, 34), (4, 4), padding=2, n=3),
+    ]
+
+
 def _flat_winograd() -> list[Case]:
     """Kernels of one row or one column: tiles of 4 outputs (3 and 5 taps) and of 2 (7 taps), of 1 across."""
     flat = [(1, 3), (5, 1), (1, 7), (7, 1)]
@@ -211,6 +239,7 @@ CASES: tuple[Case, ...] = (
     *_block_tails(),
     *_winograd_tails(),
     *_flat_winograd(),
+    *_winograd_pieces(),
     *_plane_tails(),
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),

@@ -9,7 +9,7 @@ import numpy as np
 
 import fastconv
 from fastconv import nn
-from fastconv.algorithms.winograd import FORMS
+from fastconv.algorithms.winograd.forms import FORMS
 
 from . import reference
 from .cases import INEXACT, LAYOUTS, NAMED, UNIVERSAL, Case, inexact_tolerance
@@ -72,8 +72,10 @@ def draw_layer(rng: np.random.Generator) -> Layer:
     if kind == "winograd":
         groups = int(rng.choice([1, 1, 2]))
         ic, oc = channels([8, 16, 17, 33, 40, 130], groups), channels([1, 5, 16, 33, 48, 70], groups)
-        kernels = list(FORMS)
+        kernels = [*FORMS, (4, 4), (3, 5), (6, 6), (7, 7), (8, 3), (9, 1)]
         kernel = kernels[int(rng.integers(len(kernels)))]
+        if rng.random() < 0.25:
+            return Layer(groups, ic, oc, kernel, stride=pair([1, 2], [2, 2, 3]))
         return Layer(groups, ic, oc, kernel, dilation=pair([1, 1, 2, 3, 7], [1, 1, 2, 5]))
     if kind == "large":
         groups = int(rng.choice([1, 1, 2, 5]))

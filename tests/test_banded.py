@@ -9,6 +9,7 @@ from fastconv.algorithms import banded, direct
 from fastconv.algorithms.base import PLAIN
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import Winograd
+from fastconv.algorithms.winograd.forms import form_of
 from fastconv.epilogue import epilogue_for
 from fastconv.problem import IMAGES_LAST, problem_from
 
@@ -20,6 +21,8 @@ def planned(algorithm, problem, direction, threads):
     if algorithm == "direct":
         return direct._banded(problem, direction, threads)
     if Winograd().declines(problem, direction) or (algorithm == "winograd, groups" and problem.groups == 1):
+        return None
+    if form_of(problem.kernel_size, problem.stride).piece_count > 1:  # bands are for weights in one piece
         return None
     planner = Winograd._group_planner if algorithm == "winograd, groups" else Winograd._band_planner
     return banded.plan_banded(problem, direction, planner(problem, direction), threads)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv.algorithms.winograd import FORMS, tiles_along
+from fastconv.algorithms.winograd.forms import FORMS, form_of, tiles_along
 from fastconv.kernels.toomcook import Filtering, transforms
 
 from . import reference
@@ -20,7 +20,8 @@ TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-w
 each_tiled = pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_kernel = pytest.mark.parametrize("size", FORMS, ids=lambda size: f"{size[0]}x{size[1]}")
+KERNELS = [*FORMS, (4, 4), (6, 6), (7, 7), (9, 9), (3, 5), (8, 3), (1, 11), (6, 1)]
+each_kernel = pytest.mark.parametrize("size", KERNELS, ids=lambda size: f"{size[0]}x{size[1]}")
 
 
 @pytest.mark.parametrize(("m", "r"), [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1)])
@@ -127,8 +128,9 @@ def test_nan_stays_within_the_tiles_that_read_it(size):
     x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((*size, 16, 16), np.float32)
     x[0, 9, 9, 3] = np.nan
     windows, tiles = [], []  # the outputs whose windows hold (9, 9), and those of their tiles
-    for r, m in zip(size, (FORMS[size].rows.m, FORMS[size].columns.m), strict=True):
-        first, last = 9 - r // 2, 9 + r // 2
+    form = form_of(size, (1, 1))
+    for r, m in zip(size, (form.rows.m, form.columns.m), strict=True):
+        first, last = 9 - r // 2, 9 + (r - 1) // 2
         windows.append(slice(first, last + 1))
         tiles.append(slice(first // m * m, last // m * m + m))
     reached = np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="winograd")).any(axis=(0, 3))
@@ -161,9 +163,10 @@ def test_tiles_cover_every_target_once(dilation, m):
 @pytest.mark.parametrize(
     ("kernel", "options", "words"),
     [
-        ((3, 5), {}, "kernels of 3 x 3, 5 x 5, 1 x 3, 3 x 1, 1 x 5, 5 x 1, 1 x 7, 7 x 1, not (3, 5)"),
-        ((7, 7), {}, "7 x 1, not (7, 7)"),
-        ((3, 3), {"stride": 2}, "stride 1, not (2, 2)"),
+        ((2, 5), {}, "pieces of 3 or 4 taps along each axis, or 1 along one, not (2, 5)"),
+        ((17, 17), {}, "kernels of at most 16 pieces"),
+        ((3, 3), {"stride": 3}, "pieces of 3 or 4 taps along each axis, or 1 along one, not (3, 3)"),
+        ((3, 3), {"stride": 2, "dilation": 2}, "strides without dilation and not for the input gradient, not (2, 2)"),
         ((5, 5), {"groups": 8}, "channels in a group to read, not 2"),
     ],
 )

@@ -10,6 +10,10 @@ dilation.
 
 Weights are transformed by the tasks themselves where they come as they lie: reading them transformed would move
 n0 n1 / (r0 r1) times as many bytes, from a slower cache.
+
+A kernel larger than r0 x r1 is cut into pieces of that size, the last ones filled up with zeros. Each reads pixels of
+its own, and its products are added to those of the pieces before: to the multiplication, pieces are more channels. So
+are the phases of a stride s: the taps a, a + s and so on of a kernel are one of stride 1 on every s-th pixel.
 """
 
 from __future__ import annotations
@@ -34,10 +38,12 @@ from fastconv.kernels.transpose import transpose_square
 WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
-    rows columns first_row first_column dilation_r dilation_c
+    rows columns first_row first_column dilation_r dilation_c stride_r stride_c
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held
-    transformed weight_offset weight_r weight_c weight_k weight_d weight_group weight_panel weight_chunk start_group
+    pieces_r pieces_c phases_r phases_c taps_r taps_c piece_bytes
+    transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
+    start_group
     value_pitch value_step weight_step product_step zeros
     transform_inputs transform_outputs transform_weights multiply multiply_last panel_lanes height
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
@@ -46,7 +52,10 @@ WINOGRAD = record("""
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
 `transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
 `multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
-a register tile `height` rows. The last lines' fields are offsets into each thread's workspace."""
+a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces, whose taps lie `tap_r` and
+`tap_c` apart, of phases_r x phases_c phases of the stride; where a tile's channels are all held transformed, those of a
+piece lie `piece_bytes` behind those of the piece before. The last lines' fields are offsets into each thread's
+workspace."""
 
 
 _AHEAD_OF_LINE = 2
@@ -83,23 +92,54 @@ def first_target(a, M, dilation):
 
 
 @jit.inline
-def trace_tile(ROWS, COLUMNS, p, image, first_row, first_column, rows, columns, stride_r, stride_c, table, outside):
-    """Write the addresses of ROWS x COLUMNS pixels of an image, `dilation` apart; those outside are `outside`."""
+def taps_of_piece(R0, R1, p, piece):
+    """The first tap of a piece along both axes, and how many it has: the last ones may have fewer than R0 x R1."""
+    row, column = piece // p.pieces_c, piece % p.pieces_c
+    a = row % p.phases_r + row // p.phases_r * R0 * p.stride_r
+    b = column % p.phases_c + column // p.phases_c * R1 * p.stride_c
+    return a, b, min(R0, (p.taps_r - a - 1) // p.stride_r + 1), min(R1, (p.taps_c - b - 1) // p.stride_c + 1)
+
+
+@jit.inline
+def last_read(start, M, taps, apart, size):
+    """Where what a tile reads for so many taps ends: beyond lie pixels that only taps of zeros would meet."""
+    return min(size, start + (M + taps - 1) * apart)
+
+
+@jit.inline
+def trace_tile(
+    ROWS, COLUMNS, image, first_row, first_column, apart_r, apart_c, rows, columns, pitch_r, pitch_c, table, outside
+):  # fmt: skip
+    """Write the addresses of ROWS x COLUMNS pixels of an image, `apart` apart; those outside are `outside`."""
     addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
-    last_row, last_column = first_row + (ROWS - 1) * p.dilation_r, first_column + (COLUMNS - 1) * p.dilation_c
-    first = image + first_row * stride_r + first_column * stride_c
-    step_r, step_c = p.dilation_r * stride_r, p.dilation_c * stride_c
+    last_row, last_column = first_row + (ROWS - 1) * apart_r, first_column + (COLUMNS - 1) * apart_c
+    first = image + first_row * pitch_r + first_column * pitch_c
+    step_r, step_c = apart_r * pitch_r, apart_c * pitch_c
     if first_row >= 0 and first_column >= 0 and last_row < rows and last_column < columns:
         for a in range(ROWS):
             for b in range(COLUMNS):
                 addresses[a, b] = first + a * step_r + b * step_c
         return
     for a in range(ROWS):
-        row = first_row + a * p.dilation_r
+        row = first_row + a * apart_r
         for b in range(COLUMNS):
-            column = first_column + b * p.dilation_c
+            column = first_column + b * apart_c
             inside = 0 <= row < rows and 0 <= column < columns
             addresses[a, b] = first + a * step_r + b * step_c if inside else outside
+
+
+@jit.inline
+def trace_inputs(M0, R0, M1, R1, p, taps, image, i, j, table):
+    """Write the addresses of what these taps of a piece read for the tile whose first target is (i, j)."""
+    a, b, taps_r, taps_c = taps
+    row = i * p.stride_r + p.first_row + a * p.dilation_r
+    column = j * p.stride_c + p.first_column + b * p.dilation_c
+    apart_r, apart_c = p.stride_r * p.dilation_r, p.stride_c * p.dilation_c
+    trace_tile(
+        M0 + R0 - 1, M1 + R1 - 1, image, row, column, apart_r, apart_c,
+        last_read(row, M0, taps_r, apart_r, p.source_rows), last_read(column, M1, taps_c, apart_c, p.source_columns),
+        p.source_r, p.source_c, table, p.zeros,
+    )  # fmt: skip
 
 
 @jit.inline
@@ -138,19 +178,26 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, rows):
-    """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels."""
+def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, rows):
+    """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
+
+    A piece has the first taps_r x taps_c taps; the others are zeros.
+    """
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     for k in range(rows):
         for v in range(0, lanes, VL):
             for a in range(R0):
                 for b in range(R1):
-                    place = tap + k * p.weight_k + a * p.weight_r + b * p.weight_c + v * ITEM
+                    place = tap + min(a, taps_r - 1) * p.tap_r + min(b, taps_c - 1) * p.tap_c
+                    place += k * p.weight_k + v * ITEM
                     taps[a, b] = place
                     prefetch(place + AHEAD * p.weight_k)
                     if lanes - v < VL:
                         taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
                         copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
+            if taps_r < R0 or taps_c < R1:
+                taps[taps_r:, :] = p.zeros
+                taps[:, taps_c:] = p.zeros
             transform_tile(
                 REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, 0, own + p.weight_table,
                 (k * p.panel_lanes + v) * ITEM,
@@ -159,8 +206,8 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, rows)
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, rows):
-    """Transform weights whose source channels lie side by side, turning squares of VL source x VL target channels.
+def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, before, rows):
+    """The same of weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
@@ -168,12 +215,14 @@ def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before,
     for a in range(R0):
         for b in range(R1):
             taps[a, b] = own + p.buffer + (a * R1 + b) * VL * VL * ITEM
+            if a >= taps_r or b >= taps_c:
+                carray(pointer(taps[a, b]), VL * VL, REAL)[:] = REAL(0)
     for v in range(0, lanes, VL):
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(R0):
-                for b in range(R1):
-                    square = tap + v * p.weight_d + first * ITEM + a * p.weight_r + b * p.weight_c
+            for a in range(taps_r):
+                for b in range(taps_c):
+                    square = tap + v * p.weight_d + first * ITEM + a * p.tap_r + b * p.tap_c
                     there = min(VL, lanes - v)
                     for d in range(there):
                         prefetch(square + d * p.weight_d + VL * ITEM)
@@ -187,7 +236,7 @@ def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before,
 
 @jit.inline
 def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, rows):
-    """Transform weights whose taps lie side by side, turning squares of VL target channels x VL taps.
+    """The same of whole kernels whose taps lie side by side, turning squares of VL target channels x VL taps.
 
     The taps of VL source channels are one line where these lie side by side, else a line has those of one. A line's
     last square overlaps the one before, or reads some taps of what precedes it, or follows the first line of all.
@@ -220,7 +269,7 @@ def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, 
 
 @functools.cache
 def transform_weights(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
-    """The part that transforms a panel's weights of the source channels from `first` on into `packed`.
+    """The part that transforms a panel's weights of a piece and the source channels from `first` on into `packed`.
 
     These are n0 n1 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
     last channel hold anything; their products are not used.
@@ -230,18 +279,19 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
     COUNT = rows.n * columns.n
 
-    def transform_panel(plan, own, weights, panel, first, packed):
+    def transform_panel(plan, own, weights, panel, piece, first, packed):
         p = record_at(plan, WINOGRAD)
+        a, b, taps_r, taps_c = taps_of_piece(R0, R1, p, piece)
         trace_matrix(COUNT, own + p.weight_table, packed, p.weight_step)
         lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
         rows = min(p.chunk, p.reduction - first)
-        tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d
+        tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, rows)
+            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, rows)
         elif abs(p.weight_c) == ITEM:
             transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
         else:
-            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
+            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, first, rows)
 
     return jit.part(transform_panel)
 
@@ -291,27 +341,28 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
 def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
     """The part that knows its register tile: matrices of `tiles` transformed tiles by those of a chunk of a panel.
 
-    The tile may be narrower than the panels, for the last of them. The chunk's source channels are those from `k` on.
+    The tile may be narrower than the panels, for the last of them. The chunk's `count` source channels lie `shift`
+    bytes behind a tile's first. The products are added to those so far if it `adds`.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR, COUNT = tile.VL, tile.MR, tile.NV, tile.NR, matrices
     UNROLL = UNROLLED if MR * NV < _MOST_UNROLLED else 1
 
-    def multiply_matrices(plan, own, packed, k, tiles):
+    def multiply_matrices(plan, own, packed, shift, count, adds, tiles):
         p = record_at(plan, WINOGRAD)
         run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
-        run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, min(p.chunk, p.reduction - k)
+        run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, count
         for e in range(COUNT):
-            values = own + p.values + e * p.value_step + k % p.held * ITEM
+            values = own + p.values + e * p.value_step + shift
             for first in range(0, tiles, MR):
                 rows = own + p.targets + first * 8
                 for q in range(MR):
                     run[q] = values + min(first + q, tiles - 1) * p.value_pitch
-                # The products of later chunks are added to those of the first.
                 multiply_tile(
                     REAL, VL, MR, NV, CHANNEL_START, UNROLL, 0, 1, own + p.tile_table, packed + e * p.weight_step,
-                    p.panel_lanes * ITEM, 0, rows if k > 0 else own + p.starts, e * p.product_step if k > 0 else 0,
+                    p.panel_lanes * ITEM, 0, rows if adds != 0 else own + p.starts,
+                    e * p.product_step if adds != 0 else 0,
                     REAL(-np.inf), rows, e * p.product_step, NR,
                 )  # fmt: skip
 
@@ -322,7 +373,7 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
 def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The kernel for one dtype and form; its tasks are (group, block of tiles, part of the panels)."""
     ITEM = np.dtype(dtype).itemsize
-    VL, M0, M1, N0, N1 = vector_bytes() // ITEM, rows.m, columns.m, rows.n, columns.n
+    VL, (M0, R0), (M1, R1), N0, N1 = vector_bytes() // ITEM, rows, columns, rows.n, columns.n
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -336,6 +387,8 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
         carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
+        pieces, chunks = p.pieces_r * p.pieces_c, (p.reduction + p.chunk - 1) // p.chunk
+        streams = p.held < p.reduction
         ready, traced, filled = -1, -1, False
         for task in range(begin, end):
             part = task % p.parts
@@ -348,37 +401,44 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
             if traced != block:  # for all groups: these are offsets
                 traced = block
                 source, target = call.source, call.target + p.target_offset
-                image, a, b = locate_tile(p, first)
-                for t in range(tiles):
-                    i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
-                    trace_tile(
-                        N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, own + p.pixels + t * N0 * N1 * 8, p.zeros,
-                    )  # fmt: skip
-                    trace_tile(
-                        M0, M1, p, target + image * p.target_n, i, j, p.rows, p.columns, p.target_r, p.target_c,
-                        own + p.sources + t * M0 * M1 * 8, own + p.unused,
-                    )  # fmt: skip
-                    image, a, b = next_tile(p, image, a, b)
+                for piece in range(pieces):
+                    taps, table = taps_of_piece(R0, R1, p, piece), own + p.pixels + piece * p.block * N0 * N1 * 8
+                    image, a, b = locate_tile(p, first)
+                    for t in range(tiles):
+                        i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
+                        trace_inputs(
+                            M0, R0, M1, R1, p, taps, source + image * p.source_n, i, j, table + t * N0 * N1 * 8
+                        )  # fmt: skip
+                        if piece == 0:
+                            trace_tile(
+                                M0, M1, target + image * p.target_n, i, j, p.dilation_r, p.dilation_c, p.rows,
+                                p.columns, p.target_r, p.target_c, own + p.sources + t * M0 * M1 * 8, own + p.unused,
+                            )  # fmt: skip
+                        image, a, b = next_tile(p, image, a, b)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
                 weights = call.other + p.weight_offset + group * p.weight_group
-                for k in range(0, p.reduction, p.chunk):
+                for step in range(pieces * chunks):
+                    piece, k = step // chunks, step % chunks * p.chunk
                     if p.transformed != 0:
-                        packed = weights + panel * p.weight_panel + k // p.chunk * p.weight_chunk
+                        packed = weights + panel * p.weight_panel + step * p.weight_chunk
                     else:
                         packed = own + p.weights
-                        call_part(p.transform_weights, (call.plan, own, weights, panel, k, packed))
-                    if p.held < p.reduction or not filled:
+                        call_part(p.transform_weights, (call.plan, own, weights, panel, piece, k, packed))
+                    if streams or not filled:
                         filled = True
-                        call_part(
-                            p.transform_inputs,
-                            (
-                                tiles, own + p.pixels, group * p.source_group + k * ITEM, min(p.held, p.reduction - k),
-                                own + p.value_table, 0, p.value_pitch, own + p.buffer, own + p.buffer_table, p.zeros,
-                            ),
-                        )  # fmt: skip
+                        for q in range(piece if streams else 0, piece + 1 if streams else pieces):
+                            call_part(
+                                p.transform_inputs,
+                                (
+                                    tiles, own + p.pixels + q * p.block * N0 * N1 * 8,
+                                    group * p.source_group + k * ITEM, min(p.held, p.reduction - k),
+                                    own + p.value_table, q * p.piece_bytes, p.value_pitch, own + p.buffer,
+                                    own + p.buffer_table, p.zeros,
+                                ),
+                            )  # fmt: skip
                     multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
-                    call_part(multiply, (call.plan, own, packed, k, tiles))
+                    shift, count = piece * p.piece_bytes + k % p.held * ITEM, min(p.chunk, p.reduction - k)
+                    call_part(multiply, (call.plan, own, packed, shift, count, 1 if step > 0 else 0, tiles))
                 call_part(p.transform_outputs, (address, own, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)
@@ -392,11 +452,12 @@ def pack() -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
+        chunks = (p.reduction + p.chunk - 1) // p.chunk
         for task in range(begin, end):
             weights = call.source + p.weight_offset + task // p.panels * p.weight_group
             panel, target = task % p.panels, call.target + task * p.weight_panel
-            for k in range(0, p.reduction, p.chunk):
-                packed = target + k // p.chunk * p.weight_chunk
-                call_part(p.transform_weights, (call.plan, own, weights, panel, k, packed))
+            for step in range(p.pieces_r * p.pieces_c * chunks):
+                piece, k, packed = step // chunks, step % chunks * p.chunk, target + step * p.weight_chunk
+                call_part(p.transform_weights, (call.plan, own, weights, panel, piece, k, packed))
 
     return jit.kernel(transform_panels)

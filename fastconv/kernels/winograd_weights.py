@@ -6,7 +6,8 @@ tiles are added up: n0 n1 matrix products (input channels x tiles) (tiles x outp
 transform of their sums.
 
 A task owns the sums of a block of input and output channels, which stay in the second cache level while it walks its
-tiles, transforming some of them at a time. Padding, edges and dilation are addresses, as in the forward kernel.
+tiles, transforming some of them at a time. Padding, edges and dilation are addresses, as in the forward kernel. A piece
+of a larger kernel is a gradient by itself, from inputs further on.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import SUMS, transform_tile
-from fastconv.kernels.winograd import first_target, locate_tile, next_tile, trace_matrix, trace_tile
+from fastconv.kernels.winograd import (
+    first_target,
+    locate_tile,
+    next_tile,
+    taps_of_piece,
+    trace_inputs,
+    trace_matrix,
+    trace_tile,
+)
 
 WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
-    dilation_r dilation_c
+    dilation_r dilation_c stride_r stride_c
     gradient_n gradient_r gradient_c gradient_group rows columns
-    target_r target_c target_k target_group slab_bytes
+    target_r target_c target_k target_group slab_bytes pieces_r pieces_c phases_r phases_c taps_r taps_c
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros
@@ -47,7 +56,10 @@ each thread's workspace."""
 
 @functools.cache
 def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
-    """The part that transforms the sums of a block of channels into the gradient, or adds them to it."""
+    """The part that transforms the sums of a block of channels into the gradient, or adds them to it.
+
+    Taps that a piece of a kernel has beyond those of the kernel have no place there: their address is 0.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
@@ -55,10 +67,11 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     def write_gradient(plan, own, inputs, outputs, adds):
         p = record_at(plan, WINOGRAD_WEIGHTS)
         targets = carray(pointer(own + p.target_table), R0 * R1, np.int64)
+        whole = targets.min() != 0
         for k in range(inputs):
             for v in range(0, outputs, VL):
                 there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
-                direct = there == VL and adds == 0
+                direct = there == VL and adds == 0 and whole
                 transform_tile(
                     REAL, VL, SUMS, M0, R0, M1, R1, own + p.product_table, k * p.output_pitch + v * ITEM,
                     own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
@@ -66,6 +79,8 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 if direct:
                     continue
                 for e in range(R0 * R1):
+                    if targets[e] == 0:
+                        continue
                     row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
                     weights = carray(pointer(targets[e] + place), there, REAL)
                     for d in range(there):
@@ -76,7 +91,7 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
 
 @functools.cache
 def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering) -> CFunc:
-    """The kernel for one dtype, register tile and form; tasks are (slab, group, block of inputs, block of outputs)."""
+    """The kernel for one dtype, register tile and form; tasks are (slab, group, piece, block of inputs, of outputs)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
@@ -91,11 +106,14 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
         trace_matrix(N0 * N1, own + p.product_table, own + p.products, p.product_step)
         trace_matrix(N0 * N1, own + p.spare_table, own + p.spare, VL * ITEM)
         run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
+        pieces = p.pieces_r * p.pieces_c
         for task in range(begin, end):
             first_output = task % p.output_blocks * p.output_block
             first_input = task // p.output_blocks % p.input_blocks * p.input_block
-            group = task // p.output_blocks // p.input_blocks % p.groups
-            slab = task // p.output_blocks // p.input_blocks // p.groups
+            whole = task // p.output_blocks // p.input_blocks
+            piece, group = whole % pieces, whole // pieces % p.groups
+            slab = whole // pieces // p.groups
+            taps = taps_of_piece(R0, R1, p, piece)
             inputs, outputs = min(p.input_block, p.inputs - first_input), min(p.output_block, p.outputs - first_output)
             source = call.source + group * p.source_group
             gradient = call.other + group * p.gradient_group
@@ -105,10 +123,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
                 image, a, b = locate_tile(p, first)
                 for t in range(tiles):
                     i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
-                    trace_tile(
-                        N0, N1, p, source + image * p.source_n, i + p.first_row, j + p.first_column, p.source_rows,
-                        p.source_columns, p.source_r, p.source_c, own + p.pixels, p.zeros,
-                    )  # fmt: skip
+                    trace_inputs(M0, R0, M1, R1, p, taps, source + image * p.source_n, i, j, own + p.pixels)
                     call_part(
                         p.transform_inputs,
                         (
@@ -117,8 +132,8 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
                         ),
                     )  # fmt: skip
                     trace_tile(
-                        M0, M1, p, gradient + image * p.gradient_n, i, j, p.rows, p.columns, p.gradient_r, p.gradient_c,
-                        own + p.pixels, p.zeros,
+                        M0, M1, gradient + image * p.gradient_n, i, j, p.dilation_r, p.dilation_c, p.rows, p.columns,
+                        p.gradient_r, p.gradient_c, own + p.pixels, p.zeros,
                     )  # fmt: skip
                     call_part(
                         p.transform_gradients,
@@ -144,7 +159,9 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
             targets = carray(pointer(own + p.target_table), (R0, R1), np.int64)
             for a in range(R0):
                 for b in range(R1):
-                    targets[a, b] = target + a * p.target_r + b * p.target_c
+                    i, j = taps[0] + a * p.stride_r, taps[1] + b * p.stride_c
+                    there = a < taps[2] and b < taps[3]
+                    targets[a, b] = target + i * p.target_r + j * p.target_c if there else 0
             adds = 1 if slab > 0 and p.slab_bytes == 0 else 0
             call_part(p.transform_sums, (call.plan, own, inputs, outputs, adds))
 

@@ -1,0 +1,109 @@
+"""winograd: convolutions of 3 taps and more along an axis, dilated or not, with a quarter to a half of the products.
+
+The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases.
+
+Forward pass, and input gradient of stride 1 as the same kernel on the flipped weights; the weight gradient is the
+transposed algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum, and
+three times for strided kernels (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles that read it: in the weight
+gradient all weights of its channel, with every channel of the other side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastconv.algorithms.banded import BandPlanner, GroupBands, Stage, plan_banded, plan_banded_gradient
+from fastconv.algorithms.base import Algorithm, Operation
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.transposed import bands_of, cut_of, transposed
+from fastconv.algorithms.winograd.forms import MOST_PIECES, form_of, has_form
+from fastconv.algorithms.winograd.pixels import WinogradOperation
+from fastconv.algorithms.winograd.weights import WeightGradientOperation
+from fastconv.kernels.target import vector_bytes
+from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
+
+
+def _gradient_of_band(problem: ConvProblem) -> WeightGradientOperation:
+    return WeightGradientOperation(problem, 1)
+
+
+def _band_rows(problem: ConvProblem) -> int:
+    """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
+    return form_of(problem.kernel_size, problem.stride).rows.m * problem.dilation[0]
+
+
+def _layout_of_bands(problem: ConvProblem) -> str:
+    """Of NCHW problems: the taps of a piece do not lie side by side in weights that are not turned."""
+    return IMAGES_LAST if form_of(problem.kernel_size, problem.stride).piece_count == 1 else CHANNELS_LAST
+
+
+class Winograd(Algorithm):
+    """F(4 x 4, 3 x 3) and its like on blocks of tiles that stay in the second cache level."""
+
+    name = "winograd"
+    exact = False
+
+    def declines(self, problem: ConvProblem, direction: str) -> str | None:
+        lanes = vector_bytes() // problem.itemsize
+        if problem.stride != (1, 1) and (direction == "grad_input" or problem.dilation != (1, 1)):
+            return f"winograd has strides without dilation and not for the input gradient, not {problem.stride}"
+        if not has_form(problem.kernel_size, problem.stride):
+            few = f"at most {MOST_PIECES} pieces of 3 or 4 taps along each axis, or 1 along one"
+            return f"winograd is for kernels of {few}, not {problem.kernel_size}"
+        read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
+        least = read.get(direction, min(problem.ic_per_group, problem.oc_per_group))
+        if least < lanes:
+            return f"winograd needs {lanes} channels in a group to read, not {least}"
+        if problem.layout == "NCHW" and not self._transposes(problem, direction):
+            return "winograd in layout 'NCHW' transposes images, and these are too large for that"
+        return None
+
+    @staticmethod
+    def _transposes(problem: ConvProblem, direction: str) -> bool:
+        """Whether NCHW images can be transposed in parts."""
+        if direction == "grad_weight":
+            return cut_of(problem) is not None
+        return bands_of(problem, direction, _layout_of_bands(problem), _band_rows(problem)) is not None
+
+    def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if problem.layout == "NCHW" and direction == "grad_weight":
+            in_groups = problem.groups > 1
+            banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", True, threads) if in_groups else None
+            gradient = banded or transposed(problem, direction, CHANNELS_LAST, self, threads)
+            assert gradient is not None  # or it would have declined
+            return gradient
+        if problem.layout == "NCHW":
+            planner, layout = self._band_planner(problem, direction), _layout_of_bands(problem)
+            ways: list[Any] = [transposed(problem, direction, layout, self, threads, planner.rows)]
+            if layout == IMAGES_LAST:
+                ways.append(plan_banded(problem, direction, planner, threads))
+                if problem.groups > 1:
+                    ways.append(plan_banded(problem, direction, self._group_planner(problem, direction), threads))
+            return min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
+        if direction == "grad_weight":
+            return WeightGradientOperation(problem, threads)
+        return WinogradOperation(problem, direction, threads)
+
+    @staticmethod
+    def _band_planner(problem: ConvProblem, direction: str) -> BandPlanner:
+        """How bands of NCHW images are computed: with as many channels held as in the first, as weights lie so."""
+        first: list[WinogradOperation] = []
+
+        def stages(band: ConvProblem) -> tuple[Stage, ...]:
+            as_first = (first[0].held, first[0].tile) if first else ()
+            operation = WinogradOperation(band, direction, 1, *as_first)
+            first.append(operation)
+            return (operation.stage(),)
+
+        return BandPlanner(IMAGES_LAST, _band_rows(problem), str(form_of(problem.kernel_size, problem.stride)), stages)
+
+    @staticmethod
+    def _group_planner(problem: ConvProblem, direction: str) -> BandPlanner:
+        """The same in bands of some groups, each of which transforms its weights."""
+
+        def stages(band: ConvProblem) -> tuple[Stage, ...]:
+            return (WinogradOperation(band, direction, 1).stage(packs=False),)
+
+        return BandPlanner(
+            IMAGES_LAST, 1, str(form_of(problem.kernel_size, problem.stride)), stages, GroupBands(dense=True)
+        )

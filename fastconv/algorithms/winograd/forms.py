@@ -1,0 +1,144 @@
+"""The forms of Winograd's minimal filtering that kernels of each size take, and what they cost."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fastconv.kernels.toomcook import Filtering
+
+
+@dataclass(frozen=True)
+class Form:
+    """F(m0 x m1, r0 x r1): tiles of m0 x m1 outputs of r0 x r1 kernels, from n0 x n1 inputs.
+
+    Larger kernels are cut into `pieces` of that size along rows and columns, which are added up before the products are
+    transformed back, and so are the `phases` of a stride.
+
+    `*_slots` are the slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it
+    between caches: the inputs, the weights, the products back, and for the weight gradient the output gradients and the
+    sums.
+    """
+
+    rows: Filtering
+    columns: Filtering
+    input_slots: int
+    weight_slots: int
+    output_slots: int
+    gradient_slots: int
+    sums_slots: int
+    kept_bytes: int
+    """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
+    pieces: tuple[int, int] = (1, 1)
+    phases: tuple[int, int] = (1, 1)
+
+    def __str__(self) -> str:
+        form = f"F({self.rows.m} x {self.columns.m}, {self.rows.r} x {self.columns.r})"
+        return form if self.pieces == (1, 1) else f"{form} for each of {self.pieces[0]} x {self.pieces[1]} pieces"
+
+    @property
+    def matrices(self) -> int:
+        """Inputs of a tile, and its products."""
+        return self.rows.n * self.columns.n
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a tile."""
+        return self.rows.m * self.columns.m
+
+    @property
+    def taps(self) -> int:
+        """Weights of a piece."""
+        return self.rows.r * self.columns.r
+
+    @property
+    def piece_count(self) -> int:
+        """Pieces of a kernel."""
+        return self.pieces[0] * self.pieces[1]
+
+    def describe(self, tiles: int, outputs: int, taps: int) -> str:
+        """The form in words, with its share of the multiplications where so many tiles make outputs of `taps` each."""
+        share = outputs * taps / (tiles * self.matrices * self.piece_count)
+        return f"{self}, 1/{share:.1f} of the multiplications"
+
+
+def tiles_along(filtering: Filtering, count: int, dilation: int) -> int:
+    """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
+
+    Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
+    """
+    whole, rest = divmod(count, filtering.m * dilation)
+    return whole * dilation + min(rest, dilation)
+
+
+def _square(m: int, r: int, **slots: Any) -> dict[tuple[int, int], Form]:
+    return {(r, r): Form(Filtering(m, r), Filtering(m, r), **slots)}
+
+
+def _flat(m: int, r: int, **slots: Any) -> dict[tuple[int, int], Form]:
+    along, across = Filtering(m, r), Filtering(1, 1)
+    return {(1, r): Form(across, along, **slots), (r, 1): Form(along, across, **slots)}
+
+
+FORMS = {
+    **_square(4, 3, input_slots=570, weight_slots=320, output_slots=150, gradient_slots=450, sums_slots=450,
+              kept_bytes=3 << 19),
+    **_square(2, 5, input_slots=460, weight_slots=1000, output_slots=50, gradient_slots=250, sums_slots=600,
+              kept_bytes=8 << 20),
+    **_flat(4, 3, input_slots=90, weight_slots=55, output_slots=55, gradient_slots=75, sums_slots=60,
+            kept_bytes=3 << 19),
+    **_flat(4, 5, input_slots=120, weight_slots=75, output_slots=35, gradient_slots=100, sums_slots=80,
+            kept_bytes=3 << 19),
+    **_flat(2, 7, input_slots=90, weight_slots=110, output_slots=40, gradient_slots=75, sums_slots=100,
+            kept_bytes=3 << 19),
+}  # fmt: skip
+"""By the kernel's size: the largest tiles whose rounding errors stay small, which grow along both axes of a square."""
+_CUTS = {2: Filtering(5, 2), 3: Filtering(4, 3), 4: Filtering(3, 4), 5: Filtering(2, 5)}
+"""What other kernels, and pieces of them, take along an axis, by taps: all of 6 inputs, and so of the same points."""
+MOST_PIECES = 16
+_INPUT_SLOTS = {36: 550, 6: 90}
+"""What the others take, by the inputs of a tile."""
+
+
+def has_form(size: tuple[int, int], stride: tuple[int, int]) -> bool:
+    """Whether kernels of that size take one: a single tap gains nothing, and two of stride 1 would err too much."""
+    taps = _taps_of_phases(size, stride)
+    return max(taps) > 1 and not (stride == (1, 1) and 2 in taps) and _pieces(size, stride) <= MOST_PIECES
+
+
+def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """The most taps that a phase of the stride has along each axis."""
+    return -(-size[0] // stride[0]), -(-size[1] // stride[1])
+
+
+def _pieces(size: tuple[int, int], stride: tuple[int, int]) -> int:
+    phases = min(size[0], stride[0]) * min(size[1], stride[1])
+    return phases * math.prod(_cut(taps)[1] for taps in _taps_of_phases(size, stride))
+
+
+@functools.cache
+def form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
+    """The form that kernels of a size take that has one."""
+    if size in FORMS and stride == (1, 1):
+        return FORMS[size]
+    (rows, pieces_r), (columns, pieces_c) = map(_cut, _taps_of_phases(size, stride))
+    phases = min(size[0], stride[0]), min(size[1], stride[1])
+    flat = 1 in (rows.n, columns.n)
+    taps, outputs = rows.r * columns.r, rows.m * columns.m
+    return Form(
+        rows, columns, input_slots=_INPUT_SLOTS[rows.n * columns.n],
+        weight_slots=10 + 15 * taps if flat else max(140, 42 * taps - 60),
+        output_slots=15 + (10 if flat else 8) * outputs,
+        gradient_slots=75 if flat else 180 + 17 * outputs, sums_slots=60 + 5 * taps if flat else 365 + 10 * taps,
+        kept_bytes=3 << 19, pieces=(phases[0] * pieces_r, phases[1] * pieces_c), phases=phases,
+    )  # fmt: skip
+
+
+def _cut(taps: int) -> tuple[Filtering, int]:
+    """The filtering along an axis with so many taps, and the pieces: those with the fewest multiplications."""
+    if taps == 1:
+        return Filtering(1, 1), 1
+    cuts = [(filtering, -(-taps // r)) for r, filtering in _CUTS.items() if r > 2 or taps == 2]
+    return min(cuts, key=lambda cut: (cut[1] * cut[0].n / cut[0].m, cut[1]))

@@ -1,0 +1,321 @@
+"""Forward pass and input gradient by Winograd's tiles: `fastconv.kernels.winograd`, planned."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba.core.ccallback import CFunc
+
+from fastconv.algorithms.banded import Stage
+from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.winograd.forms import form_of, tiles_along
+from fastconv.cost import traffic_seconds
+from fastconv.kernels import winograd as kernels
+from fastconv.kernels.launch import Launch
+from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
+from fastconv.kernels.target import LATENCY_ROWS, TILE_SHARE, Tile, panel_slots, panel_tile
+from fastconv.kernels.tiles import RUN_FIELDS
+from fastconv.kernels.transforms import INPUT
+from fastconv.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from fastconv.machine import Machine
+
+_CHUNK = 96
+"""Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
+_STREAMED_BYTES = 256
+"""Source channels that are transformed at a time where not all are held."""
+_TASK_BYTES = 31 << 16
+"""Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
+_NEAR_BYTES = 1 << 20
+"""Transformed input that stays in the second cache level beside the weights."""
+_FAR_SHARE = 0.85
+"""Speed of the products where it does not."""
+_MULTIPLY_SHARE = 0.95
+"""Share of the peak that the products reach, their operands coming from the second cache level."""
+_PRODUCT_STEPS = 4
+"""Beginning and end of the sums of a register tile, in their steps."""
+_TRACE_SLOTS = 6
+"""Writing the address of one input or output of a tile."""
+_LAUNCHES_SAVED = 3
+"""Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
+_LOW_SHARE = 0.9
+"""A low register tile must take less than that of the usual one's time, as it loads more for each multiply-add."""
+_RUNS_PER_THREAD = 4
+"""Runs of tasks that a thread takes one after another, of problems in groups."""
+_FETCH_SECONDS = 0.15e-9
+"""Fetching a byte of them that another core has just written."""
+
+
+def _tile(dtype: str, tiles: int, channels: int) -> Tile:
+    """The register tile for so many tiles as rows: a lower one where the last rows would be computed for nothing."""
+    usual = panel_tile(dtype, 1 << 20, channels)
+    low = replace(usual, MR=min(usual.MR, LATENCY_ROWS))
+
+    def slots(shape: Tile) -> float:
+        return -(-tiles // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
+
+    return low if slots(low) < _LOW_SHARE * slots(usual) else usual
+
+
+class WinogradOperation(Operation):
+    """Forward pass or input gradient by tiles."""
+
+    def __init__(
+        self, problem: ConvProblem, direction: str, threads: int, held: int | None = None, tile: Tile | None = None
+    ) -> None:  # fmt: skip
+        """`held` source channels are transformed at a time, and `tile` is used; None for what takes the least time."""
+        self.problem = problem
+        self.direction = direction
+        self.threads = threads
+        self.form = form = form_of(problem.kernel_size, problem.stride)
+        ((rows, columns),) = sub_problems(problem, direction)
+        self._tile_rows = tiles_along(form.rows, rows.count, problem.dilation[0])
+        self._tile_columns = tiles_along(form.columns, columns.count, problem.dilation[1])
+        self._roles = roles(problem, direction)
+        self._tiles = problem.n * self._tile_rows * self._tile_columns
+        self.tile = tile or _tile(problem.dtype, self._tiles, self._roles.channels)
+        self._targets = problem.n * rows.count * columns.count
+        self._panels = -(-self._roles.channels // self.tile.NR)
+        self._block, self._parts, self.held, self._slots = self._blocking(held)
+        zeros = np.zeros(max(problem.groups * self._roles.reduction, self.tile.NR), problem.dtype)
+        self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
+        tasks = problem.groups * -(-self._tiles // self._block) * self._parts
+        self._launches = []
+        for transformed in (False, True):
+            plan, workspace = self._record(rows, columns, zeros, transformed)
+            # A run of tasks traces its tiles once, for all its groups.
+            grain = max(1, tasks // (_RUNS_PER_THREAD * threads)) if problem.groups > 1 else 1
+            self._launches.append(Launch(self._kernel(plan), problem.dtype, plan, tasks, threads, workspace, grain))
+        pack, workspace = self._record(rows, columns, zeros, False)
+        self._pack = Launch(
+            self._pack_kernel(pack), problem.dtype, pack, problem.groups * self._panels, threads, workspace
+        )
+        self._kept = zeros  # the records hold its address
+        self.workspace_bytes = self._launches[0].workspace_bytes
+        self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
+        self._keeps_weights = self._packed_bytes <= form.kept_bytes
+        fits = self._keeps_weights and self.workspace_bytes + self._packed_bytes <= scratch_limit(problem, threads)
+        self._saved_slots = self._repeated_slots() if fits else 0.0
+        cost = _LAUNCHES_SAVED * model.launch_seconds(threads)
+        if threads > 1:
+            cost += self._packed_bytes * _FETCH_SECONDS
+        if self._saved_slots / model.NOMINAL_RATE > cost:
+            self.workspace_bytes += self._packed_bytes
+        else:
+            self._saved_slots = 0.0
+        self.prepared_key = (self.tile.NR, self._panels, self._chunk(self.held)) if self._keeps_weights else None
+
+    def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
+        """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
+
+        def compiled() -> CFunc:
+            form, dtype = self.form, self.problem.dtype
+            plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
+            return kernels.pack()
+
+        return compiled
+
+    def _kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
+        """The same for the kernel that multiplies."""
+
+        def compiled() -> CFunc:
+            form, dtype = self.form, self.problem.dtype
+            if not plan["transformed"][0]:
+                plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
+            plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.rows, form.columns).address
+            plan["transform_outputs"] = kernels.transform_products(dtype, form.rows, form.columns).address
+            last = self.tile.last(self._roles.channels)
+            plan["multiply_last"] = kernels.multiply(dtype, last, form.matrices).address
+            if self._panels > 1:
+                plan["multiply"] = kernels.multiply(dtype, self.tile, form.matrices).address
+            return kernels.winograd(dtype, form.rows, form.columns)
+
+        return compiled
+
+    def _blocking(self, given: int | None) -> tuple[int, int, int, float]:
+        """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
+
+        Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
+        again for every panel, which leaves room for more tiles to share the transformed weights.
+        """
+        shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
+        matrices, outputs = self.form.matrices, self.form.outputs
+        parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
+        found = []
+        for held in {reduction, min(reduction, _STREAMED_BYTES // item)} if given is None else {given}:
+            beside = matrices * self._chunk(held) * shape.NR * item
+            # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
+            each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count) + outputs * 8
+            most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
+            blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
+            choices = itertools.product(blocks, parts)
+            found += [(self._thread_slots(block, part, held), -block, part, -held) for block, part in choices]
+        slots, block, part, held = min(found)
+        return -block, part, -held, slots
+
+    def _tile_bytes(self, held: int) -> int:
+        """Bytes of one value of a tile, transformed: all channels of all pieces, or those that are held at a time."""
+        lanes = -(-held // self.tile.VL) * self.tile.VL
+        pieces = 1 if held < self._roles.reduction else self.form.piece_count
+        return pieces * lanes * self.problem.itemsize
+
+    def _chunk(self, held: int) -> int:
+        """Source channels whose weights are transformed at once."""
+        reduction = self._roles.reduction
+        return held if held < reduction else -(-reduction // -(-reduction // _CHUNK))
+
+    def _thread_slots(self, block: int, parts: int, held: int) -> float:
+        """Slots of the thread that works longest: whole blocks come first, and the last ones fill the gaps."""
+        each = self.problem.groups * parts
+        whole, rest = divmod(self._tiles, block)
+        slots = self._task_slots(block, parts, held)
+        last = self._task_slots(rest, parts, held) if rest else 0.0
+        rounds, more = divmod(each * whole, self.threads)
+        busy = [(rounds + (thread < more)) * slots for thread in range(self.threads)]
+        heapq.heapify(busy)
+        for _ in range(each if rest else 0):
+            heapq.heapreplace(busy, busy[0] + last)
+        return max(busy)
+
+    def _task_slots(self, tiles: int, parts: int, held: int) -> float:
+        shape, form, reduction = self.tile, self.form, self._roles.reduction
+        height = -(-tiles // shape.MR) * shape.MR
+        panels = -(-self._panels // parts)
+        vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL))
+        times = 1 if held == reduction else panels
+        pieces = form.piece_count
+        inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
+        weights = reduction * vectors * form.weight_slots
+        multiply = form.matrices * height * vectors * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
+        if form.matrices * tiles * self._tile_bytes(held) > _NEAR_BYTES:
+            multiply /= _FAR_SHARE
+        trace = tiles * (form.matrices * pieces + form.outputs) * _TRACE_SLOTS
+        return trace + pieces * (inputs + weights + multiply) + tiles * vectors * form.output_slots
+
+    def _weight_slots(self) -> float:
+        """Slots of transforming all weights."""
+        vectors = self.problem.groups * self._roles.reduction * -(-self._roles.channels // self.tile.VL)
+        return vectors * self.form.piece_count * self.form.weight_slots
+
+    def _repeated_slots(self) -> float:
+        """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
+        blocks = -(-self._tiles // self._block)
+        return (blocks - 1) * self._weight_slots() / self.threads
+
+    def stage(self, packs: bool = True) -> Stage:
+        """What the operation is to a band that one thread computes.
+
+        Weights that are kept are transformed before, if it `packs` any.
+        """
+        if not (packs and self._keeps_weights):
+            return Stage(self._launches[False], self._zeros, lambda rate: self._slots / rate)
+        transforming = -(-self._tiles // self._block) * self._weight_slots()
+        return Stage(
+            self._launches[True], self._zeros, lambda rate: (self._slots - transforming) / rate, self._pack,
+            self._packed_bytes, self._weight_slots() / model.NOMINAL_RATE, self.prepared_key,
+        )  # fmt: skip
+
+    def _record(
+        self, rows: Axis, columns: Axis, zeros: np.ndarray, transformed: bool
+    ) -> tuple[np.ndarray, int]:  # fmt: skip
+        problem, part, shape, form = self.problem, self._roles, self.tile, self.form
+        outputs, taps, matrices, pieces = form.outputs, form.taps, form.matrices, form.piece_count
+        (kh, kw), (stride_r, stride_c) = problem.kernel_size, problem.stride
+        item, reduction = problem.itemsize, part.reduction
+        w_r, w_c, w_k, w_d = part.weights
+        flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
+        offset = (kh - 1) * w_r * flipped_r + (kw - 1) * w_c * flipped_c
+        w_r, w_c = -w_r if flipped_r else w_r, -w_c if flipped_c else w_c
+        height = -(-self._block // shape.MR) * shape.MR
+        chunk = self._chunk(self.held)
+        # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
+        value_pitch = self._tile_bytes(self.held)
+        value_step, weight_step, product_step = (
+            odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
+        )
+        chunk_bytes = matrices * weight_step
+        panel_bytes = pieces * -(-reduction // chunk) * chunk_bytes
+        sizes = (
+            self._block * outputs * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
+            chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
+            max(reduction, problem.groups * part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
+            matrices * 8, max((taps + 1) * shape.VL, matrices) * shape.VL * item,
+        )  # fmt: skip
+        (
+            sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
+            weight_source, unused, tile_table, starts, buffer_table, buffer, total,
+        ) = workspace_offsets(*sizes)  # fmt: skip
+        record = fill(
+            kernels.WINOGRAD,
+            source_n=part.source[0], source_r=part.source[1], source_c=part.source[2],
+            source_group=reduction * part.source[3],
+            source_rows=part.source_size[0], source_columns=part.source_size[1],
+            target_offset=0, target_n=part.target[0], target_r=part.target[1], target_c=part.target[2],
+            target_group=part.channels * part.target[3],
+            rows=rows.count, columns=columns.count, first_row=min(rows.offsets), first_column=min(columns.offsets),
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
+            tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
+            block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
+            reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
+            stride_r=stride_r, stride_c=stride_c, pieces_r=form.pieces[0], pieces_c=form.pieces[1],
+            phases_r=form.phases[0], phases_c=form.phases[1], taps_r=kh, taps_c=kw,
+            piece_bytes=0 if self.held < reduction else value_pitch // pieces,
+            held=self.held, value_pitch=value_pitch, pixels=pixels,
+            transformed=transformed, weight_offset=0 if transformed else offset,
+            weight_r=w_r, weight_c=w_c, tap_r=w_r * stride_r, tap_c=w_c * stride_c, weight_k=w_k, weight_d=w_d,
+            weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
+            weight_chunk=chunk_bytes,
+            start_group=self._panels * shape.NR * item,
+            value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
+            transform_inputs=0, transform_outputs=0, transform_weights=0, multiply=0, multiply_last=0,
+            panel_lanes=shape.NR, height=shape.MR,
+            workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
+            products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,
+            weight_source=weight_source, unused=unused, tile_table=tile_table, starts=starts,
+            buffer_table=buffer_table, buffer=buffer,
+        )  # fmt: skip
+        return record, total
+
+    def estimate(self, machine: Machine) -> Estimate:
+        seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
+        traffic = traffic_seconds(self.problem, self.direction, machine)
+        return Estimate(max(seconds, traffic), self._describe())
+
+    def _describe(self) -> str:
+        kh, kw = self.problem.kernel_size
+        return self.form.describe(self._tiles, self._targets, kh * kw)
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        launches = 2 if self._saved_slots else 1
+        return launches * model.launch_seconds(self.threads) + (self._slots - self._saved_slots) / rate
+
+    def prepare(self, w: np.ndarray) -> np.ndarray:
+        if not self._keeps_weights:
+            return w
+        packed = aligned((1, 1, 1, self._packed_bytes // self.problem.itemsize), self.problem.dtype)
+        self._pack(w, w, self._zeros, packed)
+        return packed
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        start = epilogue.start(self._zeros, self.problem.groups)
+        end = epilogue.relu, epilogue.activation, epilogue.failed_address
+        if prepared is None and self._saved_slots:
+            with Buffer(self._packed_bytes) as buffer:
+                packed = buffer[: self._packed_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+                self._pack(second, second, self._zeros, packed)
+                self._launches[True](first, packed, start, result, *end)
+            return
+        launch = self._launches[prepared is not None and self._keeps_weights]
+        launch(first, second if prepared is None else prepared, start, result, *end)
