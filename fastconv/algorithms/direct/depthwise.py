@@ -12,7 +12,15 @@ from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, targets_inside, workspace_offsets
+from fastconv.algorithms.direct.grids import (
+    TASKS_PER_THREAD,
+    Axis,
+    even_step,
+    met_taps,
+    roles,
+    targets_inside,
+    workspace_offsets,
+)
 from fastconv.kernels import depthwise
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
@@ -104,6 +112,7 @@ def plan_depthwise(
 ) -> DepthwisePass | None:
     """Plan the launch for one dense sub-problem; None where groups or all channels do not fit vectors."""
     source, target, source_size, group, others, _, _ = roles(problem, direction)
+    rows, columns = met_taps(rows, source_size[0]), met_taps(columns, source_size[1])
     item, channels = problem.itemsize, problem.groups * others
     shape = row_tile_shape(problem.dtype, len(columns.taps), columns.count, columns.step, group, others, channels)
     if max(group, others) > shape.VL or (shape.masked and vector_bytes() == 16):  # those have no masked loads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fastconv.algorithms.base import canonical_strides, canonical_weight_strides
@@ -109,6 +109,14 @@ def roles(problem: ConvProblem, direction: str) -> Roles:
     if direction == "forward":
         return Roles(x, y, problem.input_size, ic, oc, (w_r, w_c, w_k, w_d), oc * w_d)
     return Roles(y, x, problem.output_size, oc, ic, (w_r, w_c, w_d, w_k), oc * w_d)
+
+
+def met_taps(axis: Axis, size: int) -> Axis:
+    """The axis without the taps that read nothing but padding; one stays in any case."""
+    pairs = list(zip(axis.taps, axis.offsets, strict=True))
+    met = [pair for pair in pairs if targets_inside(pair[1], pair[1], axis.step, size, axis.count)]
+    taps, offsets = zip(*(met or pairs[:1]), strict=True)
+    return replace(axis, taps=taps, offsets=offsets)
 
 
 def targets_inside(first: int, last: int, step: int, size: int, count: int) -> range:

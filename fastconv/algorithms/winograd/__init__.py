@@ -4,8 +4,8 @@ The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces,
 
 Forward pass, and input gradient of stride 1 as the same kernel on the flipped weights; the weight gradient is the
 transposed algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum, and
-three times for strided kernels (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles that read it: in the weight
-gradient all weights of its channel, with every channel of the other side.
+three times for strided kernels (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles
+that read it: in the weight gradient all weights of its channel, with every channel of the other side.
 """
 
 from __future__ import annotations
