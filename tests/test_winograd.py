@@ -74,6 +74,8 @@ def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(size, dtype)
         "winograd-groups",
         "threads-winograd-k5-slabs",
         "threads-winograd-dilated",
+        "threads-winograd-k7-slabs",
+        "threads-winograd-k5-strided",
     ],
 )
 def test_weight_gradient_depends_on_threads_nowhere(name, set_threads):
@@ -109,7 +111,16 @@ def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(size, layout)
         assert not reached[~expected].any()
 
 
-@pytest.mark.parametrize("name", ["threads-winograd-batch", "threads-winograd-k5-batch", "threads-winograd-dilated"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "threads-winograd-batch",
+        "threads-winograd-k5-batch",
+        "threads-winograd-dilated",
+        "threads-winograd-k7-batch",
+        "threads-winograd-k5-strided",
+    ],
+)
 def test_result_depends_on_neither_batch_nor_threads(name, set_threads):
     case = by_name(name)
     given = data(case, "floats", "NHWC", "float32")
@@ -191,6 +202,7 @@ def test_depthwise_weight_gradient_takes_a_nan_to_the_taps_that_meet_it(width):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("n", "size", "ic", "oc", "kernel"), [
     (1, 27, 64, 192, 5), (8, 27, 64, 192, 5), (1, 28, 128, 256, 5), (8, 56, 64, 64, 3), (1, 33, 512, 512, 3),
+    (1, 14, 512, 512, 7), (1, 46, 128, 128, 7), (1, 56, 64, 32, 16), (1, 30, 384, 64, 11),
 ])  # fmt: skip
 def test_workspace_keeps_to_its_limit(n, size, ic, oc, kernel, direction, set_threads):
     """A tenth of the arrays, or 2 MB a thread."""

@@ -40,7 +40,7 @@ WINOGRAD = record("""
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column dilation_r dilation_c stride_r stride_c
     tile_rows tile_columns tiles block blocks parts
-    reduction channels panels chunk held
+    reduction channels panels chunk held streams
     pieces_r pieces_c phases_r phases_c taps_r taps_c piece_bytes
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
@@ -53,9 +53,9 @@ WINOGRAD = record("""
 `transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
 `multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
 a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces, whose taps lie `tap_r` and
-`tap_c` apart, of phases_r x phases_c phases of the stride; where a tile's channels are all held transformed, those of a
-piece lie `piece_bytes` behind those of the piece before. The last lines' fields are offsets into each thread's
-workspace."""
+`tap_c` apart, of phases_r x phases_c phases of the stride. Where it `streams`, a tile's source is transformed again for
+every panel; else that of a piece lies `piece_bytes` behind that of the piece before. The last lines' fields are offsets
+into each thread's workspace."""
 
 
 _AHEAD_OF_LINE = 2
@@ -184,14 +184,15 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps
     A piece has the first taps_r x taps_c taps; the others are zeros.
     """
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
+    # Read before the loops: what is written in them might be a record, for all that LLVM knows.
+    tap_r, tap_c, pitch = p.tap_r, p.tap_c, p.weight_k
     for k in range(rows):
         for v in range(0, lanes, VL):
             for a in range(R0):
                 for b in range(R1):
-                    place = tap + min(a, taps_r - 1) * p.tap_r + min(b, taps_c - 1) * p.tap_c
-                    place += k * p.weight_k + v * ITEM
+                    place = tap + min(a, taps_r - 1) * tap_r + min(b, taps_c - 1) * tap_c + (k * pitch + v * ITEM)
                     taps[a, b] = place
-                    prefetch(place + AHEAD * p.weight_k)
+                    prefetch(place + AHEAD * pitch)
                     if lanes - v < VL:
                         taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
                         copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
@@ -388,7 +389,6 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
         for t in range(capacity):
             product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
         pieces, chunks = p.pieces_r * p.pieces_c, (p.reduction + p.chunk - 1) // p.chunk
-        streams = p.held < p.reduction
         ready, traced, filled = -1, -1, False
         for task in range(begin, end):
             part = task % p.parts
@@ -424,9 +424,9 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                     else:
                         packed = own + p.weights
                         call_part(p.transform_weights, (call.plan, own, weights, panel, piece, k, packed))
-                    if streams or not filled:
+                    if p.streams != 0 or not filled:
                         filled = True
-                        for q in range(piece if streams else 0, piece + 1 if streams else pieces):
+                        for q in range(piece if p.streams != 0 else 0, piece + 1 if p.streams != 0 else pieces):
                             call_part(
                                 p.transform_inputs,
                                 (

@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -34,6 +34,8 @@ _STREAMED_BYTES = 256
 """Source channels that are transformed at a time where not all are held."""
 _TASK_BYTES = 31 << 16
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
+_TABLE_BYTES = 12 << 10
+"""Its tables of matrices and of a register tile's rows, and the lines that keep matrices apart."""
 _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.85
@@ -54,6 +56,13 @@ _FETCH_SECONDS = 0.15e-9
 """Fetching a byte of them that another core has just written."""
 
 
+class Held(NamedTuple):
+    """What of a tile's source is held transformed: so many channels at a time, of so many pieces of the kernel."""
+
+    channels: int
+    pieces: int
+
+
 def _tile(dtype: str, tiles: int, channels: int) -> Tile:
     """The register tile for so many tiles as rows: a lower one where the last rows would be computed for nothing."""
     usual = panel_tile(dtype, 1 << 20, channels)
@@ -69,9 +78,9 @@ class WinogradOperation(Operation):
     """Forward pass or input gradient by tiles."""
 
     def __init__(
-        self, problem: ConvProblem, direction: str, threads: int, held: int | None = None, tile: Tile | None = None
+        self, problem: ConvProblem, direction: str, threads: int, held: Held | None = None, tile: Tile | None = None
     ) -> None:  # fmt: skip
-        """`held` source channels are transformed at a time, and `tile` is used; None for what takes the least time."""
+        """`held` is transformed at a time, and `tile` is used; None for what takes the least time."""
         self.problem = problem
         self.direction = direction
         self.threads = threads
@@ -140,8 +149,8 @@ class WinogradOperation(Operation):
 
         return compiled
 
-    def _blocking(self, given: int | None) -> tuple[int, int, int, float]:
-        """Tiles of a block, parts of the panels, channels held transformed, and slots of the thread that works longest.
+    def _blocking(self, given: Held | None) -> tuple[int, int, Held, float]:
+        """Tiles of a block, parts of the panels, what is held transformed, and slots of the thread that works longest.
 
         Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
         again for every panel, which leaves room for more tiles to share the transformed weights.
@@ -150,29 +159,48 @@ class WinogradOperation(Operation):
         matrices, outputs = self.form.matrices, self.form.outputs
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
         found = []
-        for held in {reduction, min(reduction, _STREAMED_BYTES // item)} if given is None else {given}:
+        all_held, streamed = Held(reduction, self.form.piece_count), Held(min(reduction, _STREAMED_BYTES // item), 1)
+        for held in {all_held, streamed} if given is None else {given}:
             beside = matrices * self._chunk(held) * shape.NR * item
+            beside += self._buffer_bytes + self._row_bytes + _TABLE_BYTES
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
             each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count) + outputs * 8
-            most = max(1, (_TASK_BYTES - beside) // (each * shape.MR))
+            most = (_TASK_BYTES - beside) // (each * shape.MR)
+            if most < 1 and held != streamed and given is None:  # the pieces of many channels
+                continue
+            most = max(1, most)
             blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
             choices = itertools.product(blocks, parts)
-            found += [(self._thread_slots(block, part, held), -block, part, -held) for block, part in choices]
-        slots, block, part, held = min(found)
-        return -block, part, -held, slots
+            found += [(self._thread_slots(block, part, held), -block, part, held) for block, part in choices]
+        slots, block, part, held = min(found, key=lambda choice: (*choice[:3], -choice[3].channels, -choice[3].pieces))
+        return -block, part, held, slots
 
-    def _tile_bytes(self, held: int) -> int:
-        """Bytes of one value of a tile, transformed: all channels of all pieces, or those that are held at a time."""
-        lanes = -(-held // self.tile.VL) * self.tile.VL
-        pieces = 1 if held < self._roles.reduction else self.form.piece_count
-        return pieces * lanes * self.problem.itemsize
+    @property
+    def _buffer_bytes(self) -> int:
+        """Bytes of the buffer for what does not fill vectors, and for weights that are turned."""
+        return max((self.form.taps + 1) * self.tile.VL, self.form.matrices) * self.tile.VL * self.problem.itemsize
 
-    def _chunk(self, held: int) -> int:
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes of a pixel that nobody reads."""
+        channels = max(self._roles.reduction, self.problem.groups * self._roles.channels, self.tile.NR)
+        return channels * self.problem.itemsize
+
+    def _tile_bytes(self, held: Held) -> int:
+        """Bytes of one value of a tile, transformed, of all that is held."""
+        lanes = -(-held.channels // self.tile.VL) * self.tile.VL
+        return held.pieces * lanes * self.problem.itemsize
+
+    def _streams(self, held: Held) -> bool:
+        """Whether a tile's source is transformed again for every panel."""
+        return held != (self._roles.reduction, self.form.piece_count)
+
+    def _chunk(self, held: Held) -> int:
         """Source channels whose weights are transformed at once."""
         reduction = self._roles.reduction
-        return held if held < reduction else -(-reduction // -(-reduction // _CHUNK))
+        return held.channels if held.channels < reduction else -(-reduction // -(-reduction // _CHUNK))
 
-    def _thread_slots(self, block: int, parts: int, held: int) -> float:
+    def _thread_slots(self, block: int, parts: int, held: Held) -> float:
         """Slots of the thread that works longest: whole blocks come first, and the last ones fill the gaps."""
         each = self.problem.groups * parts
         whole, rest = divmod(self._tiles, block)
@@ -185,12 +213,12 @@ class WinogradOperation(Operation):
             heapq.heapreplace(busy, busy[0] + last)
         return max(busy)
 
-    def _task_slots(self, tiles: int, parts: int, held: int) -> float:
+    def _task_slots(self, tiles: int, parts: int, held: Held) -> float:
         shape, form, reduction = self.tile, self.form, self._roles.reduction
         height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._panels // parts)
         vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL))
-        times = 1 if held == reduction else panels
+        times = panels if self._streams(held) else 1
         pieces = form.piece_count
         inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
         weights = reduction * vectors * form.weight_slots
@@ -246,8 +274,7 @@ class WinogradOperation(Operation):
         sizes = (
             self._block * outputs * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
             chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
-            max(reduction, problem.groups * part.channels, shape.NR) * item, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8,
-            matrices * 8, max((taps + 1) * shape.VL, matrices) * shape.VL * item,
+            self._row_bytes, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, matrices * 8, self._buffer_bytes,
         )  # fmt: skip
         (
             sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
@@ -267,8 +294,8 @@ class WinogradOperation(Operation):
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             stride_r=stride_r, stride_c=stride_c, pieces_r=form.pieces[0], pieces_c=form.pieces[1],
             phases_r=form.phases[0], phases_c=form.phases[1], taps_r=kh, taps_c=kw,
-            piece_bytes=0 if self.held < reduction else value_pitch // pieces,
-            held=self.held, value_pitch=value_pitch, pixels=pixels,
+            streams=self._streams(self.held), piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,
+            held=self.held.channels, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=0 if transformed else offset,
             weight_r=w_r, weight_c=w_c, tap_r=w_r * stride_r, tap_c=w_c * stride_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
