@@ -67,6 +67,10 @@ TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 """Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
 
 
+_SPILLED_SHARE = 0.93
+"""Speed of a tile of one vector that is higher than the one made for it: addresses of its rows are spilled."""
+
+
 def tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a problem with that many rows and channels in the lanes.
 
@@ -83,11 +87,10 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
 def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing."""
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    vectors = -(-channels // lanes)
     if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
+        vectors = -(-channels // lanes)
         return Tile(VL=lanes, MR=1, NV=-(-vectors // -(-vectors // IN_FLIGHT)))
-    heights = _HEIGHTS[registers()].items()
-    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in heights if vectors >= NV or NV == 1]
+    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in _HEIGHTS[registers()].items()]
 
     def slots(shape: Tile) -> float:
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
@@ -105,9 +108,12 @@ def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
 
     A low or narrow tile is held up by loads, of which one takes a slot, or waits for its own results.
     """
+    one_vector = _HEIGHTS[registers()][1]
 
     def slots(NV: int) -> float:
         share = shares[min(NV, max(shares))]
+        if NV == 1 and one_vector < shape.MR:
+            share *= _SPILLED_SHARE
         return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, (NV + shape.MR) / share)
 
     whole = -(-channels // shape.NR) - 1

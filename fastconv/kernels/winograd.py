@@ -178,10 +178,10 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
-    A piece has the first taps_r x taps_c taps; the others are zeros.
+    A piece has the first taps_r x taps_c taps; the others are zeros. With WHOLE, no tap is missing.
     """
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     # Read before the loops: what is written in them might be a record, for all that LLVM knows.
@@ -190,13 +190,14 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps
         for v in range(0, lanes, VL):
             for a in range(R0):
                 for b in range(R1):
-                    place = tap + min(a, taps_r - 1) * tap_r + min(b, taps_c - 1) * tap_c + (k * pitch + v * ITEM)
+                    place = tap + k * pitch + a * tap_r + b * tap_c + v * ITEM
                     taps[a, b] = place
                     prefetch(place + AHEAD * pitch)
                     if lanes - v < VL:
                         taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
-                        copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
-            if taps_r < R0 or taps_c < R1:
+                        if WHOLE != 0 or (a < taps_r and b < taps_c):
+                            copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
+            if WHOLE == 0:
                 taps[taps_r:, :] = p.zeros
                 taps[:, taps_c:] = p.zeros
             transform_tile(
@@ -207,7 +208,7 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, before, rows):
     """The same of weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
@@ -216,13 +217,13 @@ def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c
     for a in range(R0):
         for b in range(R1):
             taps[a, b] = own + p.buffer + (a * R1 + b) * VL * VL * ITEM
-            if a >= taps_r or b >= taps_c:
+            if WHOLE == 0 and (a >= taps_r or b >= taps_c):
                 carray(pointer(taps[a, b]), VL * VL, REAL)[:] = REAL(0)
     for v in range(0, lanes, VL):
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(taps_r):
-                for b in range(taps_c):
+            for a in range(R0 if WHOLE != 0 else taps_r):
+                for b in range(R1 if WHOLE != 0 else taps_c):
                     square = tap + v * p.weight_d + first * ITEM + a * p.tap_r + b * p.tap_c
                     there = min(VL, lanes - v)
                     for d in range(there):
@@ -269,16 +270,16 @@ def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, 
 
 
 @functools.cache
-def transform_weights(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
+def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bool) -> CFunc:
     """The part that transforms a panel's weights of a piece and the source channels from `first` on into `packed`.
 
     These are n0 n1 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
-    last channel hold anything; their products are not used.
+    last channel hold anything; their products are not used. A kernel of a single piece is `whole`.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
-    COUNT = rows.n * columns.n
+    COUNT, WHOLE = rows.n * columns.n, int(whole)
 
     def transform_panel(plan, own, weights, panel, piece, first, packed):
         p = record_at(plan, WINOGRAD)
@@ -288,11 +289,11 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
         rows = min(p.chunk, p.reduction - first)
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, rows)
+            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows)
         elif abs(p.weight_c) == ITEM:
             transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
         else:
-            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, taps_r, taps_c, lanes, first, rows)
+            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, first, rows)
 
     return jit.part(transform_panel)
 

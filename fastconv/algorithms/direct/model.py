@@ -149,7 +149,7 @@ _CALL_SECONDS = 3e-6
 """Arguments and tables."""
 _START_SECONDS = 4e-6
 """Waking the other threads."""
-NOMINAL_RATE = 5e9
+NOMINAL_RATE = 7e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
 
 

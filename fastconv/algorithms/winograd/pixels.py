@@ -48,6 +48,8 @@ _TRACE_SLOTS = 6
 """Writing the address of one input or output of a tile."""
 _LAUNCHES_SAVED = 3
 """Launches whose time must be saved for a call to transform all weights first, instead of in every block of tiles."""
+_LOW_ROWS = (8, LATENCY_ROWS)
+"""Heights of register tiles lower than the usual one."""
 _LOW_SHARE = 0.9
 """A low register tile must take less than that of the usual one's time, as it loads more for each multiply-add."""
 _RUNS_PER_THREAD = 4
@@ -66,11 +68,11 @@ class Held(NamedTuple):
 def _tile(dtype: str, tiles: int, channels: int) -> Tile:
     """The register tile for so many tiles as rows: a lower one where the last rows would be computed for nothing."""
     usual = panel_tile(dtype, 1 << 20, channels)
-    low = replace(usual, MR=min(usual.MR, LATENCY_ROWS))
 
     def slots(shape: Tile) -> float:
         return -(-tiles // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
 
+    low = min((replace(usual, MR=rows) for rows in _LOW_ROWS if rows <= usual.MR), key=slots)
     return low if slots(low) < _LOW_SHARE * slots(usual) else usual
 
 
@@ -122,12 +124,15 @@ class WinogradOperation(Operation):
             self._saved_slots = 0.0
         self.prepared_key = (self.tile.NR, self._panels, self._chunk(self.held)) if self._keeps_weights else None
 
+    def _transform_weights(self) -> CFunc:
+        form = self.form
+        return kernels.transform_weights(self.problem.dtype, form.rows, form.columns, form.piece_count == 1)
+
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
 
         def compiled() -> CFunc:
-            form, dtype = self.form, self.problem.dtype
-            plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
+            plan["transform_weights"] = self._transform_weights().address
             return kernels.pack()
 
         return compiled
@@ -138,7 +143,7 @@ class WinogradOperation(Operation):
         def compiled() -> CFunc:
             form, dtype = self.form, self.problem.dtype
             if not plan["transformed"][0]:
-                plan["transform_weights"] = kernels.transform_weights(dtype, form.rows, form.columns).address
+                plan["transform_weights"] = self._transform_weights().address
             plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.rows, form.columns).address
             plan["transform_outputs"] = kernels.transform_products(dtype, form.rows, form.columns).address
             last = self.tile.last(self._roles.channels)
