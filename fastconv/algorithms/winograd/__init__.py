@@ -73,10 +73,10 @@ class Winograd(Algorithm):
             assert gradient is not None  # or it would have declined
             return gradient
         if problem.layout == "NCHW":
-            planner, layout = self._band_planner(problem, direction), _layout_of_bands(problem)
-            ways: list[Any] = [transposed(problem, direction, layout, self, threads, planner.rows)]
+            layout = _layout_of_bands(problem)
+            ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem))]
             if layout == IMAGES_LAST:
-                ways.append(plan_banded(problem, direction, planner, threads))
+                ways.append(plan_banded(problem, direction, self._band_planner(problem, direction), threads))
                 if problem.groups > 1:
                     ways.append(plan_banded(problem, direction, self._group_planner(problem, direction), threads))
             return min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +104,8 @@ _INPUT_SLOTS = {36: 550, 6: 90}
 def has_form(size: tuple[int, int], stride: tuple[int, int]) -> bool:
     """Whether kernels of that size take one: a single tap gains nothing, and two of stride 1 would err too much."""
     taps = _taps_of_phases(size, stride)
-    return max(taps) > 1 and not (stride == (1, 1) and 2 in taps) and _pieces(size, stride) <= MOST_PIECES
+    err = stride == (1, 1) and 2 in taps
+    return max(taps) > 1 and not err and form_of(size, stride).piece_count <= MOST_PIECES
 
 
 def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -113,14 +113,9 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
     return -(-size[0] // stride[0]), -(-size[1] // stride[1])
 
 
-def _pieces(size: tuple[int, int], stride: tuple[int, int]) -> int:
-    phases = min(size[0], stride[0]) * min(size[1], stride[1])
-    return phases * math.prod(_cut(taps)[1] for taps in _taps_of_phases(size, stride))
-
-
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
-    """The form that kernels of a size take that has one."""
+    """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
     if size in FORMS and stride == (1, 1):
         return FORMS[size]
     (rows, pieces_r), (columns, pieces_c) = map(_cut, _taps_of_phases(size, stride))

@@ -55,7 +55,7 @@ _LOW_SHARE = 0.9
 _RUNS_PER_THREAD = 4
 """Runs of tasks that a thread takes one after another, of problems in groups."""
 _FETCH_SECONDS = 0.15e-9
-"""Fetching a byte of them that another core has just written."""
+"""Fetching a byte of transformed weights that another core has just written."""
 
 
 class Held(NamedTuple):

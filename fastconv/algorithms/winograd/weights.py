@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 _BLOCK_BYTES = 256
-"""Weight gradient: input channels, and output channels, whose sums a task owns."""
+"""Input channels, and output channels, whose sums a task owns."""
 _GRADIENT_BYTES = 9 << 17
 """Its sums and transformed tiles: they stay in the second cache level."""
 _SLAB_TILES = 48
