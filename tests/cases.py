@@ -283,6 +283,7 @@ CASES: tuple[Case, ...] = (
     # dilation
     Case("dilated", 6, 10, (9, 14), (3, 3), padding=2, dilation=2),
     Case("dilated-unequal", 4, 12, (12, 11), (2, 4), dilation=(5, 2), padding=((0, 3), (2, 0))),
+    Case("dilated-far", 40, 34, (11, 12), (3, 3), padding=8, dilation=(8, 9)),
     Case("dilated-stride", 3, 8, (13, 14), (3, 3), stride=(2, 3), padding=(3, 2), dilation=(3, 2)),
     # groups
     Case("groups", 12, 20, (6, 7), (3, 3), padding=1, groups=4),

@@ -46,3 +46,22 @@ def test_gradients_too_large_to_be_turned(layout, monkeypatch):
         np.testing.assert_array_equal(result, expected, err_msg=case.name)
         blocks += int(step.launch.plan["row_blocks"][0]) > 1
     assert blocks > 20
+
+
+def test_weight_gradients_in_blocks_of_few_pixels(monkeypatch):
+    """Blocks end inside the image, and where few pixels would fit, some channels are packed at a time."""
+    monkeypatch.setattr(correlate, "_PACKED_BYTES", 4 << 10)
+    parts, clipped = 0, 0
+    for number, case in enumerate(CASES):
+        dtype = ("float32", "float64")[number % 2]
+        given = data(case, "integers", "NHWC", dtype)
+        problem = problem_from(*case.shapes("NHWC")[:2], np.dtype(dtype), **case.arguments, layout="NHWC")
+        step = correlate.plan_correlate(problem, 1)
+        result = np.full(problem.w_shape, np.nan, dtype)
+        step.run(np.ascontiguousarray(given.grad_y), np.ascontiguousarray(given.x), result)
+        np.testing.assert_array_equal(result, given.expected["grad_weight"], err_msg=case.name)
+        plan = step.launch.plan[0]
+        parts += int(plan["channel_parts"]) > 1
+        clipped += int(plan["row_blocks"]) > 1 and int(plan["packed_rows"]) == problem.input_size[0]
+    assert parts > 5
+    assert clipped > 0

@@ -51,6 +51,26 @@ output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_by
 The last line's fields are offsets into a thread's workspace."""
 
 
+@jit.inline
+def first_packed(position, step, size, packed):
+    """The first input position that is packed of those from one on: none outside the image where all are inside it."""
+    return max(0, min(position, size - packed)) if step == 1 and packed <= size else position
+
+
+@jit.inline
+def first_row(p, i):
+    """The input row that is packed first for output row i."""
+    return first_packed(i * p.row_step + p.first_row, p.packed_row_step, p.source_rows, p.packed_rows)
+
+
+@jit.inline
+def first_column(p, j):
+    """The input column that is packed first for output column j; joined taps read the zeros beside the image, too."""
+    if p.joined != 0:
+        return j * p.column_step + p.first_column
+    return first_packed(j * p.column_step + p.first_column, p.packed_column_step, p.source_columns, p.packed_columns)
+
+
 @functools.cache
 def pack_source(dtype: str) -> CFunc:
     """The part of the kernel that copies the inputs of a block, the channels of a pixel side by side.
@@ -63,7 +83,7 @@ def pack_source(dtype: str) -> CFunc:
 
     def pack_pixels(plan, source, packed, image, images, i, j, channels):
         p = record_at(plan, CORRELATE)
-        top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
+        top, left = first_row(p, i), first_column(p, j)
         begin = min(first_inside(left, p.packed_column_step), p.packed_columns)
         end = max(end_inside(left, p.packed_column_step, p.source_columns, p.packed_columns), begin)
         step = p.packed_column_step * p.source_c
@@ -145,14 +165,14 @@ def trace_tap(p, table_at, vector_n, vector_r, vector_c, a, b, images, i, j, lin
     if length <= 0:
         return 0
     step = p.column_step // p.packed_column_step * p.pixel_bytes
-    column = ((left - j) * p.column_step + column_offsets[b] - p.first_column) // p.packed_column_step
-    runs = 0
+    column = (left * p.column_step + column_offsets[b] - first_column(p, j)) // p.packed_column_step
+    runs, top = 0, first_row(p, i)
     for r in range(images * lines):
         slot, line = r // lines, r % lines
         row = (i + line) * p.row_step + row_offsets[a]
         if row < 0 or row >= p.source_rows:
             continue
-        row = (line * p.row_step + row_offsets[a] - p.first_row) // p.packed_row_step
+        row = (row - top) // p.packed_row_step
         first = slot * p.image_bytes + (row * p.packed_columns + column) * p.pixel_bytes
         offset = slot * vector_n + line * vector_r + (left - j) * vector_c
         if runs > 0:
@@ -243,8 +263,7 @@ def correlate() -> CFunc:
                     scalars = own + p.packed
                     call_part(p.pack_source, (call.plan, source, scalars, image, images, i, j, channels))
                 else:
-                    top, left = i * p.row_step + p.first_row, j * p.column_step + p.first_column
-                    scalars = source + image * p.source_n + top * p.source_r + left * p.source_c
+                    scalars = source + image * p.source_n
                 first_panel = p.panels * panel_part // p.panel_parts
                 for panel in range(first_panel, p.panels * (panel_part + 1) // p.panel_parts):
                     lanes = min(p.tile_channels, p.channels - panel * p.tile_channels)

@@ -14,7 +14,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, met_share, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
@@ -41,6 +41,8 @@ _FAR_PANEL_BYTES = 256 << 10
 """Packed output gradients of a block then, which is larger."""
 _FAR_PARTS = 8
 """Parts of the input channels at most that make blocks larger still."""
+_FEW_PIXELS = 64
+"""Blocks of fewer pixels take parts as well: with their taps far apart, all channels would leave room for a few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,10 @@ class CorrelatePass(Pass):
         tiles = channel_tiles * taps * problem.groups
         # Tiles of few sums keep several sets of them.
         slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV]
-        multiply = tiles * pixels * slots / rate
+        met = met_share(forward_axis(problem, 0), problem.input_size[0])
+        if not p["joined"]:
+            met *= met_share(forward_axis(problem, 1), problem.input_size[1])
+        multiply = tiles * pixels * slots * met / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
         scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS
@@ -224,15 +229,15 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     slabs = max(1, min(slabs, math.prod(blocks)))
     partial = Slabs(problem, slabs, threads)
     channel_parts, panel_parts = _parts(problem, divisible, panels, slabs, threads, least_parts)
-    packed_rows, row_step = _packed(rows, block.rows)
-    packed_columns, column_step = _packed(columns, block.columns)
+    packed_rows, row_step = _packed(rows, block.rows, problem.input_size[0])
+    packed_columns, column_step = _packed(columns, block.columns, None if joined else problem.input_size[1])
     channels = problem.ic_per_group if joined else min(reduction, -(-channel_tiles // channel_parts) * shape.MR)
     pixel_bytes = channels * item if joined else odd_lines(channels * item)
     # Rows of the last tile that no channel has read what lies behind, and the last pixel's vector reaches there.
     image_bytes = packed_rows * packed_columns * pixel_bytes
     packed_bytes = block.images * image_bytes + max(shape.MR, shape.VL) * item
     if planes:
-        packed_columns, row_step, column_step = problem.input_size[1], 1, 1
+        (packed_rows, packed_columns), row_step, column_step = problem.input_size, 1, 1
         pixel_bytes, image_bytes, packed_bytes = item, x[0], 0
     packed, panel, table, buffer, total = workspace_offsets(
         packed_bytes, 0 if in_place else block.pixels * shape.NR * item,
@@ -322,11 +327,15 @@ class _Block(NamedTuple):
         return self.images * self.rows * self.columns
 
 
-def _packed(axis: Axis, count: int) -> tuple[int, int]:
-    """How many input positions `count` outputs read along an axis, and how far apart those are."""
-    if len(axis.taps) == 1:
+def _packed(axis: Axis, count: int, size: int | None) -> tuple[int, int]:
+    """How many input positions `count` outputs read along an axis, and how far apart those are.
+
+    Those outside an image of that size do not count.
+    """
+    if len(axis.taps) == 1 and axis.step > 1:
         return count, axis.step
-    return (count - 1) * axis.step + max(axis.offsets) - min(axis.offsets) + 1, 1
+    reach = (count - 1) * axis.step + max(axis.offsets) - min(axis.offsets) + 1
+    return reach if size is None else min(reach, size), 1
 
 
 def _block(
@@ -335,11 +344,13 @@ def _block(
     """The largest block of whole rows, or whole images, whose packed copies stay in the second cache level.
 
     And in how many parts its input channels must be packed at least: more than one where that makes blocks larger, and
-    the weight gradient is `far`.
+    the weight gradient is `far` or blocks have few pixels.
     """
-    most_parts, panel_bytes = (min(channel_tiles, _FAR_PARTS), _FAR_PANEL_BYTES) if far else (1, _PANEL_BYTES)
-    found = []
-    for parts in range(1, most_parts + 1):
+    panel_bytes = _FAR_PANEL_BYTES if far else _PANEL_BYTES
+    found: list[tuple[int, int, _Block]] = []
+    for parts in range(1, min(channel_tiles, _FAR_PARTS) + 1):
+        if found and not far and -found[0][0] >= _FEW_PIXELS:
+            break
         tiles = -(-channel_tiles // parts)
         channels = problem.ic_per_group if parts == 1 else min(problem.ic_per_group, tiles * shape.MR)
         block = _largest_block(problem, rows, columns, most_pixels, channels, panel_bytes // shape.NR)
@@ -352,9 +363,12 @@ def _largest_block(
     problem: ConvProblem, rows: Axis, columns: Axis, most_pixels: int, channels: int, pixel_bytes: int
 ) -> _Block:
     """The same for so many input channels that are packed together, and so many bytes for a channel of the gradient."""
+    joined = _joins(problem, columns)
 
     def fits(block: _Block) -> bool:
-        inputs = block.images * _packed(rows, block.rows)[0] * _packed(columns, block.columns)[0]
+        width = None if joined else problem.input_size[1]
+        inputs = block.images * _packed(rows, block.rows, problem.input_size[0])[0]
+        inputs *= _packed(columns, block.columns, width)[0]
         if inputs * channels * problem.itemsize > _PACKED_BYTES or block.pixels * problem.itemsize > pixel_bytes:
             return False
         return block.pixels <= most_pixels

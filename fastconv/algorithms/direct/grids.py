@@ -119,6 +119,12 @@ def met_taps(axis: Axis, size: int) -> Axis:
     return replace(axis, taps=taps, offsets=offsets)
 
 
+def met_share(axis: Axis, size: int) -> float:
+    """Share of the products along an axis whose source is not padding."""
+    met = sum(len(targets_inside(offset, offset, axis.step, size, axis.count)) for offset in axis.offsets)
+    return met / (len(axis.offsets) * axis.count)
+
+
 def targets_inside(first: int, last: int, step: int, size: int, count: int) -> range:
     """The targets, of `count`, whose taps from offset `first` to `last` all lie inside the source."""
     begin = -(min(first, 0) // step)
