@@ -233,12 +233,17 @@ def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOpe
     return plan_disjoint(problem, direction, threads, DirectOperation)
 
 
+_WORTH_TURNING = 1.06
+"""What planes as they lie may take longer by the model: turning images takes launches, which several threads share
+less well than the one that decides here."""
+
+
 @functools.lru_cache(maxsize=1024)
 def _planner_of_planes(problem: ConvProblem, direction: str) -> Callable[[ConvProblem, str, int], Any]:
     """What plans an NCHW problem best, as one thread would do it."""
     offered = {planner: planner(problem, direction, 1) for planner in (DirectOperation, _turned, _disjoint)}
     seconds = {
-        planner: operation.seconds(model.NOMINAL_RATE)
+        planner: operation.seconds(model.NOMINAL_RATE) * (1 if planner is DirectOperation else _WORTH_TURNING)
         for planner, operation in offered.items()
         if operation is not None
     }
