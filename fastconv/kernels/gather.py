@@ -203,6 +203,13 @@ def scatter(dtype: str) -> CFunc:
 
     def scatter_tiles(buffer, row_bytes, targets, shift, target_d, rows, lanes):
         places = carray(pointer(targets), rows, np.int64)
+        if rows > 1 and places[1] - places[0] != ITEM and places[rows - 1] - places[rows - 2] != ITEM:
+            # Pixels that lie apart share cache lines in a channel, and its channels often meet in one place of a cache.
+            for d in range(lanes):
+                for m in range(rows):
+                    value = carray(pointer(buffer + m * row_bytes + d * ITEM), 1, REAL)[0]
+                    carray(pointer(places[m] + shift + d * target_d), 1, REAL)[0] = value
+            return
         m = 0
         while m < rows:
             count = 1

@@ -38,10 +38,10 @@ from fastconv.algorithms.direct.dots import plan_dots
 from fastconv.algorithms.direct.gather import GatherPass, plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.lines import plan_lines
-from fastconv.algorithms.direct.phases import PhasesPass, plan_phases
+from fastconv.algorithms.direct.phases import plan_phases
 from fastconv.algorithms.direct.pixel_dots import plan_patch_dots, plan_pixel_dots
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
-from fastconv.algorithms.direct.planes import plan_planes
+from fastconv.algorithms.direct.planes import PlanePass, plan_planes
 from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
@@ -204,28 +204,44 @@ def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> Banded
     return plan_banded(problem, direction, BandPlanner("NHWC", 1, "depthwise tiles", stages, groups), threads)
 
 
-def _sums_alike(operation: Transposed) -> bool:
-    """Whether an operation on transposed images sums as bands do, so that both have the same bits."""
-    inner = operation.inner
-    passes = [step for each in inner if isinstance(each, DirectOperation) for step in each.passes]
-    steps = [part for step in passes for part in (step.parts if isinstance(step, PhasesPass) else (step,))]
-    return all(isinstance(each, DirectOperation) for each in inner) and all(
-        type(step) in (GatherPass, DepthwisePass) for step in steps
-    )
+def _order_of_sums(operation: Operation | None) -> type[Pass] | None:
+    """The kind of pass in whose order all sums of an operation are added up: those of one order have the same bits.
+
+    None for other kinds than gathered and depthwise tiles.
+    """
+    if isinstance(operation, BandedOperation):
+        return DepthwisePass if operation.problem.groups > 1 else GatherPass
+    if isinstance(operation, Transposed):
+        orders = {_order_of_sums(inner) for inner in operation.inner}
+    elif isinstance(operation, DirectOperation):
+        alone = operation.problem.kernel_size == (1, 1)
+        steps = [part for step in operation.passes for part in getattr(step, "parts", (step,))]
+        orders = {GatherPass if alone and type(step) is PlanePass else type(step) for step in steps}
+    else:
+        return None
+    return orders.pop() if len(orders) == 1 and orders <= {GatherPass, DepthwisePass} else None
+
+
+_Way = Callable[[ConvProblem, str, int], Any]
+
+
+def _fastest_way(ways: tuple[_Way, ...], problem: ConvProblem, direction: str, threads: int) -> _Way:
+    """The way that is the fastest of those that are possible: for so many threads where all have the same bits.
+
+    Else as one thread would do it for one image, as the bits must depend on neither.
+    """
+    offered = {way: way(problem, direction, threads) for way in ways}
+    possible = {way: operation for way, operation in offered.items() if operation is not None}
+    orders = {_order_of_sums(operation) for operation in possible.values()}
+    if len(possible) > 1 and (None in orders or len(orders) > 1):
+        possible = {way: way(_typical(problem, direction), direction, 1) for way in possible}
+    seconds = {way: operation.seconds(model.NOMINAL_RATE) for way, operation in possible.items() if operation}
+    return min(seconds, key=lambda way: seconds[way], default=ways[0])
 
 
 def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | BandedGradient | None:
-    """The operation on turned images that is faster: for so many threads where both ways have the same bits."""
-    ways = {way: way(problem, direction, threads) for way in (_banded, _transposed)}
-    banded, whole = ways[_banded], ways[_transposed]
-    if banded is None or whole is None:
-        return banded or whole
-    assert not isinstance(whole, BandedOperation | BandedGradient)
-    timed = ways
-    if not _sums_alike(whole):
-        timed = {way: way(_typical(problem, direction), direction, 1) for way in ways}
-    seconds = {way: each.seconds(model.NOMINAL_RATE) if each else math.inf for way, each in timed.items()}
-    return ways[min(seconds, key=lambda way: seconds[way])]
+    """The operation on turned images that is faster."""
+    return _fastest_way((_banded, _transposed), problem, direction, threads)(problem, direction, threads)
 
 
 def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOperation | None:
@@ -233,21 +249,10 @@ def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOpe
     return plan_disjoint(problem, direction, threads, DirectOperation)
 
 
-_WORTH_TURNING = 1.06
-"""What planes as they lie may take longer by the model: turning images takes launches, which several threads share
-less well than the one that decides here."""
-
-
 @functools.lru_cache(maxsize=1024)
-def _planner_of_planes(problem: ConvProblem, direction: str) -> Callable[[ConvProblem, str, int], Any]:
-    """What plans an NCHW problem best, as one thread would do it."""
-    offered = {planner: planner(problem, direction, 1) for planner in (DirectOperation, _turned, _disjoint)}
-    seconds = {
-        planner: operation.seconds(model.NOMINAL_RATE) * (1 if planner is DirectOperation else _WORTH_TURNING)
-        for planner, operation in offered.items()
-        if operation is not None
-    }
-    return min(seconds, key=lambda planner: seconds[planner])
+def _way_of_planes(problem: ConvProblem, direction: str, threads: int) -> _Way:
+    """How an NCHW problem is planned best."""
+    return _fastest_way((DirectOperation, _turned, _disjoint), problem, direction, threads)
 
 
 class Direct(Algorithm):
@@ -260,7 +265,7 @@ class Direct(Algorithm):
         if pixel is not None:
             return WholeWindowOperation(self.plan(pixel, direction, threads), pixel, direction)
         if problem.layout == "NCHW":
-            operation = _planner_of_planes(_typical(problem, direction), direction)(problem, direction, threads)
+            operation = _way_of_planes(problem, direction, threads)(problem, direction, threads)
             if operation is not None:
                 return operation
         return DirectOperation(problem, direction, threads)

@@ -41,6 +41,9 @@ APART_CONFLICT_SHARE = 0.75
 """The same where they meet in few cache lines."""
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
+SPREAD_BYTES = 2 << 20
+SPREAD_SHARE = 0.94
+"""Speed of a tile that reads planes in place, each in pages of its own, over more bytes than that."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.12e-9

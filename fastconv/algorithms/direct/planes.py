@@ -79,10 +79,11 @@ class PlanePass(Pass):
         panels = -(-pixels // shape.NR)
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
         slots += panels * model.PLANE_TILE_SLOTS
-        pack = 0.0
+        pack, multiply = 0.0, tiles * slots / rate
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
-        multiply = tiles * slots / rate
+        elif reduction * int(p["weight_step"]) > model.SPREAD_BYTES:
+            multiply /= model.SPREAD_SHARE
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.ROW_APART_SHARE
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
