@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastconv.algorithms.direct import correlate
+from fastconv.algorithms.direct import correlate, depthwise
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
 
@@ -46,6 +46,24 @@ def test_gradients_too_large_to_be_turned(layout, monkeypatch):
         np.testing.assert_array_equal(result, expected, err_msg=case.name)
         blocks += int(step.launch.plan["row_blocks"][0]) > 1
     assert blocks > 20
+
+
+@pytest.mark.parametrize("strip", [1 << 9, 1 << 14])
+def test_depthwise_tiles_of_copied_channels(strip, monkeypatch):
+    """Tasks copy some channels of some rows, and their weights, whether or not their lines meet in a cache."""
+    monkeypatch.setattr(depthwise, "_MOST_SHARING", 0)
+    monkeypatch.setattr(depthwise, "_STRIP_BYTES", strip)
+    monkeypatch.setattr(depthwise, "_PART_BYTES", 100)
+    planned = []
+
+    def plan(*arguments):
+        step = depthwise.plan_depthwise(*arguments)
+        planned.append(step is not None and step.launch.plan["copies"][0] * step.launch.plan["parts"][0])
+        return step
+
+    monkeypatch.setitem(KINDS, "plan_depthwise", plan)
+    assert compare_all("plan_depthwise", CASES) >= 4 or vector_bytes() == 16
+    assert max(planned) > 1 or vector_bytes() == 16
 
 
 def test_weight_gradients_in_blocks_of_few_pixels(monkeypatch):

@@ -23,9 +23,9 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import pitched_places, trace_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
-from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, integer_at, pointer, record_at
-from fastconv.kernels.target import RowTile
+from fastconv.kernels.params import CALL, LINE, record
+from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, prefetch, record_at
+from fastconv.kernels.target import RowTile, vector_bytes
 
 DEPTHWISE = record("""
     source_n source_r source_c source_rows source_columns
@@ -34,13 +34,22 @@ DEPTHWISE = record("""
     n rows columns row_step column_step phases
     taps_r chunks row_offsets row_weights first_column
     channels zeros row_block row_blocks parts
-    entry pixels reach reach_rest chunk_taps vectors
-    workspace_bytes tile_bytes places table rest targets unused
+    entry pixels reach reach_rest chunk_taps vectors lane_bytes source_lane_bytes channel_bytes
+    copies given_r given_c given_weights given_weight_c given_weight_q given_row_weights taps_c group first_row last_row
+    workspace_bytes tile_bytes places table rest targets unused strip kernel
 """)
 """Strides are in bytes. The columns of each phase are `phases` apart, in source and target alike; a kernel row is cut
 into chunks of `chunk_taps` taps and a rest. A tile of `pixels` reads `reach` pixels of a row for a chunk, `reach_rest`
 for the rest if there is one; `entry` is the address of the compiled `row_of_vectors`. `tile_bytes` are those of a tile
-at `places`, which with the rest of the last line's fields are offsets into each thread's workspace."""
+at `places`, which with the rest of the last line's fields are offsets into each thread's workspace. A vector of target
+channels takes `lane_bytes`, all of them `channel_bytes`, a vector's source channels `source_lane_bytes`. Where a task
+`copies` the channels that it reads, `source_r`, `source_c` and `weight_*` are those of its copies at `strip` and
+`kernel`, and `given_*` say how the caller's lie; a target row reads source rows from `first_row` to `last_row`, kernels
+have `taps_c` columns and `group` sources."""
+
+
+AHEAD = 8
+"""Pixels to ask for ahead of copying: they lie in pages of their own mostly, which the CPU does not foresee."""
 
 
 @intrinsic(prefer_literal=True)
@@ -124,18 +133,41 @@ def trace_row(p, count, columns, entry, above, weight):
     carray(pointer(entry), count + 1, np.int64)[count] = weight
 
 
+@jit.inline
+def copy_source(p, WORDS, source, strip, top, bottom, begin, count):
+    """Copy bytes `begin` to `begin + count` of the pixels of some source rows into a strip."""
+    for row in range(top, bottom):
+        line, place = source + row * p.given_r + begin, strip + (row - top) * p.source_r
+        for column in range(p.source_columns):
+            for ahead in range(0, count, LINE):
+                prefetch(line + (column + AHEAD) * p.given_c + ahead)
+            copy_run(np.float32, WORDS, line + column * p.given_c, place + column * p.source_c, count // 4)
+
+
+@jit.inline
+def copy_kernel(p, WORDS, weights, kernel, begin, count):
+    """Copy bytes `begin` to `begin + count` of all taps' weights, side by side."""
+    given, rows = carray(pointer(p.given_row_weights), p.taps_r, np.int64), weights + p.given_weights + begin
+    for a in range(p.taps_r):
+        for b in range(p.taps_c):
+            for q in range(p.group):
+                place = (a * p.taps_c + b) * p.weight_c + q * p.weight_q
+                tap = rows + given[a] + b * p.given_weight_c + q * p.given_weight_q
+                copy_run(np.float32, WORDS, tap, kernel + place, count // 4)
+
+
 @functools.cache
 def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
     """The part of the kernel that knows dtype and tile: a traced tile's vectors of channels, from `first` to `last`.
 
-    `there` of its pixels are in the image.
+    `there` of its pixels are in the image; weights are those at `other`.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
     G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
 
-    def depthwise_vectors(address, own, rows, first, last, there):
+    def depthwise_vectors(address, own, rows, first, last, there, other):
         call = record_at(address, CALL)
         p = record_at(call.plan, DEPTHWISE)
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
@@ -149,7 +181,7 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
             row_tile(
                 REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED,
                 rows * p.chunks, own + p.table, rows, own + p.rest, offset // T * G, offset, lanes,
-                call.other + p.weight_offset, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
+                other + p.weight_offset, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
             )  # fmt: skip
             if call.activation != 0:
                 for m in range(there):
@@ -161,6 +193,7 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
 @functools.cache
 def depthwise() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (image, block of rows, part of the channels)."""
+    WORDS = vector_bytes() // 4
 
     def depthwise_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -175,7 +208,18 @@ def depthwise() -> CFunc:
             part = task % p.parts
             block = task // p.parts % p.row_blocks
             image = task // p.parts // p.row_blocks
-            source = call.source + image * p.source_n
+            source, other = call.source + image * p.source_n, call.other
+            first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
+            begin_row, end_row = block * p.row_block, min((block + 1) * p.row_block, p.rows)
+            if p.copies != 0:
+                at, count = first * p.lane_bytes, min(last * p.lane_bytes, p.channel_bytes) - first * p.lane_bytes
+                at_source = first * p.source_lane_bytes
+                sources = min(last * p.source_lane_bytes, p.given_c) - at_source
+                top = max(0, begin_row * p.row_step + p.first_row)
+                bottom = min(p.source_rows, (end_row - 1) * p.row_step + p.last_row + 1)
+                copy_source(p, WORDS, source, own + p.strip, top, bottom, at_source, sources)
+                copy_kernel(p, WORDS, other, own + p.kernel, at, count)
+                source, other = own + p.strip - top * p.source_r - at_source, own + p.kernel - at
             for phase in range(phases):
                 for t in range(tiles):
                     columns = own + p.places + (phase * tiles + t) * tile_bytes
@@ -187,7 +231,7 @@ def depthwise() -> CFunc:
                     if p.reach_rest != 0:
                         left = column + p.chunks * p.chunk_taps * p.phases
                         trace_columns(p, p.reach_rest, columns + p.chunks * p.reach * 8, left)
-            for i in range(block * p.row_block, min((block + 1) * p.row_block, p.rows)):
+            for i in range(begin_row, end_row):
                 line = call.target + p.target_offset + image * p.target_n + i * p.target_r
                 for phase in range(phases):
                     for t in range(tiles):
@@ -216,7 +260,6 @@ def depthwise() -> CFunc:
                             p.pixels, 0, 1, there, line + j * p.target_c, p.phases * p.target_c,
                             own + p.unused, own + p.targets,
                         )  # fmt: skip
-                        first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
-                        call_part(p.entry, (address, own, rows, first, last, there))
+                        call_part(p.entry, (address, own, rows, first, last, there, other))
 
     return jit.kernel(depthwise_tiles)

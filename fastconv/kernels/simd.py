@@ -122,6 +122,10 @@ def copy_values(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any)
     return types.void(REAL, COUNT, types.intp, types.intp), codegen
 
 
+_AT_ONCE = 4
+"""Vectors that are copied in one step."""
+
+
 @intrinsic(prefer_literal=True)
 def copy_run(typingctx: Any, REAL: Any, VL: Any, source: Any, target: Any, count: Any) -> Any:
     """Copy `count` values that lie side by side, VL at once, or write zeros where `source` is 0."""
@@ -130,17 +134,37 @@ def copy_run(typingctx: Any, REAL: Any, VL: Any, source: Any, target: Any, count
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, _, source, target, count = args
         emit = Emitter(builder, scalar_ir(real), lanes)
-        some = builder.icmp_signed("!=", source, emit.const(0))
+        const, size = emit.const, emit.vector_bytes
+        whole, rest = builder.sdiv(count, const(lanes)), builder.srem(count, const(lanes))
+        inside = emit.below(rest, 0)
+        last = builder.mul(whole, const(size))
+        rounds = builder.sdiv(whole, const(_AT_ONCE))
 
-        def move(k: Any, _: list[Any]) -> list[Any]:
-            done = builder.mul(k, emit.const(lanes))
-            place = builder.mul(done, emit.const(emit.item))
-            here = emit.below(builder.sub(count, done), 0)
-            given = builder.and_(here, emit.below(builder.select(some, emit.const(lanes), emit.const(0)), 0))
-            emit.store_masked(emit.load_masked(emit.add(source, place), given), emit.add(target, place), here)
-            return []
+        def write(value: Callable[[Any], Any], tail: Callable[[Any], Any]) -> None:
+            def vectors(number: int, first: Any) -> Callable[[Any, list[Any]], list[Any]]:
+                def move(k: Any, _: list[Any]) -> list[Any]:
+                    place = builder.mul(emit.add(first, builder.mul(k, const(number))), const(size))
+                    places = [emit.add(place, const(j * size)) for j in range(number)]
+                    for there, moved in zip(places, map(value, places), strict=True):
+                        emit.store(moved, emit.add(target, there))
+                    return []
 
-        emit.loop(builder.sdiv(emit.add(count, emit.const(lanes - 1)), emit.const(lanes)), move, [])
+                return move
+
+            done = builder.mul(rounds, const(_AT_ONCE))
+            emit.loop(rounds, vectors(_AT_ONCE, const(0)), [])
+            emit.loop(builder.sub(whole, done), vectors(1, done), [])
+            with builder.if_then(builder.icmp_signed(">", rest, const(0))):
+                emit.store_masked(tail(last), emit.add(target, last), inside)
+
+        with builder.if_else(builder.icmp_signed("!=", source, const(0))) as (some, none):
+            with some:
+                write(
+                    lambda place: emit.load(emit.add(source, place)),
+                    lambda place: emit.load_masked(emit.add(source, place), inside),
+                )
+            with none:
+                write(lambda _: emit.constant(0.0), lambda _: emit.constant(0.0))
         return context.get_dummy_value()
 
     return types.void(REAL, VL, *[types.intp] * 3), codegen

@@ -24,13 +24,24 @@ from fastconv.algorithms.direct.grids import (
 from fastconv.kernels import depthwise
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill
+from fastconv.kernels.params import address, fill, odd_lines
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
-from fastconv.problem import CHANNELS_LAST, ConvProblem
+from fastconv.problem import CHANNELS_LAST, ConvProblem, IntPair
 
 MOST_STRIDE = 4
 _SOURCE_BYTES = 256 << 10
 """Source rows of a task: the next target row finds most of them in the second cache level."""
+_SET_BYTES = 4 << 10
+"""Lines that far apart share a set of the first cache level."""
+_MOST_SHARING = 24
+"""Lines of one set that a tile may read for a vector: of more, those that the CPU fetches ahead are lost."""
+_NEAR_BYTES = 1 << 20
+_SHORT_ROWS = 3
+"""An image of no more bytes stands twice as many, but for kernels of few rows: these have little to do for a line."""
+_STRIP_BYTES = 256 << 10
+"""Copies of source rows of a task."""
+_PART_BYTES = 512
+"""Copied bytes of a pixel: memory gives fewer at a time slowly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +84,14 @@ class DepthwisePass(Pass):
         return Stage(self.launch, self.zeros[:channels], lambda rate: sum(self._work(rate)))
 
     def seconds(self, rate: float) -> float:
-        p, (multiply, trace) = self.launch.plan[0], self._work(rate)
+        p, (multiply, around) = self.launch.plan[0], self._work(rate)
         values = int(p["n"] * p["rows"] * p["columns"] * p["channels"])
         traffic = self.problem.n * int(p["source_n"]) + values * self.problem.itemsize
-        work = max(multiply, traffic * model.PLANE_SECONDS) + trace
+        work = max(multiply, traffic * model.PLANE_SECONDS) + around
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
     def _work(self, rate: float) -> tuple[float, float]:
-        """One thread's time of multiplying what lies in its caches, and of writing addresses."""
+        """One thread's time of multiplying what lies in its caches, and of copies and of writing addresses."""
         p, shape = self.launch.plan[0], self.tile
         pixels = int(p["n"] * p["rows"] * p["columns"])
         vectors = pixels * int(p["channels"]) / shape.VL / self._lanes_share()
@@ -93,8 +104,12 @@ class DepthwisePass(Pass):
         slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
         if shape.masked:
             slots /= model.MASKED_SHARE
-        trace = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
-        return vectors * slots / rate, trace
+        around = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
+        if p["copies"]:
+            reach = (int(p["row_block"]) - 1) * int(p["row_step"]) + int(p["last_row"]) - int(p["first_row"]) + 1
+            copied = int(p["n"] * p["row_blocks"] * p["source_columns"]) * min(reach, int(p["source_rows"]))
+            around += copied * int(p["given_c"]) / self.problem.itemsize * model.COPY_SECONDS
+        return vectors * slots / rate, around
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -129,40 +144,51 @@ def plan_depthwise(
     if spread < 0:  # taps in the order of the source pixels that they read
         spread, tap_step, first_tap = -spread, -tap_step, columns.taps[-1]
 
-    chunks = len(columns.taps) // shape.KW
-    row_bytes = source_size[1] * problem.groups * group * item
-    row_block = max(1, min(rows.count, _SOURCE_BYTES // row_bytes))
-    parts = 1
-    if threads > 1:
-        wanted = TASKS_PER_THREAD * threads
-        row_block = max(1, min(row_block, problem.n * rows.count // wanted))
-        vectors = -(-channels // shape.lanes)
-        parts = min(vectors, max(1, wanted // (problem.n * -(-rows.count // row_block))))
+    chunks, vectors = len(columns.taps) // shape.KW, -(-channels // shape.lanes)
+    # The last vector overlaps the one before where channels do not fill it, which may be another task's.
+    copies = (shape.masked or channels % shape.VL == 0) and _meets(source, source_size, shape, rows, columns)
+    lane_bytes, source_lane_bytes = shape.lanes * item, shape.lanes * item // shape.T * shape.G
+    row_block, parts = _blocks(problem, rows, source_size[1], vectors, source_lane_bytes, copies, threads)
     reach, taps_r = (shape.MR - 1) * shape.S + shape.KW, len(rows.taps)
     tiles = spread * -(-columns.count // (spread * shape.MR))
     reach_rest = reach - shape.KW + shape.REST
     tile_bytes = (chunks * reach + reach_rest) * 8
-    places, table, rest, targets, unused, total = workspace_offsets(
+    pixel_bytes, kernel_bytes = (odd_lines(-(-vectors // parts) * size) for size in (source_lane_bytes, lane_bytes))
+    reached = (row_block - 1) * rows.step + max(rows.offsets) - min(rows.offsets) + 1
+    strip_bytes = min(reached, source_size[0]) * source_size[1] * pixel_bytes if copies else 0
+    places, table, rest, targets, unused, strip, kernel, total = workspace_offsets(
         tiles * tile_bytes + ADDRESS_BYTES, taps_r * chunks * (reach + 1) * 8 + ADDRESS_BYTES,
-        taps_r * (reach_rest + 1) * 8 + ADDRESS_BYTES, shape.MR * 8 + ADDRESS_BYTES, channels * item,
+        taps_r * (reach_rest + 1) * 8 + ADDRESS_BYTES, shape.MR * 8 + ADDRESS_BYTES, channels * item, strip_bytes,
+        taps_r * len(columns.taps) * group * kernel_bytes if copies else 0,
     )  # fmt: skip
     zeros = np.zeros(problem.groups * max(group, others), problem.dtype)
     row_offsets = np.array(rows.offsets, np.int64)
-    row_weights = np.array([tap * w_r for tap in rows.taps], np.int64)
+    given = {"given_weights": first_tap * w_c, "given_weight_c": tap_step * w_c, "given_weight_q": w_q}
+    weight_offset, weight_c, weight_q = given.values()
+    row_weights = given_rows = np.array([tap * w_r for tap in rows.taps], np.int64)
+    source_r, source_c = source[1:3]
+    if copies:
+        source_r, source_c = source_size[1] * pixel_bytes, pixel_bytes
+        weight_offset, weight_c, weight_q = 0, group * kernel_bytes, kernel_bytes
+        row_weights = np.arange(taps_r, dtype=np.int64) * (len(columns.taps) * weight_c)
     template = fill(
         depthwise.DEPTHWISE,
-        source_n=source[0], source_r=source[1], source_c=source[2],
+        source_n=source[0], source_r=source_r, source_c=source_c,
         source_rows=source_size[0], source_columns=source_size[1],
         target_offset=rows.first * target[1] + columns.first * target[2],
         target_n=target[0], target_r=target[1] * rows.every, target_c=target[2] * columns.every,
-        weight_offset=first_tap * w_c, weight_c=tap_step * w_c, weight_q=w_q,
+        weight_offset=weight_offset, weight_c=weight_c, weight_q=weight_q,
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step,
         phases=spread, taps_r=taps_r, chunks=chunks, row_offsets=address(row_offsets),
         row_weights=address(row_weights), first_column=min(columns.offsets),
         channels=channels, zeros=address(zeros), row_block=row_block, row_blocks=-(-rows.count // row_block),
         parts=parts, entry=0, pixels=shape.MR, reach=reach, reach_rest=reach_rest if shape.REST else 0,
-        chunk_taps=shape.KW, vectors=-(-channels // shape.lanes), workspace_bytes=total, tile_bytes=tile_bytes,
-        places=places, table=table, rest=rest, targets=targets, unused=unused,
+        chunk_taps=shape.KW, vectors=vectors, lane_bytes=lane_bytes, source_lane_bytes=source_lane_bytes,
+        channel_bytes=channels * item,
+        copies=copies, given_r=source[1], given_c=source[2], **given, given_row_weights=address(given_rows),
+        taps_c=len(columns.taps), group=group, first_row=min(rows.offsets), last_row=max(rows.offsets),
+        workspace_bytes=total, tile_bytes=tile_bytes,
+        places=places, table=table, rest=rest, targets=targets, unused=unused, strip=strip, kernel=kernel,
     )  # fmt: skip
     tasks = problem.n * -(-rows.count // row_block) * parts
 
@@ -171,4 +197,43 @@ def plan_depthwise(
         return depthwise.depthwise()
 
     launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
-    return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights))
+    return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights, given_rows))
+
+
+def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, rows: Axis, columns: Axis) -> bool:
+    """Whether the lines that a tile reads for a vector meet in so few sets of a cache that copying them pays."""
+    taps = len(columns.taps)
+    lines = len(rows.taps) * ((shape.MR - 1) * shape.S + taps + taps * shape.G)
+    sets = max(1, _SET_BYTES // math.gcd(source[2], _SET_BYTES))
+    near = math.prod(size) * source[2] <= _NEAR_BYTES and not (rows.step == 1 and len(rows.taps) <= _SHORT_ROWS)
+    return lines > (2 if near else 1) * _MOST_SHARING * sets
+
+
+def _blocks(
+    problem: ConvProblem, rows: Axis, columns: int, vectors: int, lane_bytes: int, copies: bool, threads: int
+) -> tuple[int, int]:
+    """How many target rows a task takes, and in how many parts tasks split the channels.
+
+    Where tasks copy what they read, of so many source columns, parts are made first: neighbouring blocks of rows copy
+    some rows twice.
+    """
+    wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
+    if not copies:
+        row_block = max(1, min(rows.count, _SOURCE_BYTES // (columns * vectors * lane_bytes)))
+        if wanted > 1:
+            row_block = max(1, min(row_block, problem.n * rows.count // wanted))
+        return row_block, min(vectors, max(1, wanted // (problem.n * -(-rows.count // row_block))))
+    reach = max(rows.offsets) - min(rows.offsets) + 1
+
+    def fitting(parts: int) -> int:
+        row_bytes = columns * odd_lines(-(-vectors // parts) * lane_bytes)
+        return max(1, min(rows.count, (_STRIP_BYTES // row_bytes - reach) // rows.step + 1))
+
+    parts = min(vectors, -(-vectors * lane_bytes // _PART_BYTES))
+    row_block = fitting(parts)
+    while parts < vectors and problem.n * -(-rows.count // row_block) * parts < wanted:
+        parts = min(vectors, 2 * parts)
+        row_block = fitting(parts)
+    while row_block > reach and problem.n * -(-rows.count // row_block) * parts < wanted:
+        row_block = max(reach, row_block // 2)
+    return row_block, parts
