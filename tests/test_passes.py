@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastconv.algorithms.direct import correlate, depthwise
+from fastconv.algorithms import direct
+from fastconv.algorithms.direct import copies, correlate, depthwise, window_dots
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
 
@@ -52,8 +53,8 @@ def test_gradients_too_large_to_be_turned(layout, monkeypatch):
 def test_depthwise_tiles_of_copied_channels(strip, monkeypatch):
     """Tasks copy some channels of some rows, and their weights, whether or not their lines meet in a cache."""
     monkeypatch.setattr(depthwise, "_MOST_SHARING", 0)
-    monkeypatch.setattr(depthwise, "_STRIP_BYTES", strip)
-    monkeypatch.setattr(depthwise, "_PART_BYTES", 100)
+    monkeypatch.setattr(copies, "STRIP_BYTES", strip)
+    monkeypatch.setattr(copies, "PART_BYTES", 100)
     planned = []
 
     def plan(*arguments):
@@ -63,6 +64,25 @@ def test_depthwise_tiles_of_copied_channels(strip, monkeypatch):
 
     monkeypatch.setitem(KINDS, "plan_depthwise", plan)
     assert compare_all("plan_depthwise", CASES) >= 4 or vector_bytes() == 16
+    assert max(planned) > 1 or vector_bytes() == 16
+
+
+@pytest.mark.parametrize("strip", [1 << 9, 1 << 14])
+def test_windows_of_copied_channels(strip, monkeypatch):
+    """Weight gradients of depthwise layers, whose tasks copy some channels of blocks of rows."""
+    monkeypatch.setattr(window_dots, "_meets", lambda *_: True)
+    monkeypatch.setattr(copies, "STRIP_BYTES", strip)
+    monkeypatch.setattr(copies, "PART_BYTES", 100)
+    planned = []
+
+    def plan(*arguments):
+        step = window_dots.plan_window_dots(*arguments)
+        planned.append(0 if step is None else int(step.launch.plan["copies"][0]))
+        return step
+
+    monkeypatch.setitem(KINDS, "plan_window_dots", plan)
+    monkeypatch.setattr(direct, "WEIGHT_KINDS", (*direct.WEIGHT_KINDS, plan))
+    assert compare_all("plan_window_dots", CASES) >= 4 or vector_bytes() == 16
     assert max(planned) > 1 or vector_bytes() == 16
 
 

@@ -21,10 +21,11 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import pitched_places, trace_places
+from fastconv.kernels.copies import copy_pixels
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
-from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, prefetch, record_at
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at
 from fastconv.kernels.target import RowTile, vector_bytes
 
 DEPTHWISE = record("""
@@ -46,10 +47,6 @@ channels takes `lane_bytes`, all of them `channel_bytes`, a vector's source chan
 `copies` the channels that it reads, `source_r`, `source_c` and `weight_*` are those of its copies at `strip` and
 `kernel`, and `given_*` say how the caller's lie; a target row reads source rows from `first_row` to `last_row`, kernels
 have `taps_c` columns and `group` sources."""
-
-
-AHEAD = 8
-"""Pixels to ask for ahead of copying: they lie in pages of their own mostly, which the CPU does not foresee."""
 
 
 @intrinsic(prefer_literal=True)
@@ -134,17 +131,6 @@ def trace_row(p, count, columns, entry, above, weight):
 
 
 @jit.inline
-def copy_source(p, WORDS, source, strip, top, bottom, begin, count):
-    """Copy bytes `begin` to `begin + count` of the pixels of some source rows into a strip."""
-    for row in range(top, bottom):
-        line, place = source + row * p.given_r + begin, strip + (row - top) * p.source_r
-        for column in range(p.source_columns):
-            for ahead in range(0, count, LINE):
-                prefetch(line + (column + AHEAD) * p.given_c + ahead)
-            copy_run(np.float32, WORDS, line + column * p.given_c, place + column * p.source_c, count // 4)
-
-
-@jit.inline
 def copy_kernel(p, WORDS, weights, kernel, begin, count):
     """Copy bytes `begin` to `begin + count` of all taps' weights, side by side."""
     given, rows = carray(pointer(p.given_row_weights), p.taps_r, np.int64), weights + p.given_weights + begin
@@ -217,7 +203,10 @@ def depthwise() -> CFunc:
                 sources = min(last * p.source_lane_bytes, p.given_c) - at_source
                 top = max(0, begin_row * p.row_step + p.first_row)
                 bottom = min(p.source_rows, (end_row - 1) * p.row_step + p.last_row + 1)
-                copy_source(p, WORDS, source, own + p.strip, top, bottom, at_source, sources)
+                copy_pixels(
+                    WORDS, source + top * p.given_r + at_source, p.given_r, p.given_c, own + p.strip, p.source_r,
+                    p.source_c, bottom - top, p.source_columns, sources,
+                )  # fmt: skip
                 copy_kernel(p, WORDS, other, own + p.kernel, at, count)
                 source, other = own + p.strip - top * p.source_r - at_source, own + p.kernel - at
             for phase in range(phases):

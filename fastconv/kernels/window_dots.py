@@ -21,12 +21,13 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
+from fastconv.kernels.copies import copy_pixels
 from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.spans import end_inside, first_inside
-from fastconv.kernels.target import IN_FLIGHT, WindowTile, window_pixels
+from fastconv.kernels.target import IN_FLIGHT, WindowTile, vector_bytes, window_pixels
 
 WINDOW_DOTS = record("""
     source_n source_r source_c source_rows source_columns
@@ -34,11 +35,16 @@ WINDOW_DOTS = record("""
     rows columns row_step column_step taps_r tap_rows phases first_row first_column
     channels outputs row_block row_blocks blocks parts slabs slab_bytes
     all_rows one_row taps_c together pixels tile_channels item
+    copies given_r given_c given_gradient_r given_gradient_c last_row
+    workspace_bytes strip gradients
 """)
 """Strides are in bytes. Kernel rows lie `tap_rows` source rows apart, the columns of each phase `phases` columns. The
 target is an array (slabs, taps_r, taps_c, outputs, channels), slabs `slab_bytes` apart, where `channels` are those in
 the lanes and `outputs` those that are not. A tile takes `together` kernel rows and `pixels` pixels; `all_rows` and
-`one_row` are the addresses of the compiled `rows_of_taps` for these kernel rows, and for one."""
+`one_row` are the addresses of the compiled `rows_of_taps` for these kernel rows, and for one. Where a task copies what
+it reads, `copies` channels at a time, rows and pixels lie apart as in the copies, and `given_*` say how the caller's
+do; a target row's sources are those from `first_row` to `last_row`. The last line's fields are offsets into each
+thread's workspace."""
 
 
 class _Window:
@@ -224,13 +230,35 @@ def rows_of_taps(dtype: str, tile: WindowTile) -> CFunc:
     return jit.part(slide_over_lines)
 
 
+@jit.inline
+def copy_block(p, WORDS, own, source, gradient, first, last, start, end):
+    """Copy channels `start` to `end` of what target rows `first` to `last` read.
+
+    Returns where the first channels of an image, and of its gradient, would lie as those of the copies do.
+    """
+    begin, count = start * p.item, (end - start) * p.item
+    top = max(0, first * p.row_step + p.first_row)
+    bottom = max(top, min(p.source_rows, (last - 1) * p.row_step + p.last_row + 1))
+    copy_pixels(
+        WORDS, source + top * p.given_r + begin, p.given_r, p.given_c, own + p.strip, p.source_r, p.source_c,
+        bottom - top, p.source_columns, count,
+    )  # fmt: skip
+    copy_pixels(
+        WORDS, gradient + first * p.given_gradient_r + begin, p.given_gradient_r, p.given_gradient_c,
+        own + p.gradients, p.gradient_r, p.gradient_c, last - first, p.columns, count,
+    )  # fmt: skip
+    return own + p.strip - top * p.source_r - begin, own + p.gradients - first * p.gradient_r - begin
+
+
 @functools.cache
 def window_dots() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (slab of blocks of rows, part of the channels)."""
+    WORDS = vector_bytes() // 4
 
     def window_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINDOW_DOTS)
+        own = call.workspace + thread * p.workspace_bytes
         line_bytes = p.channels * p.item
         row_bytes = p.taps_c * p.outputs * line_bytes
         tiles_c = (p.channels + p.tile_channels - 1) // p.tile_channels
@@ -245,41 +273,47 @@ def window_dots() -> CFunc:
             for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
                 image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
                 last = min(first + p.row_block, p.rows)
-                for phase in range(min(p.phases, p.columns)):
-                    # Positions in a row of the source are those of one phase.
-                    base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
-                    size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
-                    columns = (p.columns - phase + p.phases - 1) // p.phases
-                    inside = first_inside(at, p.column_step)
-                    tiles = max(0, end_inside(at + p.taps_c - 1, p.column_step, size, columns) - inside) // p.pixels
-                    source = call.source + image * p.source_n + base * p.source_c
-                    gradient = call.other + image * p.gradient_n + phase * p.gradient_c
-                    for a in range(0, p.taps_r, p.together):
-                        # Rows where all taps at once lie inside the image; before and after them, each for itself.
-                        row, low, high = p.first_row + a * p.tap_rows, first, first
-                        if a + p.together <= p.taps_r:
-                            low = min(max(first, first_inside(row, p.row_step)), last)
-                            below = row + (p.together - 1) * p.tap_rows
-                            high = max(low, end_inside(below, p.row_step, p.source_rows, last))
-                        for side in range(-1, 2 * min(p.together, p.taps_r - a)):
-                            entry, tap, top, bottom = p.all_rows, a, low, high
-                            if side >= 0:
-                                entry, tap = p.one_row, a + side // 2
-                                row = p.first_row + tap * p.tap_rows
-                                top = max(first, first_inside(row, p.row_step))
-                                bottom = end_inside(row, p.row_step, p.source_rows, last)
-                                if side % 2 == 0:
-                                    bottom = min(bottom, low)
-                                else:
-                                    top = max(top, high)
-                            if top >= bottom:
-                                continue
-                            x = source + (p.first_row + tap * p.tap_rows + top * p.row_step) * p.source_r
-                            y, target = gradient + top * p.gradient_r, slab_target + tap * row_bytes
-                            call_part(
-                                entry,
-                                (call.plan, x, y, target, bottom - top, columns, inside, tiles, at, size, first_channel,
-                                 end_channel),
-                            )  # fmt: skip
+                together = p.copies if p.copies != 0 else p.channels
+                for start in range(first_channel, end_channel, together):
+                    end = min(start + together, end_channel)
+                    source, gradient = call.source + image * p.source_n, call.other + image * p.gradient_n
+                    if p.copies != 0:
+                        source, gradient = copy_block(p, WORDS, own, source, gradient, first, last, start, end)
+                    for phase in range(min(p.phases, p.columns)):
+                        # Positions in a row of the source are those of one phase.
+                        base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
+                        size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
+                        columns = (p.columns - phase + p.phases - 1) // p.phases
+                        inside = first_inside(at, p.column_step)
+                        tiles = max(0, end_inside(at + p.taps_c - 1, p.column_step, size, columns) - inside) // p.pixels
+                        x_image = source + base * p.source_c
+                        y_image = gradient + phase * p.gradient_c
+                        for a in range(0, p.taps_r, p.together):
+                            # Rows where all taps at once lie inside the image; before and after them, each for itself.
+                            row, low, high = p.first_row + a * p.tap_rows, first, first
+                            if a + p.together <= p.taps_r:
+                                low = min(max(first, first_inside(row, p.row_step)), last)
+                                below = row + (p.together - 1) * p.tap_rows
+                                high = max(low, end_inside(below, p.row_step, p.source_rows, last))
+                            for side in range(-1, 2 * min(p.together, p.taps_r - a)):
+                                entry, tap, top, bottom = p.all_rows, a, low, high
+                                if side >= 0:
+                                    entry, tap = p.one_row, a + side // 2
+                                    row = p.first_row + tap * p.tap_rows
+                                    top = max(first, first_inside(row, p.row_step))
+                                    bottom = end_inside(row, p.row_step, p.source_rows, last)
+                                    if side % 2 == 0:
+                                        bottom = min(bottom, low)
+                                    else:
+                                        top = max(top, high)
+                                if top >= bottom:
+                                    continue
+                                x = x_image + (p.first_row + tap * p.tap_rows + top * p.row_step) * p.source_r
+                                y, target = y_image + top * p.gradient_r, slab_target + tap * row_bytes
+                                call_part(
+                                    entry,
+                                    (call.plan, x, y, target, bottom - top, columns, inside, tiles, at, size, start,
+                                     end),
+                                )  # fmt: skip
 
     return jit.kernel(window_dot_tiles)

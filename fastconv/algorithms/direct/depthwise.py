@@ -10,7 +10,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
-from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct import copies, model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import (
     TASKS_PER_THREAD,
@@ -31,17 +31,11 @@ from fastconv.problem import CHANNELS_LAST, ConvProblem, IntPair
 MOST_STRIDE = 4
 _SOURCE_BYTES = 256 << 10
 """Source rows of a task: the next target row finds most of them in the second cache level."""
-_SET_BYTES = 4 << 10
-"""Lines that far apart share a set of the first cache level."""
 _MOST_SHARING = 24
 """Lines of one set that a tile may read for a vector: of more, those that the CPU fetches ahead are lost."""
 _NEAR_BYTES = 1 << 20
 _SHORT_ROWS = 3
 """An image of no more bytes stands twice as many, but for kernels of few rows: these have little to do for a line."""
-_STRIP_BYTES = 256 << 10
-"""Copies of source rows of a task."""
-_PART_BYTES = 512
-"""Copied bytes of a pixel: memory gives fewer at a time slowly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,20 +140,20 @@ def plan_depthwise(
 
     chunks, vectors = len(columns.taps) // shape.KW, -(-channels // shape.lanes)
     # The last vector overlaps the one before where channels do not fill it, which may be another task's.
-    copies = (shape.masked or channels % shape.VL == 0) and _meets(source, source_size, shape, rows, columns)
+    copied = (shape.masked or channels % shape.VL == 0) and _meets(source, source_size, shape, rows, columns)
     lane_bytes, source_lane_bytes = shape.lanes * item, shape.lanes * item // shape.T * shape.G
-    row_block, parts = _blocks(problem, rows, source_size[1], vectors, source_lane_bytes, copies, threads)
+    row_block, parts = _blocks(problem, rows, source_size[1], vectors, source_lane_bytes, copied, threads)
     reach, taps_r = (shape.MR - 1) * shape.S + shape.KW, len(rows.taps)
     tiles = spread * -(-columns.count // (spread * shape.MR))
     reach_rest = reach - shape.KW + shape.REST
     tile_bytes = (chunks * reach + reach_rest) * 8
     pixel_bytes, kernel_bytes = (odd_lines(-(-vectors // parts) * size) for size in (source_lane_bytes, lane_bytes))
     reached = (row_block - 1) * rows.step + max(rows.offsets) - min(rows.offsets) + 1
-    strip_bytes = min(reached, source_size[0]) * source_size[1] * pixel_bytes if copies else 0
+    strip_bytes = min(reached, source_size[0]) * source_size[1] * pixel_bytes if copied else 0
     places, table, rest, targets, unused, strip, kernel, total = workspace_offsets(
         tiles * tile_bytes + ADDRESS_BYTES, taps_r * chunks * (reach + 1) * 8 + ADDRESS_BYTES,
         taps_r * (reach_rest + 1) * 8 + ADDRESS_BYTES, shape.MR * 8 + ADDRESS_BYTES, channels * item, strip_bytes,
-        taps_r * len(columns.taps) * group * kernel_bytes if copies else 0,
+        taps_r * len(columns.taps) * group * kernel_bytes if copied else 0,
     )  # fmt: skip
     zeros = np.zeros(problem.groups * max(group, others), problem.dtype)
     row_offsets = np.array(rows.offsets, np.int64)
@@ -167,7 +161,7 @@ def plan_depthwise(
     weight_offset, weight_c, weight_q = given.values()
     row_weights = given_rows = np.array([tap * w_r for tap in rows.taps], np.int64)
     source_r, source_c = source[1:3]
-    if copies:
+    if copied:
         source_r, source_c = source_size[1] * pixel_bytes, pixel_bytes
         weight_offset, weight_c, weight_q = 0, group * kernel_bytes, kernel_bytes
         row_weights = np.arange(taps_r, dtype=np.int64) * (len(columns.taps) * weight_c)
@@ -185,7 +179,7 @@ def plan_depthwise(
         parts=parts, entry=0, pixels=shape.MR, reach=reach, reach_rest=reach_rest if shape.REST else 0,
         chunk_taps=shape.KW, vectors=vectors, lane_bytes=lane_bytes, source_lane_bytes=source_lane_bytes,
         channel_bytes=channels * item,
-        copies=copies, given_r=source[1], given_c=source[2], **given, given_row_weights=address(given_rows),
+        copies=copied, given_r=source[1], given_c=source[2], **given, given_row_weights=address(given_rows),
         taps_c=len(columns.taps), group=group, first_row=min(rows.offsets), last_row=max(rows.offsets),
         workspace_bytes=total, tile_bytes=tile_bytes,
         places=places, table=table, rest=rest, targets=targets, unused=unused, strip=strip, kernel=kernel,
@@ -204,21 +198,20 @@ def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, row
     """Whether the lines that a tile reads for a vector meet in so few sets of a cache that copying them pays."""
     taps = len(columns.taps)
     lines = len(rows.taps) * ((shape.MR - 1) * shape.S + taps + taps * shape.G)
-    sets = max(1, _SET_BYTES // math.gcd(source[2], _SET_BYTES))
     near = math.prod(size) * source[2] <= _NEAR_BYTES and not (rows.step == 1 and len(rows.taps) <= _SHORT_ROWS)
-    return lines > (2 if near else 1) * _MOST_SHARING * sets
+    return lines > (2 if near else 1) * _MOST_SHARING * copies.sets_of(source[2])
 
 
 def _blocks(
-    problem: ConvProblem, rows: Axis, columns: int, vectors: int, lane_bytes: int, copies: bool, threads: int
+    problem: ConvProblem, rows: Axis, columns: int, vectors: int, lane_bytes: int, copied: bool, threads: int
 ) -> tuple[int, int]:
     """How many target rows a task takes, and in how many parts tasks split the channels.
 
-    Where tasks copy what they read, of so many source columns, parts are made first: neighbouring blocks of rows copy
+    Where what they read is `copied`, of so many source columns, parts are made first: neighbouring blocks of rows copy
     some rows twice.
     """
     wanted = TASKS_PER_THREAD * threads if threads > 1 else 1
-    if not copies:
+    if not copied:
         row_block = max(1, min(rows.count, _SOURCE_BYTES // (columns * vectors * lane_bytes)))
         if wanted > 1:
             row_block = max(1, min(row_block, problem.n * rows.count // wanted))
@@ -227,9 +220,9 @@ def _blocks(
 
     def fitting(parts: int) -> int:
         row_bytes = columns * odd_lines(-(-vectors // parts) * lane_bytes)
-        return max(1, min(rows.count, (_STRIP_BYTES // row_bytes - reach) // rows.step + 1))
+        return max(1, min(rows.count, (copies.STRIP_BYTES // row_bytes - reach) // rows.step + 1))
 
-    parts = min(vectors, -(-vectors * lane_bytes // _PART_BYTES))
+    parts = min(vectors, -(-vectors * lane_bytes // copies.PART_BYTES))
     row_block = fitting(parts)
     while parts < vectors and problem.n * -(-rows.count // row_block) * parts < wanted:
         parts = min(vectors, 2 * parts)

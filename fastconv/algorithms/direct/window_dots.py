@@ -9,14 +9,14 @@ import numpy as np
 from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides
-from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct import copies, model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.depthwise import MOST_STRIDE
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, even_step, forward_axis
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, even_step, forward_axis, workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
 from fastconv.kernels import window_dots as kernels
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import fill
+from fastconv.kernels.params import fill, odd_lines
 from fastconv.kernels.target import WindowTile, vector_bytes, window_pixels, window_tile_shape
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
@@ -27,6 +27,10 @@ _SLAB_PIXELS = 400
 _BLOCK_BYTES = 128 << 10
 """Rows of both operands for which one vector of channels after the other is taken. The processor fetches ahead from as
 many places as they have pages."""
+_NEAR_BYTES, _SETS = 600 << 10, 2
+"""Images of more bytes are copied block by block where their pixels spread over so few sets of a cache."""
+_TALL, _SETS_IF_TALL = 5, 4
+"""The same of all images where kernels have as many rows, which read each line as often."""
 _RUNS_PER_THREAD = 4
 """Runs of tasks that a thread takes: neighbours share rows, and a thread's caches may still hold its run."""
 _MOST_OUTPUTS = 8
@@ -99,6 +103,14 @@ def _shape(problem: ConvProblem) -> WindowTile | None:
     return None if shape is None or (shape.masked and vector_bytes() == 16) else shape
 
 
+def _meets(problem: ConvProblem, pixel_bytes: int) -> bool:
+    """Whether a block's pixels spread over so few sets of a cache that copying them pays."""
+    values = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n
+    tall = problem.stride == (1, 1) and problem.kernel_size[0] >= _TALL
+    most = _SETS_IF_TALL if tall else _SETS if values * problem.itemsize > _NEAR_BYTES else 0
+    return copies.sets_of(pixel_bytes) <= most
+
+
 def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None:
     """Plan the launch; None where the layer is neither depthwise nor one of few outputs, or a kernel row is long."""
     rows, columns = forward_axis(problem, 0), forward_axis(problem, 1)
@@ -111,7 +123,21 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
     pixels = problem.n * rows.count * columns.count
     slabs = min(_MOST_SLABS, -(-pixels // _SLAB_PIXELS), SLABS_BYTES // max(1, math.prod(problem.w_shape) * item))
     row_block = min(rows.count, -(-problem.n * rows.count // max(1, slabs)))
-    row_block = max(1, min(row_block, _BLOCK_BYTES // (rows.step * x[1] + y[1])))
+    (source_r, source_c), (gradient_r, gradient_c), copied = x[1:3], y[1:3], 0
+    strip_bytes = gradient_bytes = 0
+    most = max(1, _BLOCK_BYTES // (rows.step * x[1] + y[1]))
+    if not shape.ND and _meets(problem, x[2]):
+        copied = copies.PART_BYTES // (shape.VL * item) * shape.VL
+        pixel_bytes = odd_lines(min(copied, problem.ic) * item)
+        source_r, source_c = problem.input_size[1] * pixel_bytes, pixel_bytes
+        gradient_r, gradient_c = columns.count * pixel_bytes, pixel_bytes
+        reach = rows.offsets[-1] - rows.offsets[0] + 1
+        most = max(1, (copies.STRIP_BYTES - (reach - rows.step) * source_r) // (rows.step * source_r + gradient_r))
+        row_block = min(row_block, most)
+        strip_bytes = min(problem.input_size[0], (row_block - 1) * rows.step + reach) * source_r
+        gradient_bytes = row_block * gradient_r
+    row_block = min(row_block, most)
+    strip, gradients, total = workspace_offsets(strip_bytes, gradient_bytes)
     row_blocks = -(-rows.count // row_block)
     blocks = problem.n * row_blocks
     slabs = max(1, min(slabs, blocks))
@@ -122,15 +148,16 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
     partial = Slabs(problem, slabs, threads)
     template = fill(
         kernels.WINDOW_DOTS,
-        source_n=x[0], source_r=x[1], source_c=x[2],
+        source_n=x[0], source_r=source_r, source_c=source_c,
         source_rows=problem.input_size[0], source_columns=problem.input_size[1],
-        gradient_n=y[0], gradient_r=y[1], gradient_c=y[2],
+        gradient_n=y[0], gradient_r=gradient_r, gradient_c=gradient_c,
         rows=rows.count, columns=columns.count, row_step=rows.step, column_step=columns.step, taps_r=len(rows.taps),
         tap_rows=problem.dilation[0], phases=spread, first_row=rows.offsets[0], first_column=columns.offsets[0],
         channels=problem.ic, outputs=problem.oc if shape.ND else 1, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
         all_rows=0, one_row=0, taps_c=shape.KW, together=shape.KH, pixels=window_pixels(shape.KW),
-        tile_channels=shape.VL * shape.NV, item=item,
+        tile_channels=shape.VL * shape.NV, item=item, copies=copied, given_r=x[1], given_c=x[2], given_gradient_r=y[1],
+        given_gradient_c=y[2], last_row=rows.offsets[-1], workspace_bytes=total, strip=strip, gradients=gradients,
     )  # fmt: skip
 
     def compiled() -> CFunc:
@@ -139,7 +166,7 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
         return kernels.window_dots()
 
     launch = Launch(
-        compiled, problem.dtype, template, slabs * parts, threads,
+        compiled, problem.dtype, template, slabs * parts, threads, total,
         grain=max(1, slabs * parts // (_RUNS_PER_THREAD * threads)),
     )  # fmt: skip
     return WindowDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))
