@@ -87,10 +87,26 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
         _fastest(lambda kind, part=part: kind(problem, direction, *part, 1), PIXEL_KINDS)  # type: ignore[misc]
         for part in parts
     ]
+    mixed = tuple(kind for kind, _ in fastest)
+    ways = {mixed, *((kind,) * len(parts) for kind in mixed)}
+    seconds = {way: _seconds_of_phases(problem, direction, way) for way in ways}
+    best = min(seconds, key=lambda way: (seconds[way], way != mixed))
     together, kind = _fastest_together(problem, direction)
-    if together < sum(seconds for _, seconds in fastest):
-        return (kind,)
-    return tuple(kind for kind, _ in fastest)
+    return (kind,) if together < seconds[best] else best
+
+
+def _seconds_of_phases(problem: ConvProblem, direction: str, kinds: tuple[Any, ...]) -> float:
+    """The time that one thread takes for all sub-problems, each by its kind: those of some kinds are one launch.
+
+    A launch more is counted as what it takes several threads, which wait for each other.
+    """
+    parts = sub_problems(problem, direction)
+    passes = tuple(kind(problem, direction, *part, 1) for kind, part in zip(kinds, parts, strict=True))
+    if None in passes:
+        return math.inf
+    chained = plan_phases(problem, passes, 1)
+    steps = passes if chained is None else (chained,)
+    return sum(step.seconds(model.NOMINAL_RATE) for step in steps) + (len(steps) - 1) * model.launch_seconds(2)
 
 
 def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> Pass | None:

@@ -35,7 +35,8 @@ _MOST_SHARING = 24
 """Lines of one set that a tile may read for a vector: of more, those that the CPU fetches ahead are lost."""
 _NEAR_BYTES = 1 << 20
 _SHORT_ROWS = 3
-"""An image of no more bytes stands twice as many, but for kernels of few rows: these have little to do for a line."""
+"""An image of no more bytes stands twice as many, but for kernels of few rows and no groups: these have little to do
+for a line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,9 @@ class DepthwisePass(Pass):
         values = int(p["n"] * p["rows"] * p["columns"] * p["channels"])
         traffic = self.problem.n * int(p["source_n"]) + values * self.problem.itemsize
         work = max(multiply, traffic * model.PLANE_SECONDS) + around
-        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
+        work *= model.balance(self.launch.tasks, self.threads) / self.threads
+        turn = math.prod(self.problem.w_shape) * model.TRANSPOSE_SECONDS + model.ARRAY_SECONDS if self.turns else 0.0
+        return model.launch_seconds(self.threads) + work + turn
 
     def _work(self, rate: float) -> tuple[float, float]:
         """One thread's time of multiplying what lies in its caches, and of copies and of writing addresses."""
@@ -93,9 +96,11 @@ class DepthwisePass(Pass):
         taps = rows * (chunks * shape.KW + shape.REST) * shape.G
         sources = rows * (chunks + (shape.REST > 0)) * ((shape.MR - 1) * shape.S + shape.KW + 1)
         loads = sources * shape.G / shape.Q
+        alone = shape.T == shape.VL  # the group fills a vector: a source channel is broadcast as it is loaded
         if shape.G * shape.T > 1:
-            loads += model.PERMUTE_SLOTS * sources * shape.G
-        slots = taps / model.DEPTHWISE_SHARE + (loads + model.DEPTHWISE_SLOTS) / shape.MR
+            loads += (model.BROADCAST_SLOTS if alone else model.PERMUTE_SLOTS) * sources * shape.G
+        share = model.GROUP_SHARE if alone else model.DEPTHWISE_SHARE
+        slots = taps / share + (loads + model.DEPTHWISE_SLOTS) / shape.MR
         if shape.masked:
             slots /= model.MASKED_SHARE
         around = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS
@@ -197,8 +202,9 @@ def plan_depthwise(
 def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, rows: Axis, columns: Axis) -> bool:
     """Whether the lines that a tile reads for a vector meet in so few sets of a cache that copying them pays."""
     taps = len(columns.taps)
-    lines = len(rows.taps) * ((shape.MR - 1) * shape.S + taps + taps * shape.G)
-    near = math.prod(size) * source[2] <= _NEAR_BYTES and not (rows.step == 1 and len(rows.taps) <= _SHORT_ROWS)
+    lines = len(rows.taps) * ((shape.MR - 1) * shape.S + 2 * taps)
+    little = rows.step == 1 and len(rows.taps) <= _SHORT_ROWS and shape.G == 1
+    near = math.prod(size) * source[2] <= _NEAR_BYTES and not little
     return lines > (2 if near else 1) * _MOST_SHARING * copies.sets_of(source[2])
 
 

@@ -103,6 +103,10 @@ MANY_LINES_SECONDS = 0.45e-9
 """The same for so many planes, each in pages of its own."""
 DEPTHWISE_SHARE = 0.74
 """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+GROUP_SHARE = 0.95
+"""The same of one whose lanes hold one group of channels."""
+BROADCAST_SLOTS = 0.2
+"""Slots of bringing a channel of that group to all lanes."""
 MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
