@@ -14,6 +14,7 @@ from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.frames import Frame, frame_of
 from fastconv.algorithms.direct.grids import (
     Axis,
@@ -164,8 +165,7 @@ class GatherPass(Pass):
         # At a border each tap is a run of its own, whose addresses are listed.
         multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
         if p["source_k"] != self.problem.itemsize:
-            conflict = p["source_k"] % model.CONFLICT_BYTES == 0
-            multiply /= model.APART_CONFLICT_SHARE if conflict else model.APART_SHARE
+            multiply /= self._apart_share()
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
         trace += self.launch.tasks * self.copying
@@ -174,6 +174,15 @@ class GatherPass(Pass):
             value = model.TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
             scatter = tiles * self.tile.MR * int(p["channels"]) * value
         return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads
+
+    def _apart_share(self) -> float:
+        """Speed of a tile whose scalars lie in planes, of which each tap reads the same lines again."""
+        p = self.launch.plan[0]
+        if p["source_k"] % model.CONFLICT_BYTES == 0:
+            return model.APART_CONFLICT_SHARE
+        lines = int(p["reduction"]) * min(self.tile.MR, self.tile.MR * int(p["column_step"] * p["source_c"]) / LINE + 1)
+        meet = int(p["taps_r"] * p["taps_c"]) > 1 and lines / sets_of(int(p["source_k"])) > model.APART_LINES
+        return model.APART_FAR_SHARE if meet else model.APART_SHARE
 
     def stage(self, *taps: tuple[int, ...]) -> Stage:
         """What the pass, with these taps' rows and columns, is to a band that one thread computes."""

@@ -39,6 +39,8 @@ APART_SHARE = 0.9
 """Speed of a tile whose scalars lie in planes."""
 APART_CONFLICT_SHARE = 0.75
 """The same where they meet in few cache lines."""
+APART_LINES, APART_FAR_SHARE = 8, 0.6
+"""The same where more lines than that share a set of the first cache level."""
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 SPREAD_BYTES = 2 << 20
