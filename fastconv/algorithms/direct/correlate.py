@@ -87,12 +87,14 @@ class CorrelatePass(Pass):
         each = model.CORRELATE_ADD_SECONDS if p["even"] else scatter
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
-        turn = model.MANY_LINES_SECONDS if problem.ic > model.TURNED_PLANES else model.LINE_SECONDS
-        turn *= min(problem.stride[1], problem.kernel_size[1] + 1)
-        each = model.COPY_SECONDS if p["source_k"] == problem.itemsize else turn
-        pack = 0.0 if p["planes"] else inputs * problem.ic_per_group * each * int(p["panel_parts"])
+        channels, each = problem.ic_per_group, model.CORRELATE_COPY_SECONDS
+        if p["source_k"] != problem.itemsize:
+            many = problem.ic > model.TURNED_PLANES
+            channels = channels if many else -(-channels // shape.VL) * shape.VL
+            each = model.MANY_LINES_SECONDS if many else model.CORRELATE_TURN_SECONDS
+        pack = 0.0 if p["planes"] else inputs * channels * each * int(p["panel_parts"])
         if not p["in_place"]:
-            each = model.COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.LINE_SECONDS
+            each = model.CORRELATE_COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.LINE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS

@@ -56,6 +56,10 @@ COLUMN_RUN_SECONDS = 1.5e-9
 """Beginning a row of such values that lie side by side."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
+CORRELATE_COPY_SECONDS = 0.065e-9
+"""Packing one value of an input or output gradient whose channels lie side by side."""
+CORRELATE_TURN_SECONDS = 0.05e-9
+"""Packing one input that lies in a plane: of whole vectors of channels, in squares that registers turn."""
 CORRELATE_ADD_SECONDS = 0.046e-9
 """Adding one value of its tile to the weight gradient where both lie alike."""
 CORRELATE_ROW_SECONDS = 0.2e-9
@@ -70,6 +74,8 @@ PIXEL_DOT_SHARE = 0.9
 """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
 PATCH_DOT_SHARE = 0.97
 """The same of products with packed windows, which lie in the second cache level."""
+PATCH_BLOCK_SECONDS = 0.6e-6
+"""Beginning a block of packed windows."""
 PIXEL_DOT_CONFLICT_SHARE = 0.95
 """Speed of such products where planes meet in few lines of a cache."""
 DOT_SLOTS = 2.8
@@ -125,8 +131,10 @@ PAIR_STORE_SLOTS = 2
 """Slots of interleaving two vectors and storing one."""
 ROLLING_SLOTS = 300
 """Slots lost with every strip."""
-PLANE_DOT_SHARE = 0.57
+PLANE_DOT_SHARE = 0.7
 """Share of what multiply-adds and loads allow that weight gradients of planes reach."""
+PLANE_DOT_SLOTS = 6
+"""Slots of a vector of a plane besides its multiply-adds."""
 STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6

@@ -68,6 +68,7 @@ class PixelDotPass(SlabPass):
         packing = 0.0
         if self.windows:
             packing = problem.n * problem.groups * int(p["inputs"]) * self.windows.seconds_per_row
+            packing += problem.groups * blocks * model.PATCH_BLOCK_SECONDS
         multiply = max(slots / rate, model.far_seconds(problem))
         work = (multiply + packing) * model.balance(self.launch.tasks, self.threads)
         return model.launch_seconds(self.threads) + (work + total) / self.threads

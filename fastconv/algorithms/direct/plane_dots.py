@@ -49,7 +49,7 @@ class PlaneDotPass(SlabPass):
         chains = [len(range(q, kh, int(p["tap_step"]))) for q in range(int(p["tap_step"]))]
         passes = sum(rows // self.tile.MR + rows % self.tile.MR for rows in chains)
         loads = passes * (kw * problem.stride[1] + 1)
-        slots = vectors * max(1.25 * kh * kw, model.WINDOW_LOAD_SLOTS * loads)
+        slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
         work = max((slots + ends) / model.PLANE_DOT_SHARE / rate, traffic) / self.threads
