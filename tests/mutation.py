@@ -25,14 +25,16 @@ from .process import ROOT
 
 MODULES = {
     "gather": "plan_gather plan_padded plan_planes test_gather",
+    "packing": "plan_gather plan_padded test_gather",
     "columns": "plan_planes plan_patch_dots plan_lines",
     "correlate": "plan_correlate test_passes",
     "lines": "plan_lines",
     "strips": "plan_strips",
     "dots": "plan_dots",
-    "depthwise": "plan_depthwise",
+    "depthwise": "plan_depthwise test_passes",
+    "copies": "test_passes",
     "channel_dots": "plan_channel_dots",
-    "window_dots": "plan_window_dots",
+    "window_dots": "plan_window_dots test_passes",
     "plane_dots": "plan_plane_dots",
     "plane_taps": "plan_plane_dots plan_rolling",
     "pixel_dots": "plan_pixel_dots plan_patch_dots",

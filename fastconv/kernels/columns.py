@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.gather import AHEAD
+from fastconv.kernels.packing import AHEAD
 from fastconv.kernels.params import LINE, record
 from fastconv.kernels.simd import pointer, prefetch, record_at
 

@@ -30,18 +30,15 @@ from fastconv.kernels.addresses import (
     trace_run,
     write_places,
 )
+from fastconv.kernels.packing import PACKING
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
     call_part,
-    copy_first_lanes,
-    copy_run,
     integer_at,
-    pick_columns,
     pointer,
     prefetch,
     record_at,
-    turn_line,
     turn_tile,
 )
 from fastconv.kernels.target import Tile, vector_bytes
@@ -76,8 +73,6 @@ fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
-AHEAD = 16
-"""Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
 
 
 @jit.inline
@@ -230,66 +225,6 @@ def scatter(dtype: str) -> CFunc:
     return jit.part(scatter_tiles)
 
 
-PACKING = record("entry source_group")
-"""What records of packing begin with: the address of the compiled part that packs a panel, and the bytes from group to
-group of what it packs."""
-
-PACK = record("""
-    entry source_group source_r source_c source_k source_d
-    target_group target_panel
-    taps_r taps_c rows columns reduction channels panels
-    lines line line_offsets line_bytes slots period
-""")
-"""Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
-has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
-every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
-on the next row. With a period of 1 each tap has as many lines. `entry` is the address of the compiled `pack_part`."""
-
-
-@jit.inline
-def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end):
-    """Pack the weights of NR output channels in the order (tap, input channel, output channel), filled up with zeros.
-
-    A tile then reads a panel from front to end. Only the lines of the taps from `begin` to `end` are packed where each
-    tap has its own, else all.
-    """
-    rows = carray(pointer(q.rows), q.taps_r, np.int64)
-    columns = carray(pointer(q.columns), q.taps_c, np.int64)
-    lanes = min(NR, q.channels - panel * NR)
-    first = source + panel * NR * q.source_d
-    if q.source_d != ITEM:
-        offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
-        each = q.lines // (q.taps_r * q.taps_c)
-        lines = range(begin * each, end * each) if q.period == 1 else range(q.lines)
-        for i in lines:
-            for d in range(0, NR, VL):
-                if PERIOD > 1:
-                    pick_columns(
-                        REAL, VL, PERIOD, first + offsets[i] + d * q.source_d, min(VL, lanes - d), q.slots,
-                        target + i * q.line_bytes + d * ITEM,
-                    )  # fmt: skip
-                    continue
-                turn_line(
-                    REAL, VL, 0, first + offsets[i], d, lanes, q.source_d, q.line,
-                    target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
-                )  # fmt: skip
-        return
-    for t in range(begin, end):
-        tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
-        place = target + (t - begin) * q.reduction * NR * ITEM
-        if lanes == NR and q.source_k == NR * ITEM:
-            copy_run(REAL, VL, tap, place, q.reduction * NR)
-            continue
-        for k in range(q.reduction):
-            row, there = tap + k * q.source_k, place + k * NR * ITEM
-            for line in range(0, NR * ITEM, LINE):
-                prefetch(row + AHEAD * q.source_k + line)
-            if lanes == NR:
-                copy_first_lanes(REAL, NR, NR, row, there)
-            else:
-                copy_first_lanes(REAL, NR, lanes, row, there)
-
-
 @jit.inline
 def runs_until(MR, table_at, runs, tap):
     """How many of the runs are those of taps before `tap`."""
@@ -342,23 +277,6 @@ def trace() -> CFunc:
                     i, image = 0, image + 1
 
     return jit.part(trace_tiles)
-
-
-@functools.cache
-def pack_part(dtype: str, lanes: int, period: int) -> CFunc:
-    """The part of kernels that packs the weights of a panel of so many channels.
-
-    With a `period` above 1, one target channel's line of so many weights follows another's.
-    """
-    REAL = np.dtype(dtype).type
-    ITEM = np.dtype(dtype).itemsize
-    NR, PERIOD = lanes, period
-    VL = min(NR, vector_bytes() // ITEM)
-
-    def pack_taps(plan, source, panel, target, begin, end):
-        pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
-
-    return jit.part(pack_taps)
 
 
 @functools.cache
@@ -518,19 +436,3 @@ def gather() -> CFunc:
                 )
 
     return jit.kernel(gather_tiles)
-
-
-@functools.cache
-def pack() -> CFunc:
-    """The kernel that packs all weights; tasks are (group, panel)."""
-
-    def pack_panels(address, begin, end, thread):
-        call = record_at(address, CALL)
-        q = record_at(call.plan, PACK)
-        for task in range(begin, end):
-            group, panel = task // q.panels, task % q.panels
-            source = call.source + group * q.source_group
-            target = call.target + group * q.target_group + panel * q.target_panel
-            call_part(q.entry, (call.plan, source, panel, target, 0, q.taps_r * q.taps_c))
-
-    return jit.kernel(pack_panels)

@@ -15,7 +15,7 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.gather import PACKING
+from fastconv.kernels.packing import PACKING
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, pointer, record_at
 from fastconv.kernels.target import Tile

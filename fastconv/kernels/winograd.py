@@ -26,7 +26,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.gather import AHEAD
+from fastconv.kernels.packing import AHEAD
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, copy_first_lanes, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
