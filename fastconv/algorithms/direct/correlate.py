@@ -14,6 +14,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, canonical_strides, canonical_weight_strides, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, met_share, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.transposed import transposition
@@ -28,9 +29,9 @@ _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
 _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
-_IN_PLACE_PASSES = (4, 2)
-"""Tiles that may read output gradients of one, and of several panels as they lie: vectors there mostly straddle cache
-lines, packed ones do not."""
+_IN_PLACE_PASSES, _MEETING_PASSES, _FEW_SETS = 16, 4, 2
+"""Tiles that may read output gradients as they lie, and how many where their pixels spread over so few sets of a cache:
+vectors there mostly straddle cache lines, packed ones do not."""
 _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
@@ -217,7 +218,8 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         w = canonical_weight_strides(turn.shape, item, turn.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
     in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
-    in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= _IN_PLACE_PASSES[panels > 1]
+    passes = _MEETING_PASSES if sets_of(y[2]) <= _FEW_SETS else _IN_PLACE_PASSES
+    in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= passes
     even = _lies_even(problem, w, joined)
     planes = problem.layout == "NCHW" and not joined and reduction >= shape.MR
 
