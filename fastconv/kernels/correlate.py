@@ -38,7 +38,7 @@ CORRELATE = record("""
     target_a target_b target_k target_d target_group slab_bytes
     image_block row_block column_block image_blocks row_blocks column_blocks slabs
     panels panel_parts channel_tiles channel_parts
-    tile_rows tile_channels row_bytes pack_source pack_gradient add
+    tile_rows tile_channels row_bytes pack_source pack_gradient add add_last
     packed_rows packed_columns packed_row_step packed_column_step pixel_bytes image_bytes slot planes
     workspace_bytes packed panel table buffer
 """)
@@ -47,8 +47,8 @@ pixels `pixel_bytes` and images `image_bytes` apart; where `planes` is not 0, th
 `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps. `in_place` tells that
 output gradients are read as they lie, `even` that a tile's rows of the weight gradient are `target_k` apart and their
 output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in a panel; `pack_source`,
-`pack_gradient` and `add` are the addresses of compiled parts, of those that are called. `slot` is the address of a 0.
-The last line's fields are offsets into a thread's workspace."""
+`pack_gradient`, `add` and `add_last`, for the last panel, are the addresses of compiled parts that are called. `slot`
+is the address of a 0. The last line's fields are offsets into a thread's workspace."""
 
 
 @jit.inline
@@ -205,6 +205,8 @@ def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
 def add_tiles(dtype: str, tile: Tile, planes: bool) -> CFunc:
     """The part of the kernel that knows its register tile: a tap's tiles from `first_tile` to `end_tile`.
 
+    That of the last panel of output channels may be narrower.
+
     Their scalars begin at `scalars`, channel by channel side by side, or in `planes`: the last tile overlaps the one
     before then, as nothing may be read behind the last plane.
     """
@@ -285,7 +287,7 @@ def correlate() -> CFunc:
                         target += panel * p.tile_channels * p.target_d + a * p.target_a + b * p.target_b
                         adds = 1 if block > first_block else 0
                         call_part(
-                            p.add,
+                            p.add_last if panel == p.panels - 1 else p.add,
                             (
                                 call.plan, own, scalars, first_tile, end_tile, runs, vectors, vector_c, target, lanes,
                                 adds,

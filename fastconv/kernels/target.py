@@ -151,8 +151,23 @@ _HIGHEST = 15
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the tile for a weight gradient: that of `tile`, lower where its rows would be left over."""
     shape = tile(dtype, max(rows, _HEIGHTS[registers()][1]), channels)
-    if shape.NV == 1 and registers() == 32:
-        shape = replace(shape, MR=_HIGHEST)
+    return _lowered(replace(shape, MR=_HIGHEST) if shape.NV == 1 and registers() == 32 else shape, rows)
+
+
+def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
+    """Choose the same where the last panel of channels has a tile of its own (`Tile.last`)."""
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    heights = {**_HEIGHTS[registers()], **({1: _HIGHEST} if registers() == 32 else {})}
+    shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items()]
+
+    def slots(shape: Tile) -> float:
+        return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
+
+    return min(shapes, key=lambda shape: (slots(shape), -shape.NV))
+
+
+def _lowered(shape: Tile, rows: int) -> Tile:
+    """The tile with as many rows as fill it best."""
 
     def steps(MR: int) -> tuple[float, int, int]:
         # Loading the vectors of a step takes about as long as half a row of it.

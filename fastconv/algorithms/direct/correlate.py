@@ -21,7 +21,7 @@ from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.target import TILE_SHARE, Tile, correlate_tile, vector_bytes
+from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, panel_slots, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -74,8 +74,7 @@ class CorrelatePass(Pass):
         taps = int(p["taps_r"] * p["taps_c"])
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
-        # Tiles of few sums keep several sets of them.
-        slots = panels * shape.NV * shape.MR / TILE_SHARE[shape.NV]
+        slots = panel_slots(shape, problem.oc_per_group, TILE_SHARE)
         met = met_share(forward_axis(problem, 0), problem.input_size[0])
         if not p["joined"]:
             met *= met_share(forward_axis(problem, 1), problem.input_size[1])
@@ -204,7 +203,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     joined = _joins(problem, columns)
     taps_c = 1 if joined else len(columns.taps)
     reduction = problem.ic_per_group * len(columns.taps) // taps_c
-    shape = correlate_tile(problem.dtype, reduction, problem.oc_per_group)
+    shape = gradient_tile(problem.dtype, reduction, problem.oc_per_group)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     w_bytes, turn = math.prod(problem.w_shape) * item, None
@@ -217,7 +216,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         turn, room = Turn(problem, joined, threads), room - w_bytes
         w = canonical_weight_strides(turn.shape, item, turn.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
-    in_place = y[3] == item and problem.oc_per_group == panels * shape.NR
+    in_place = y[3] == item and problem.oc_per_group % shape.VL == 0
     passes = _MEETING_PASSES if sets_of(y[2]) <= _FEW_SETS else _IN_PLACE_PASSES
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= passes
     even = _lies_even(problem, w, joined)
@@ -268,6 +267,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         image_blocks=blocks[0], row_blocks=blocks[1], column_blocks=blocks[2], slabs=slabs,
         panels=panels, panel_parts=panel_parts, channel_tiles=channel_tiles, channel_parts=channel_parts,
         tile_rows=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, pack_source=0, pack_gradient=0, add=0,
+        add_last=0,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
         packed_column_step=column_step, pixel_bytes=pixel_bytes, image_bytes=image_bytes, slot=address(slot),
         planes=planes,
@@ -279,7 +279,10 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
             template["pack_source"] = correlate.pack_source(problem.dtype).address
         if not in_place:
             template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NV).address
-        template["add"] = correlate.add_tiles(problem.dtype, shape, planes).address
+        if panels > 1:
+            template["add"] = correlate.add_tiles(problem.dtype, shape, planes).address
+        last = shape.last(problem.oc_per_group)
+        template["add_last"] = correlate.add_tiles(problem.dtype, last, planes).address
         return correlate.correlate()
 
     launch = Launch(compiled, problem.dtype, template, groups * slabs * channel_parts * panel_parts, threads, total)
