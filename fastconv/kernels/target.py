@@ -144,6 +144,8 @@ MOST_SUMS = 4
 
 _LOWER = (1, 2, 3, 4, 6, 9)
 """Heights that tiles of few rows may have: each is one more kernel to compile."""
+_ROW_OF_LOADS = 0.5
+"""Rows of a tile that take as long as loading the vectors of a step."""
 _HIGHEST = 15
 """Rows of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
 
@@ -158,21 +160,23 @@ def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the same where the last panel of channels has a tile of its own (`Tile.last`)."""
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     heights = {**_HEIGHTS[registers()], **({1: _HIGHEST} if registers() == 32 else {})}
-    shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items()]
+    vectors = -(-channels // lanes)
+    shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items() if vectors >= NV]
 
-    def slots(shape: Tile) -> float:
-        return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE)
+    def steps(shape: Tile) -> float:
+        widths = shape.NV, shape.last(channels).NV
+        each, last = (NV / TILE_SHARE[NV] for NV in widths)
+        return -(-rows // shape.MR) * (shape.MR + _ROW_OF_LOADS) * ((-(-channels // shape.NR) - 1) * each + last)
 
-    return min(shapes, key=lambda shape: (slots(shape), -shape.NV))
+    return min(shapes, key=lambda shape: (steps(shape), -shape.NV))
 
 
 def _lowered(shape: Tile, rows: int) -> Tile:
     """The tile with as many rows as fill it best."""
 
     def steps(MR: int) -> tuple[float, int, int]:
-        # Loading the vectors of a step takes about as long as half a row of it.
         tiles = -(-rows // MR)
-        return tiles * (MR + 0.5), tiles * MR - rows, -MR
+        return tiles * (MR + _ROW_OF_LOADS), tiles * MR - rows, -MR
 
     return replace(shape, MR=min((shape.MR, *(height for height in _LOWER if height < shape.MR)), key=steps))
 

@@ -21,7 +21,7 @@ from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, panel_slots, vector_bytes
+from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -74,7 +74,8 @@ class CorrelatePass(Pass):
         taps = int(p["taps_r"] * p["taps_c"])
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
-        slots = panel_slots(shape, problem.oc_per_group, TILE_SHARE)
+        last = shape.last(problem.oc_per_group)
+        slots = shape.MR * ((panels - 1) * shape.NV / TILE_SHARE[shape.NV] + last.NV / TILE_SHARE[last.NV])
         met = met_share(forward_axis(problem, 0), problem.input_size[0])
         if not p["joined"]:
             met *= met_share(forward_axis(problem, 1), problem.input_size[1])

@@ -205,6 +205,9 @@ def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, row
     lines = len(rows.taps) * ((shape.MR - 1) * shape.S + 2 * taps)
     little = rows.step == 1 and len(rows.taps) <= _SHORT_ROWS and shape.G == 1
     near = math.prod(size) * source[2] <= _NEAR_BYTES and not little
+    reach = min(size[0], max(rows.offsets) - min(rows.offsets) + 1)
+    if not copies.fits(reach * size[1] + len(rows.taps) * taps * shape.G):
+        return False
     return lines > (2 if near else 1) * _MOST_SHARING * copies.sets_of(source[2])
 
 

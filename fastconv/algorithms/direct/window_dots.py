@@ -108,6 +108,9 @@ def _meets(problem: ConvProblem, pixel_bytes: int) -> bool:
     values = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n
     tall = problem.stride == (1, 1) and problem.kernel_size[0] >= _TALL
     most = _SETS_IF_TALL if tall else _SETS if values * problem.itemsize > _NEAR_BYTES else 0
+    reach = min(problem.input_size[0], (problem.kernel_size[0] - 1) * problem.dilation[0] + 1)
+    if not copies.fits(reach * problem.input_size[1] + problem.output_size[1]):
+        return False
     return copies.sets_of(pixel_bytes) <= most
 
 
