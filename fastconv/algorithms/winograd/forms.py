@@ -82,7 +82,7 @@ def _flat(m: int, r: int, **slots: Any) -> dict[tuple[int, int], Form]:
 
 
 FORMS = {
-    **_square(4, 3, input_slots=570, weight_slots=320, output_slots=150, gradient_slots=450, sums_slots=450,
+    **_square(4, 3, input_slots=570, weight_slots=320, output_slots=150, gradient_slots=250, sums_slots=290,
               kept_bytes=3 << 19),
     **_square(2, 5, input_slots=460, weight_slots=1000, output_slots=50, gradient_slots=250, sums_slots=600,
               kept_bytes=8 << 20),
@@ -126,7 +126,7 @@ def form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
         rows, columns, input_slots=_INPUT_SLOTS[rows.n * columns.n],
         weight_slots=10 + 15 * taps if flat else max(140, 42 * taps - 60),
         output_slots=15 + (10 if flat else 8) * outputs,
-        gradient_slots=75 if flat else 180 + 17 * outputs, sums_slots=60 + 5 * taps if flat else 365 + 10 * taps,
+        gradient_slots=75 if flat else 100 + 10 * outputs, sums_slots=60 + 5 * taps if flat else 240 + 7 * taps,
         kept_bytes=3 << 19, pieces=(phases[0] * pieces_r, phases[1] * pieces_c), phases=phases,
     )  # fmt: skip
 

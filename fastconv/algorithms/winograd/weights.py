@@ -40,7 +40,9 @@ _SLAB_TILES = 48
 """Least tiles of a slab: each slab transforms its sums back."""
 _TASKS = 16
 """Tasks that are enough for slabs not to be cut further."""
-_PRODUCT_SHARE = 0.95
+_ADD_SECONDS = 0.025e-9
+"""Adding a byte of the partial gradients, which the caches still hold."""
+_PRODUCT_SHARE = 0.98
 """Share of the peak that its products reach, each of their sums read and written for every block of tiles."""
 
 
@@ -155,7 +157,8 @@ class WeightGradientOperation(Operation):
         work = problem.groups * form.piece_count * self._blocks * (transforms + multiply + write) / rate
         seconds = work / threads * model.balance(self.launch.tasks, threads)
         launches = 2 if self.slabs.workspace_bytes else 1
-        return seconds + launches * model.launch_seconds(threads) + self.slabs.workspace_bytes * model.STREAM_SECONDS
+        add = self.slabs.workspace_bytes * _ADD_SECONDS / threads
+        return seconds + launches * model.launch_seconds(threads) + add
 
     def estimate(self, machine: Machine) -> Estimate:
         seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
