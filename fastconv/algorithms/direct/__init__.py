@@ -88,8 +88,10 @@ def _kinds(problem: ConvProblem, direction: str) -> tuple[Any, ...]:
         for part in parts
     ]
     mixed = tuple(kind for kind, _ in fastest)
-    ways = {mixed, *((kind,) * len(parts) for kind in mixed)}
-    seconds = {way: _seconds_of_phases(problem, direction, way) for way in ways}
+    seconds = {mixed: sum(seconds for _, seconds in fastest)}
+    if len(parts) > 1:
+        ways = {mixed, *((kind,) * len(parts) for kind in mixed)}
+        seconds = {way: _seconds_of_phases(problem, direction, way) for way in ways}
     best = min(seconds, key=lambda way: (seconds[way], way != mixed))
     together, kind = _fastest_together(problem, direction)
     return (kind,) if together < seconds[best] else best
@@ -238,37 +240,28 @@ def _order_of_sums(operation: Operation | None) -> type[Pass] | None:
     return orders.pop() if len(orders) == 1 and orders <= {GatherPass, DepthwisePass} else None
 
 
-_Way = Callable[[ConvProblem, str, int], Any]
+def _fastest_of(ways: tuple[Callable[..., Any], ...], problem: ConvProblem, direction: str, threads: int) -> Any:
+    """The operation of the fastest way that is possible: for so many threads where all ways have the same bits.
 
-
-def _fastest_way(ways: tuple[_Way, ...], problem: ConvProblem, direction: str, threads: int) -> _Way:
-    """The way that is the fastest of those that are possible: for so many threads where all have the same bits.
-
-    Else as one thread would do it for one image, as the bits must depend on neither.
+    Else as one thread would do it for one image, as the bits must depend on neither. None where no way is possible.
     """
     offered = {way: way(problem, direction, threads) for way in ways}
     possible = {way: operation for way, operation in offered.items() if operation is not None}
-    orders = {_order_of_sums(operation) for operation in possible.values()}
+    timed, orders = possible, {_order_of_sums(operation) for operation in possible.values()}
     if len(possible) > 1 and (None in orders or len(orders) > 1):
-        possible = {way: way(_typical(problem, direction), direction, 1) for way in possible}
-    seconds = {way: operation.seconds(model.NOMINAL_RATE) for way, operation in possible.items() if operation}
-    return min(seconds, key=lambda way: seconds[way], default=ways[0])
+        timed = {way: way(_typical(problem, direction), direction, 1) for way in possible}
+    seconds = {way: operation.seconds(model.NOMINAL_RATE) for way, operation in timed.items() if operation is not None}
+    return possible[min(seconds, key=lambda way: seconds[way])] if seconds else None
 
 
 def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | BandedGradient | None:
     """The operation on turned images that is faster."""
-    return _fastest_way((_banded, _transposed), problem, direction, threads)(problem, direction, threads)
+    return _fastest_of((_banded, _transposed), problem, direction, threads)
 
 
 def _disjoint(problem: ConvProblem, direction: str, threads: int) -> DisjointOperation | None:
     """The operation on patches, where windows lie side by side."""
     return plan_disjoint(problem, direction, threads, DirectOperation)
-
-
-@functools.lru_cache(maxsize=1024)
-def _way_of_planes(problem: ConvProblem, direction: str, threads: int) -> _Way:
-    """How an NCHW problem is planned best."""
-    return _fastest_way((DirectOperation, _turned, _disjoint), problem, direction, threads)
 
 
 class Direct(Algorithm):
@@ -281,9 +274,7 @@ class Direct(Algorithm):
         if pixel is not None:
             return WholeWindowOperation(self.plan(pixel, direction, threads), pixel, direction)
         if problem.layout == "NCHW":
-            operation = _way_of_planes(problem, direction, threads)(problem, direction, threads)
-            if operation is not None:
-                return operation
+            return _fastest_of((DirectOperation, _turned, _disjoint), problem, direction, threads)
         return DirectOperation(problem, direction, threads)
 
 
