@@ -250,6 +250,46 @@ def copy_block(p, WORDS, own, source, gradient, first, last, start, end):
     return own + p.strip - top * p.source_r - begin, own + p.gradients - first * p.gradient_r - begin
 
 
+@jit.inline
+def slide_over_block(p, plan, source, gradient, slab, first, last, start, end):
+    """Add what target rows `first` to `last` of an image give to the sums of channels `start` to `end` of a slab."""
+    row_bytes = p.taps_c * p.outputs * p.channels * p.item
+    for phase in range(min(p.phases, p.columns)):
+        # Positions in a row of the source are those of one phase.
+        base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
+        size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
+        columns = (p.columns - phase + p.phases - 1) // p.phases
+        inside = first_inside(at, p.column_step)
+        tiles = max(0, end_inside(at + p.taps_c - 1, p.column_step, size, columns) - inside) // p.pixels
+        x_image = source + base * p.source_c
+        y_image = gradient + phase * p.gradient_c
+        for a in range(0, p.taps_r, p.together):
+            # Rows where all taps at once lie inside the image; before and after them, each for itself.
+            row, low, high = p.first_row + a * p.tap_rows, first, first
+            if a + p.together <= p.taps_r:
+                low = min(max(first, first_inside(row, p.row_step)), last)
+                below = row + (p.together - 1) * p.tap_rows
+                high = max(low, end_inside(below, p.row_step, p.source_rows, last))
+            for side in range(-1, 2 * min(p.together, p.taps_r - a)):
+                entry, tap, top, bottom = p.all_rows, a, low, high
+                if side >= 0:
+                    entry, tap = p.one_row, a + side // 2
+                    row = p.first_row + tap * p.tap_rows
+                    top = max(first, first_inside(row, p.row_step))
+                    bottom = end_inside(row, p.row_step, p.source_rows, last)
+                    if side % 2 == 0:
+                        bottom = min(bottom, low)
+                    else:
+                        top = max(top, high)
+                if top >= bottom:
+                    continue
+                x = x_image + (p.first_row + tap * p.tap_rows + top * p.row_step) * p.source_r
+                y, target = y_image + top * p.gradient_r, slab + tap * row_bytes
+                call_part(
+                    entry, (plan, x, y, target, bottom - top, columns, inside, tiles, at, size, start, end)
+                )  # fmt: skip
+
+
 @functools.cache
 def window_dots() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (slab of blocks of rows, part of the channels)."""
@@ -260,7 +300,6 @@ def window_dots() -> CFunc:
         p = record_at(call.plan, WINDOW_DOTS)
         own = call.workspace + thread * p.workspace_bytes
         line_bytes = p.channels * p.item
-        row_bytes = p.taps_c * p.outputs * line_bytes
         tiles_c = (p.channels + p.tile_channels - 1) // p.tile_channels
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
@@ -279,41 +318,6 @@ def window_dots() -> CFunc:
                     source, gradient = call.source + image * p.source_n, call.other + image * p.gradient_n
                     if p.copies != 0:
                         source, gradient = copy_block(p, WORDS, own, source, gradient, first, last, start, end)
-                    for phase in range(min(p.phases, p.columns)):
-                        # Positions in a row of the source are those of one phase.
-                        base, at = (p.first_column + phase) % p.phases, (p.first_column + phase) // p.phases
-                        size = max(0, (p.source_columns - base + p.phases - 1) // p.phases)
-                        columns = (p.columns - phase + p.phases - 1) // p.phases
-                        inside = first_inside(at, p.column_step)
-                        tiles = max(0, end_inside(at + p.taps_c - 1, p.column_step, size, columns) - inside) // p.pixels
-                        x_image = source + base * p.source_c
-                        y_image = gradient + phase * p.gradient_c
-                        for a in range(0, p.taps_r, p.together):
-                            # Rows where all taps at once lie inside the image; before and after them, each for itself.
-                            row, low, high = p.first_row + a * p.tap_rows, first, first
-                            if a + p.together <= p.taps_r:
-                                low = min(max(first, first_inside(row, p.row_step)), last)
-                                below = row + (p.together - 1) * p.tap_rows
-                                high = max(low, end_inside(below, p.row_step, p.source_rows, last))
-                            for side in range(-1, 2 * min(p.together, p.taps_r - a)):
-                                entry, tap, top, bottom = p.all_rows, a, low, high
-                                if side >= 0:
-                                    entry, tap = p.one_row, a + side // 2
-                                    row = p.first_row + tap * p.tap_rows
-                                    top = max(first, first_inside(row, p.row_step))
-                                    bottom = end_inside(row, p.row_step, p.source_rows, last)
-                                    if side % 2 == 0:
-                                        bottom = min(bottom, low)
-                                    else:
-                                        top = max(top, high)
-                                if top >= bottom:
-                                    continue
-                                x = x_image + (p.first_row + tap * p.tap_rows + top * p.row_step) * p.source_r
-                                y, target = y_image + top * p.gradient_r, slab_target + tap * row_bytes
-                                call_part(
-                                    entry,
-                                    (call.plan, x, y, target, bottom - top, columns, inside, tiles, at, size, start,
-                                     end),
-                                )  # fmt: skip
+                    slide_over_block(p, call.plan, source, gradient, slab_target, first, last, start, end)
 
     return jit.kernel(window_dot_tiles)
