@@ -8,6 +8,7 @@ of problems a row stands for follows from its geometry (`bench.shapes`); each cl
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from bench.shapes import ConvCase, conv, depthwise
 
@@ -157,6 +158,6 @@ def named(name: str) -> ConvCase:
     return next(case for case in CASES if case.name == name)
 
 
-def matching(pattern: str) -> list[ConvCase]:
+def matching(pattern: str, table: Iterable[ConvCase] = CASES) -> list[ConvCase]:
     """Return the cases whose name contains a match of a regular expression."""
-    return [case for case in CASES if re.search(pattern, case.name)]
+    return [case for case in table if re.search(pattern, case.name)]

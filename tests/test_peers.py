@@ -8,6 +8,7 @@ import pytest
 
 from bench import cases, environment, libraries
 from bench.contenders import Contender, Fastconv, Prepared, Task, plan
+from bench.held_out import HELD_OUT
 from bench.peers import __main__ as peers_command
 from bench.peers import figure, measure, report, summary
 from bench.shapes import KINDS, conv, depthwise
@@ -61,7 +62,7 @@ def compared(case=TINY[0], ours=1.0, peers=(), predicted=1.0, **changes):
 
 
 def test_names_are_unique():
-    names = [case.name for case in cases.CASES]
+    names = [case.name for case in (*cases.CASES, *HELD_OUT)]
     assert len(set(names)) == len(names)
 
 
@@ -70,7 +71,12 @@ def test_each_class_has_cases(kind):
     assert sum(case.kind == kind for case in cases.CASES) >= 4
 
 
-@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_held_out_layers_are_other_problems():
+    tuned = {dataclasses.replace(case, name="", network="") for case in cases.CASES}
+    assert not [case.name for case in HELD_OUT if dataclasses.replace(case, name="", network="") in tuned]
+
+
+@pytest.mark.parametrize("case", (*cases.CASES, *HELD_OUT), ids=lambda case: case.name)
 def test_cases_are_problems_that_fastconv_takes(case):
     planned = plan(case, "forward")
     assert planned.problem.y_shape == case.y_shape

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import cases, environment, libraries, output
 from bench.contenders import REFERENCE, Fastconv, concrete_algorithms
+from bench.held_out import HELD_OUT
 from bench.peers import figure, measure, report, summary
 from bench.shapes import ConvCase
 from fastconv.problem import DIRECTIONS, LAYOUTS
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--prepared is for --direction forward: only there are weights packed beforehand")
     chosen = _chosen(options)
     if not chosen:
-        parser.error(f"--cases and --kind match none of {len(cases.CASES)} cases")
+        parser.error(f"--cases and --kind match none of {len(_table(options))} cases")
     if options.list:
         _show(report.cases(chosen), options.markdown)
         return 0
@@ -65,9 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(comparison.wrong for comparison in measured) else 0
 
 
+def _table(options: argparse.Namespace) -> Sequence[ConvCase]:
+    return HELD_OUT if options.held_out else cases.CASES
+
+
 def _chosen(options: argparse.Namespace) -> list[ConvCase]:
     """Return the cases by class; with ``--quick`` and nothing named, the first of each."""
-    chosen = report.by_class(case for case in cases.matching(options.cases) if re.search(options.kind, case.kind))
+    named = cases.matching(options.cases, _table(options))
+    chosen = report.by_class(case for case in named if re.search(options.kind, case.kind))
     if not options.quick or options.cases or options.kind:
         return chosen
     first: dict[str, ConvCase] = {}
@@ -94,7 +100,8 @@ def _instrument(options: argparse.Namespace, conditions: environment.Environment
 def _setting(options: argparse.Namespace) -> str:
     weights = ", weights packed beforehand" if options.prepared else ""
     directions = "all directions" if options.direction == _ALL else options.direction
-    return f"{options.dtype}, {directions}, fastconv in {options.layout}{weights}"
+    held_out = ", held-out layers" if options.held_out else ""
+    return f"{options.dtype}, {directions}, fastconv in {options.layout}{weights}{held_out}"
 
 
 def _absent() -> list[str]:
@@ -121,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.partition(": ")[2])
     add: Callable[..., Any] = parser.add_argument
     add("--cases", default="", type=_pattern, metavar="REGEX", help="only cases whose name matches, e.g. resnet50")
+    add("--held-out", action="store_true", help="layers of networks that the table does not name")
     add("--kind", default="", type=_pattern, metavar="REGEX", help="only classes whose name matches, e.g. depthwise")
     add("--peers", default="", type=_pattern, metavar="REGEX", help="only peers whose name matches, e.g. PyTorch")
     add("--direction", default="forward", choices=(*DIRECTIONS, _ALL), help="default: %(default)s")
