@@ -1,4 +1,4 @@
-"""Layers of networks that `bench.cases` does not name: a look from outside at kernels and constants tuned on that table.
+"""Layers of networks that `bench.cases` does not name: a look from outside at what was tuned on that table.
 
 Whoever tunes looks at `bench.cases`; this table says what came of it elsewhere. A layer that turns out slow here is
 mended by its class of problems, and stays here.

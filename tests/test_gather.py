@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastconv.algorithms.base import Epilogue
-from fastconv.algorithms.direct import gather
+from fastconv.algorithms.direct import gather, phases
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.params import LINE, aligned
 from fastconv.problem import problem_from
@@ -67,6 +67,36 @@ def test_weights_beside_cache_lines_are_packed(dtype, monkeypatch):
             assert_same_bits(*results)
             packed += 1
     assert packed > 20
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monkeypatch):
+    monkeypatch.setattr(gather, "_PACKING_TILES", 0)
+    monkeypatch.setattr(gather, "_MAX_TILES", 2)
+    monkeypatch.setattr(phases, "scratch_limit", lambda *_: 1 << 24)
+    kept = kept_in_chains = 0
+    for case in CASES:
+        x_shape, w_shape, _ = case.shapes(layout)
+        problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)
+        steps, others = (
+            tuple(gather.plan_gather(problem, direction, *part, 2) for part in sub_problems(problem, direction))
+            for _ in range(2)
+        )
+        if not any(step.packing and step.packing.keeps for step in steps):
+            continue
+        given = data(case, "integers", layout, "float32")
+        source = given.x if direction == "forward" else given.grad_y
+        chain = phases.plan_phases(problem, others, 2)
+        kept, kept_in_chains = kept + 1, kept_in_chains + (chain is not None)
+        for factor in (1, -2):  # a second call must not meet the panels of the first
+            for ways in [steps] if chain is None else [steps, (chain,)]:
+                result = np.zeros_like(given.expected[direction], np.float32)
+                for step in ways:
+                    step.run(source, np.ascontiguousarray(factor * given.w), result)
+                np.testing.assert_array_equal(result, factor * given.expected[direction], err_msg=str(case))
+    assert kept > 20
+    assert kept_in_chains > 3 or direction == "forward"
 
 
 def test_rows_are_padded_only_where_the_highest_tile_fits():

@@ -76,7 +76,7 @@ def test_held_out_layers_are_other_problems():
     assert not [case.name for case in HELD_OUT if dataclasses.replace(case, name="", network="") in tuned]
 
 
-@pytest.mark.parametrize("case", (*cases.CASES, *HELD_OUT), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*cases.CASES, *HELD_OUT], ids=lambda case: case.name)
 def test_cases_are_problems_that_fastconv_takes(case):
     planned = plan(case, "forward")
     assert planned.problem.y_shape == case.y_shape

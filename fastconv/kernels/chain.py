@@ -10,20 +10,21 @@ from typing import Any, cast
 
 import numba
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit, launch
 from fastconv.kernels.launch import HEAD, Launch
 from fastconv.kernels.params import CALL, LINE, Buffer, address, record
-from fastconv.kernels.simd import call_kernel, call_part, record_at
+from fastconv.kernels.simd import call_kernel, call_part, pointer, record_at
 
 LINK = record("entry plan start other target first end")
 """One launch of a chain: the addresses of its kernel, plan and of what sums begin with; where in the lent memory its
 other operand and its target lie, or -1 for the arrays of the call; and the range of its tasks among all."""
-CHAIN = record("links calls in_turn")
+CHAIN = record("links calls in_turn workspace apart")
 """The addresses of the first `LINK`, and of the first `CALL`, which are `_CALL_BYTES` apart. Where `in_turn` is not 0
-it is the number of links, which take turns with their tasks; otherwise the tasks of one follow those of another."""
+it is the number of links, which take turns with their tasks; otherwise the tasks of one follow those of another. The
+workspaces of all threads begin at `workspace`, `apart` bytes from one to the next."""
 
 _CALL_BYTES = -(-CALL.itemsize // LINE) * LINE
 _LINK_BYTES = LINK.itemsize
@@ -47,6 +48,7 @@ def linked() -> CFunc:
     def run_links(address, begin, end, thread):
         chain = record_at(address, CHAIN)
         at, call, task = chain.links, chain.calls, begin
+        notes = carray(pointer(chain.workspace + thread * chain.apart - LINE), 1, np.int64)
         while chain.in_turn != 0 and task < end:
             turn, own = task % chain.in_turn, task // chain.in_turn
             link = record_at(at + turn * NEXT, LINK)
@@ -56,6 +58,8 @@ def linked() -> CFunc:
             link = record_at(at, LINK)
             if task < link.end:
                 last = min(end, link.end)
+                if notes[0] != call:  # what another launch kept here is gone
+                    notes[0] = 0
                 call_part(link.entry, (call, task - link.first, last - link.first, thread))
                 task = last
             at, call = at + NEXT, call + CALL_BYTES
@@ -63,17 +67,19 @@ def linked() -> CFunc:
     return jit.kernel(run_links)
 
 
-def _call(entry, links, count, in_turn, tasks, source, other, target, lent, buffer):
+def _call(entry, links, count, in_turn, tasks, threads, apart, source, other, target, lent, buffer):
     own = buffer.ctypes.data
     chain = record_at(own, CHAIN)
     chain.links, chain.calls, chain.in_turn = links, own + HEAD, count if in_turn else 0
+    chain.workspace, chain.apart = own + HEAD + count * _CALL_BYTES + LINE, apart
+    launch.forget(chain.workspace, threads, apart)
     for i in range(count):
         link, call = record_at(links + i * _LINK_BYTES, LINK), record_at(own + HEAD + i * _CALL_BYTES, CALL)
         call.plan, call.relu, call.activation, call.failed = link.plan, 0, 0, 0
         call.source, call.start = source.ctypes.data, link.start
         call.other = other.ctypes.data if link.other < 0 else lent.ctypes.data + link.other
         call.target = target.ctypes.data if link.target < 0 else lent.ctypes.data + link.target
-        call.workspace = own + HEAD + count * _CALL_BYTES
+        call.workspace = chain.workspace
     call_kernel(entry, own, 0, tasks, 0)
     return own
 
@@ -83,7 +89,7 @@ def _caller(dtype: str) -> Any:
     """The compiled `_call` for arrays of one dtype, whatever their strides."""
     image = types.Array(numba.from_dtype(np.dtype(dtype)), 4, "A", readonly=True)
     memory = types.Array(types.uint8, 1, "C")
-    return jit.native(types.intp(*[types.intp] * 5, image, image, image, memory, memory))(_call)()
+    return jit.native(types.intp(*[types.intp] * 7, image, image, image, memory, memory))(_call)()
 
 
 def _share(launches: Sequence[Launch]) -> tuple[int, int]:
@@ -101,7 +107,8 @@ class Chain:
     """Launches that do not wait for each other, called as one and no longer on their own.
 
     Their threads have one workspace each: the chain writes to the launches' plans how far apart these lie. Launches of
-    equally many tasks take turns with them, so that what the first tasks of all read and write is near them.
+    equally many tasks take turns with them, so that what the first tasks of all read and write is near them, unless
+    they keep something from task to task.
     """
 
     def __init__(self, links: Sequence[Link], dtype: str) -> None:
@@ -109,7 +116,8 @@ class Chain:
         self._dtype = dtype
         launches = [link.launch for link in links]
         self.threads, workspace = _share(launches)
-        self._in_turn = int(len({each.tasks for each in launches}) == 1)
+        alike = len({each.tasks for each in launches}) == 1
+        self._in_turn = int(alike and not any(each.keeps for each in launches))
         ends = np.cumsum([each.tasks for each in launches], dtype=np.int64)
         self._tasks = int(ends[-1])
         self._records = np.zeros(len(links), LINK)
@@ -120,7 +128,8 @@ class Chain:
             to["other"], to["target"], to["first"], to["end"] = link.other, link.target, end - link.launch.tasks, end
         self._address = self._records.ctypes.data
         self._entry = 0
-        self._bytes = HEAD + len(links) * _CALL_BYTES + self.threads * workspace
+        self._apart = workspace
+        self._bytes = HEAD + len(links) * _CALL_BYTES + LINE + self.threads * workspace
 
     def _compile(self) -> int:
         self._records["entry"] = [link.launch.entry for link in self._links]
@@ -137,6 +146,8 @@ class Chain:
                 len(self._links),
                 self._in_turn,
                 self._tasks if serial else 0,
+                self.threads,
+                self._apart,
                 source,
                 other,
                 target,

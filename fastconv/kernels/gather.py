@@ -51,7 +51,7 @@ GATHER = record("""
     source_rows source_columns n rows columns row_step column_step
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
-    in_place weight_tap weight_step weight_panel weight_group packed_group packing start_group
+    in_place weight_tap weight_step weight_panel weight_group packed_group packing keeps start_group
     zeros touching inside inside_runs most_runs padding scatter chunk
     tiles blocks panel_parts
     tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
@@ -62,7 +62,8 @@ GATHER = record("""
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
 read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all lie inside the
 image, relative to its first pixel; no tile has more than `most_runs`. Where weights are read `in_place`, `weight_*` say
-how they lie; `packing` is the address of a record that begins as `PACKING` where tasks pack them, else 0; `padding`
+how they lie; `packing` is the address of a record that begins as `PACKING` where tasks pack them, else 0, and `keeps`
+says that a thread keeps all panels of a group that it has packed; `padding`
 that of the `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such
 a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target. A panel's taps are
 used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
@@ -379,6 +380,17 @@ def multiplies(
     return parts
 
 
+@jit.inline
+def is_new(own, address, group, panel):
+    """Whether this thread packs a panel for the first time in a launch; notes that it does."""
+    notes = carray(pointer(own - LINE), 3, np.int64)
+    if notes[0] != address or notes[1] != group:
+        notes[0], notes[1], notes[2] = address, group, 0
+    before = notes[2]
+    notes[2] = before | 1 << panel
+    return before != notes[2]
+
+
 @functools.cache
 def gather() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (group, block of pixels, part of the channel panels)."""
@@ -422,10 +434,12 @@ def gather() -> CFunc:
                     weight_step, weight_tap = p.weight_step, p.weight_tap
                     weights = call.other + group * p.weight_group + panel * p.weight_panel
                 elif p.packing != 0:
-                    q = record_at(p.packing, PACKING)
-                    given = call.other + group * q.source_group
-                    call_part(q.entry, (p.packing, given, panel, own + p.packed, tap, min(tap + p.chunk, taps)))
-                    weights = own + p.packed - tap * weight_tap
+                    weights = own + p.packed + (panel * taps * weight_tap if p.keeps != 0 else 0)
+                    if p.keeps == 0 or is_new(own, address, group, panel):
+                        q = record_at(p.packing, PACKING)
+                        given = call.other + group * q.source_group
+                        call_part(q.entry, (p.packing, given, panel, weights, tap, min(tap + p.chunk, taps)))
+                    weights -= tap * weight_tap
                 else:
                     weights = call.other + group * p.packed_group + panel * taps * weight_tap
                 if p.chunk < taps:

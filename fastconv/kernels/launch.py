@@ -135,8 +135,8 @@ def run(kernel: CFunc, params: np.ndarray, tasks: int, *, threads: int, grain: i
     _serial()(entry, record, tasks)
 
 
-HEAD = 4 * LINE
-"""Bytes before the threads' workspaces: the call's record, the tasks' counters, settings."""
+HEAD = 5 * LINE
+"""Bytes before the threads' workspaces: the call's record, the tasks' counters, settings, a line of notes."""
 COUNTER = 2 * LINE
 SETTINGS = 3 * LINE
 
@@ -153,7 +153,14 @@ def _spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -
         _serial()(entry, record, tasks)
 
 
-def _call(entry, plan, tasks, relu, activation, failed, source, other, start, target, buffer):
+@jit.inline
+def forget(workspace, threads, apart):
+    """Clear the notes before each thread's workspace, where a kernel says what it keeps there from task to task."""
+    for thread in range(threads):
+        carray(pointer(workspace + thread * apart - LINE), 1, np.int64)[0] = 0
+
+
+def _call(entry, plan, tasks, relu, activation, failed, keeping, apart, source, other, start, target, buffer):
     # Taking the arrays themselves saves Python from asking each for its address, which takes 1.7 us an array.
     own = buffer.ctypes.data
     call = record_at(own, CALL)
@@ -161,6 +168,7 @@ def _call(entry, plan, tasks, relu, activation, failed, source, other, start, ta
     call.source, call.other = source.ctypes.data, other.ctypes.data
     call.start, call.target = start.ctypes.data, target.ctypes.data
     call.workspace = own + HEAD
+    forget(call.workspace, keeping, apart)
     carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
     call_kernel(entry, own, 0, tasks, 0)
     return own
@@ -173,7 +181,7 @@ def _caller(dtype: str) -> Any:
     def array(rank: int) -> types.Array:
         return types.Array(numba.from_dtype(np.dtype(dtype)), rank, "A", readonly=True)
 
-    integers, buffer = [types.intp] * 6, types.Array(types.uint8, 1, "C")
+    integers, buffer = [types.intp] * 8, types.Array(types.uint8, 1, "C")
     return jit.native(types.intp(*integers, array(4), array(4), array(1), array(4), buffer))(_call)()
 
 
@@ -186,16 +194,18 @@ class Launch:
     """A kernel and the record of its plan, ready to be called with arrays.
 
     `source` is what windows are read from, `other` the second operand, `start` what sums begin with and `target` the
-    result. They have four axes (`start` has one) and the kernel's dtype; a kernel need not use them all.
+    result. They have four axes (`start` has one) and the kernel's dtype; a kernel need not use them all. One that
+    `keeps` something in a thread's workspace from task to task notes that in the line before it, which begins as zeros.
     """
 
     __slots__ = (
-        "_compile", "_dtype", "_entry", "_own_bytes", "_plan", "grain", "plan", "tasks", "threads", "workspace_bytes",
+        "_compile", "_dtype", "_entry", "_keeping", "_own_bytes", "_plan", "grain", "keeps", "plan", "tasks", "threads",
+        "workspace_bytes",
     )  # fmt: skip
 
     def __init__(
         self, compile_: Callable[[], CFunc], dtype: str, plan: np.ndarray, tasks: int, threads: int,
-        workspace_bytes: int = 0, grain: int = 1,
+        workspace_bytes: int = 0, grain: int = 1, keeps: bool = False,
     ) -> None:  # fmt: skip
         self._compile = compile_
         self._dtype = dtype
@@ -209,6 +219,8 @@ class Launch:
         if self.threads > 1 and workspace_bytes:
             plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
+        self.keeps = keeps
+        self._keeping = (self.threads if keeps else 0, workspace_bytes)
 
     @property
     def entry(self) -> int:
@@ -219,7 +231,9 @@ class Launch:
 
     def on(self, threads: int) -> Launch:
         """The same launch on at most so many threads."""
-        return Launch(self._compile, self._dtype, self.plan, self.tasks, threads, self._own_bytes, self.grain)
+        return Launch(
+            self._compile, self._dtype, self.plan, self.tasks, threads, self._own_bytes, self.grain, self.keeps
+        )
 
     def __call__(
         self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,
@@ -231,8 +245,8 @@ class Launch:
         buffer = lend(HEAD + self.workspace_bytes)
         try:
             own = _caller(self._dtype)(
-                entry, self._plan, self.tasks if serial else 0, relu, activation, failed, source, other, start,
-                target, buffer,
+                entry, self._plan, self.tasks if serial else 0, relu, activation, failed,
+                *self._keeping, source, other, start, target, buffer,
             )  # fmt: skip
             if not serial:
                 _spread(entry, own, self.tasks, self.threads, self.grain)

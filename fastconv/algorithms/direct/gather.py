@@ -59,6 +59,10 @@ _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
+_KEPT_BYTES = 3 << 19
+"""Packed weights that each thread may keep."""
+_MOST_KEPT = 60
+"""Panels that are noted in the bits of one integer."""
 _IN_PLACE_BYTES = 1 << 20
 """How far apart the first and last weights of a panel may lie to be read in place: their pages must stay known."""
 _STRADDLING_STEPS = 50_000
@@ -112,17 +116,26 @@ class GatherPass(Pass):
     packed_shape: tuple[int, ...]
     copying: float
     """Time in which a task copies the rows that it reads."""
-    unpacked: Launch | None
-    """The launch that takes the weights as they lie: tasks read them in place, or pack what they use themselves."""
+    in_place: Launch | None
+    """The launch that reads the weights as they lie."""
     on_lines: bool
     """Whether that is worth it only for weights that begin on a cache line."""
+    packing: Launch | None
+    """The launch whose tasks pack what they use themselves."""
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes of all threads' tables and of the packed weights."""
-        if self.unpacked is not None and not self.on_lines:
-            return self.unpacked.workspace_bytes
+        if self.in_place is not None and not self.on_lines:
+            return self.in_place.workspace_bytes
+        if self.packing is not None:
+            return self.packing.workspace_bytes
         return self.launch.workspace_bytes + math.prod(self.packed_shape) * self.problem.itemsize
+
+    @property
+    def unpacked(self) -> Launch | None:
+        """The launch that takes the weights as the caller has them; None where all of them are packed before."""
+        return self.in_place or self.packing
 
     @property
     def prepared_key(self) -> Any:
@@ -133,11 +146,19 @@ class GatherPass(Pass):
         return model.describe(self.tile, "channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
-        pack = self._packing_seconds()
-        if self.unpacked is not None:  # tasks pack what they use, or read it in place
-            in_place = self.unpacked.plan["in_place"][0]
-            pack = 0.0 if in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
-        return model.launch_seconds(self.threads) + self._on_packed(rate) + pack / self.threads
+        return model.launch_seconds(self.threads) + self._on_packed(rate) + self._getting_seconds()
+
+    def _getting_seconds(self) -> float:
+        """The time of bringing the weights into the order of the tiles."""
+        if self.in_place is not None:
+            return 0.0
+        weights = math.prod(self.packed_shape)
+        if self.packing is None:
+            others = weights * model.FETCH_SECONDS * (self.threads - 1)
+            return (self._packing_seconds() + others) / self.threads
+        # Threads that share a group pack it each for itself.
+        sharing = self.packed_shape[0] if self.packing.keeps else self.packing.tasks
+        return weights * model.PACK_SECONDS / min(self.threads, sharing)
 
     def _packing_seconds(self) -> float:
         """The time of packing all weights on one thread."""
@@ -228,8 +249,11 @@ class GatherPass(Pass):
         if prepared is not None:
             self._multiply(self.launch, first, prepared, result, epilogue)
             return
-        if self.unpacked is not None and not (self.on_lines and address(second) % LINE):
-            self._multiply(self.unpacked, first, second, result, epilogue)
+        launch = self.packing
+        if self.in_place is not None and not (self.on_lines and address(second) % LINE):
+            launch = self.in_place
+        if launch is not None:
+            self._multiply(launch, first, second, result, epilogue)
             return
         size = math.prod(self.packed_shape)
         with Buffer(size * self.problem.itemsize) as buffer:
@@ -322,7 +346,7 @@ class ReducePass(GatherPass):
         ends = shape.MR * shape.NV * model.SUM_SLOTS + model.TILE_SLOTS
         work = tiles * passes * (runs * (vectors * step + model.STRIP_RUN_SLOTS) + ends) / rate
         trace = tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
-        pack = 0.0 if self.unpacked else math.prod(self.packed_shape) * model.PACK_SECONDS
+        pack = 0.0 if self.in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
         share = model.balance(self.launch.tasks, self.threads) / self.threads
         return model.launch_seconds(self.threads) + (work + trace) * share + pack
 
@@ -403,18 +427,22 @@ def _plan(
     chunked = chunked and not (packs and w_strides[3] != item != w_strides[2])  # taps that lie apart for packing
     chunk = taps_of_chunk(taps, len(columns.taps), reduction * lanes * item) if chunked else taps
 
+    # Else each thread packs what it uses and keeps that: what another packed would have to come from there.
+    keeps = not (packs or sums) and chunk == taps and panels <= _MOST_KEPT and panels * panel_bytes <= _KEPT_BYTES
+    keep_bytes = panels * panel_bytes if keeps else 0
+
     listed = list_bytes(shape.MR)
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
 
     (
         table, counts, tables, chunk_runs, targets, numbers, row_parts, column_parts, spare, starts, buffer_rows,
-        buffer, copies, packed, strip, total,
+        buffer, copies, strip, packed, total,
     ) = workspace_offsets(
         size * entry_bytes + ADDRESS_BYTES, *[size * 8] * 3, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         len(rows.taps) * listed, len(columns.taps) * listed, listed, max(shape.MR, shape.NV) * 8, shape.MR * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
-        size * copy_bytes, panel_bytes // taps * chunk if packs else 0, strip_rows * source[1],
+        size * copy_bytes, strip_rows * source[1], panel_bytes // taps * chunk if packs else keep_bytes,
     )  # fmt: skip
     touching = touching and (chunk == taps or chunk % len(columns.taps) == 0)
     joined = len(columns.taps) if touching else 1
@@ -442,13 +470,13 @@ def _plan(
         first_column=min(columns.offsets), last_column=max(columns.offsets),
         reduction=reduction, channels=channels,
         in_place=0, weight_tap=w_strides[1], weight_step=w_strides[2], weight_panel=shape.NR * item,
-        weight_group=part.weight_group, packed_group=panels * panel_bytes, packing=0,
+        weight_group=part.weight_group, packed_group=panels * panel_bytes, packing=0, keeps=0,
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
         tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
-        multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=total,
+        multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=0,
         table=table, counts=counts, tables=tables, runs=counts if chunk == taps else chunk_runs, targets=targets,
         numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare, starts=starts,
         buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
@@ -473,21 +501,20 @@ def _plan(
         plan["finish"] = gather.finish().address
         return gather.gather()
 
-    def launch_of(plan: np.ndarray) -> Launch:
-        return Launch(lambda: compile_(plan), problem.dtype, plan, tasks, threads, total)
+    def launch_of(needs: int, **changes: int) -> Launch:
+        plan = template.copy()
+        for name, value in {"workspace_bytes": needs, **changes}.items():
+            plan[name] = value
+        return Launch(
+            lambda: compile_(plan), problem.dtype, plan, tasks, threads, needs, keeps=bool(changes.get("keeps"))
+        )
 
     start = np.zeros(groups * panels * lanes, problem.dtype)
     pack, taps_read = plan_pack(problem, direction, *pack_taps, packed_shape, threads)
-    unpacked = None
-    if packs or in_place:
-        as_they_lie = template.copy()
-        as_they_lie["in_place"] = in_place
-        as_they_lie["packing"] = pack.plan.ctypes.data if packs else 0
-        unpacked = launch_of(as_they_lie)
-    elif sums and _in_lines(part, problem, taps):
-        unpacked = launch_of(template)
-    kept = (*arrays, *taps_read)
-    copying = 0.0 if frame is None else strip_rows * frame.seconds_per_row
+    reads_in_place = in_place or (sums and _in_lines(part, problem, taps))
     return kind(
-        problem, threads, shape, launch_of(template), pack, start, kept, packed_shape, copying, unpacked, on_lines
-    )
+        problem, threads, shape, launch_of(packed), pack, start, (*arrays, *taps_read), packed_shape,
+        0.0 if frame is None else strip_rows * frame.seconds_per_row,
+        launch_of(packed, in_place=in_place) if reads_in_place else None, on_lines,
+        launch_of(total, packing=pack.plan.ctypes.data, keeps=keeps) if packs or keeps else None,
+    )  # fmt: skip
