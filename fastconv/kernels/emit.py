@@ -160,6 +160,11 @@ class Emitter:
             vectors = [self.builder.fadd(shuffle(a, b, even), shuffle(a, b, odd)) for a, b in pairs]
         return vectors[0]
 
+    def lanes_of(self, vector: Any, numbers: list[int]) -> Any:
+        """The lanes of these numbers, in that order."""
+        order = ir.Constant(ir.VectorType(I32, self.vector.count), numbers)
+        return self.builder.shuffle_vector(vector, vector, order)
+
     def broadcast(self, scalar: Any) -> Any:
         """A vector with one scalar in all lanes."""
         one = self.builder.insert_element(self._undef, scalar, ir.Constant(I32, 0))

@@ -69,6 +69,9 @@ _STRADDLING_STEPS = 50_000
 """Steps of tiles, for each thread, that win more from weights on cache lines than it takes to pack these."""
 CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
+_NEAR_BYTES, _AHEAD_BYTES, _MOST_ASKED = 1 << 20, 12 << 10, 8 << 10
+"""Images that leave the second cache level; how far ahead of adding up lanes they are asked for, and how much at most
+for one tile."""
 _MOST_REDUCED = 12
 """Target channels up to which adding up lanes is considered."""
 
@@ -431,6 +434,10 @@ def _plan(
     keeps = not (packs or sums) and chunk == taps and panels <= _MOST_KEPT and panels * panel_bytes <= _KEPT_BYTES
     keep_bytes = panels * panel_bytes if keeps else 0
 
+    tile_bytes = shape.MR * columns.step * source[2]
+    far = sums and source_size[0] * source[1] > _NEAR_BYTES and tile_bytes <= _MOST_ASKED
+    ahead = -(-_AHEAD_BYTES // tile_bytes) if far else 0
+
     listed = list_bytes(shape.MR)
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
@@ -439,7 +446,7 @@ def _plan(
         table, counts, tables, chunk_runs, targets, numbers, row_parts, column_parts, spare, starts, buffer_rows,
         buffer, copies, strip, packed, total,
     ) = workspace_offsets(
-        size * entry_bytes + ADDRESS_BYTES, *[size * 8] * 3, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
+        (size + sums) * entry_bytes + ADDRESS_BYTES, *[size * 8] * 3, size * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         len(rows.taps) * listed, len(columns.taps) * listed, listed, max(shape.MR, shape.NV) * 8, shape.MR * 8,
         (1 if target[3] == item else gather.SCATTERED) * shape.MR * shape.NR * item,
         size * copy_bytes, strip_rows * source[1], panel_bytes // taps * chunk if packs else keep_bytes,
@@ -474,6 +481,7 @@ def _plan(
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
+        tiles_ahead=ahead,
         tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
         multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=0,
