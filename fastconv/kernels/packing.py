@@ -98,7 +98,7 @@ def pack_part(dtype: str, lanes: int, period: int) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     NR, PERIOD = lanes, period
-    VL = min(NR, vector_bytes() // ITEM)
+    VL = min(NR & -NR, vector_bytes() // ITEM)  # vectors that end where the panel's do
 
     def pack_taps(plan, source, panel, target, begin, end):
         pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)

@@ -20,11 +20,15 @@ define <16 x float> @probe(<16 x float> %a, <16 x float> %b) {
 
 @dataclass(frozen=True)
 class Tile:
-    """A register tile: MR rows by NV vectors of VL lanes, the accumulators of one micro-kernel call."""
+    """A register tile: MR rows by NV vectors of VL lanes, the accumulators of one micro-kernel call.
+
+    A multiply-add of such a vector takes `slots` of the time that one of a whole register takes.
+    """
 
     VL: int
     MR: int
     NV: int
+    slots: float = 1.0
 
     @property
     def NR(self) -> int:
@@ -55,6 +59,16 @@ def registers() -> int:
     """Vector registers of the target CPU."""
     triple = cpu_target.target_context.codegen().magic_tuple()[0]
     return 32 if vector_bytes() == 64 or triple.startswith(("aarch64", "arm64")) else 16
+
+
+_HALVING = frozenset({"znver4", "cannonlake", "icelake-client", "rocketlake", "tigerlake"})
+"""CPUs with 64-byte registers that compute with halves of them: one multiply-add of a whole or two of a half a cycle."""
+
+
+@functools.cache
+def halves_vectors() -> bool:
+    """Whether a vector of half the lanes takes half the time, so that narrow ones may fill up with few channels."""
+    return vector_bytes() == 64 and cpu_target.target_context.codegen().magic_tuple()[1] in _HALVING
 
 
 _HEIGHTS = {32: {1: 12, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
@@ -88,8 +102,11 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     return Tile(VL=lanes, MR=_height(heights[width], rows), NV=width)
 
 
-def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
-    """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing."""
+def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False) -> Tile:
+    """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing.
+
+    Its vectors may be `halves` of registers where the CPU takes half the time for them.
+    """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
         vectors = -(-channels // lanes)
@@ -98,12 +115,14 @@ def panel_tile(dtype: str, rows: int, channels: int) -> Tile:
     shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in heights.items()]
     if rows > LATENCY_ROWS:
         shapes += [Tile(VL=lanes, MR=MR, NV=NV) for NV in lower for MR in lower[NV]]
+    if halves and halves_vectors():
+        shapes += [replace(shape, VL=lanes // 2, slots=0.5) for shape in shapes]
 
     def slots(shape: Tile) -> float:
         share = _LOWER_SHARE if shape.MR in lower.get(shape.NV, ()) else 1.0
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE) / share
 
-    return min(shapes, key=lambda shape: (slots(shape), -shape.NV))
+    return min(shapes, key=lambda shape: (slots(shape), -shape.VL, -shape.NV))
 
 
 def highest_tile() -> int:
@@ -125,7 +144,7 @@ def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
         return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, (NV + shape.MR) / share)
 
     whole = -(-channels // shape.NR) - 1
-    return whole * slots(shape.NV) + slots(shape.last(channels).NV)
+    return (whole * slots(shape.NV) + slots(shape.last(channels).NV)) * shape.slots
 
 
 def masks_or_fills(shape: Tile, channels: int) -> bool:

@@ -51,6 +51,7 @@ from fastconv.algorithms.direct.window_dots import plan_window_dots
 from fastconv.algorithms.transposed import Transposed, bands_of, transposed, transposition
 from fastconv.cost import traffic_seconds
 from fastconv.kernels.launch import Launch
+from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 if TYPE_CHECKING:
@@ -296,7 +297,8 @@ class DirectOperation(Operation):
 
     def estimate(self, machine: Machine) -> Estimate:
         traffic = traffic_seconds(self.problem, self.direction, machine)
-        seconds = sum(step.seconds(model.slot_rate(machine, step.tile.VL)) for step in self.passes)
+        rate = model.slot_rate(machine, vector_bytes() // self.problem.itemsize)
+        seconds = sum(step.seconds(rate) for step in self.passes)
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)
 

@@ -299,7 +299,7 @@ def _stays_inside(axis: Axis, size: int) -> bool:
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch with target channels in the lanes for one dense sub-problem."""
     part = roles(problem, direction)
-    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, part.channels)
+    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, part.channels, halves=True)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape)
 
 
@@ -319,7 +319,7 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     # Whether this is done must not depend on the batch, as the tile's height does.
     if not frame.fits(highest_tile()):
         return None
-    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels)
+    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels, halves=True)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
 
 
