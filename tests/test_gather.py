@@ -1,14 +1,16 @@
 """Gathered passes that problems as small as the cases never get: weights in chunks, or packed for their place."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastconv.algorithms.base import Epilogue
-from fastconv.algorithms.direct import gather, phases
+from fastconv.algorithms.direct import gather, phases, planes
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.params import LINE, aligned
+from fastconv.kernels.target import panel_tile, vector_bytes
 from fastconv.problem import problem_from
 
 from .cases import CASES, data
@@ -97,6 +99,32 @@ def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monk
                 np.testing.assert_array_equal(result, factor * given.expected[direction], err_msg=str(case))
     assert kept > 20
     assert kept_in_chains > 3 or direction == "forward"
+
+
+@pytest.mark.skipif(vector_bytes() == 16, reason="needs masked loads")
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_tiles_of_half_vectors(direction, layout, monkeypatch):
+    def halved(dtype, rows, channels, halves=False):
+        shape = panel_tile(dtype, rows, channels)
+        return replace(shape, VL=shape.VL // 2, slots=0.5) if halves else shape
+
+    for module in (gather, planes):
+        monkeypatch.setattr(module, "panel_tile", halved)
+    taken = 0
+    for case, kind in itertools.product(CASES[::2], (gather.plan_gather, gather.plan_padded, planes.plan_planes)):
+        x_shape, w_shape, _ = case.shapes(layout)
+        problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)
+        steps = [kind(problem, direction, *part, 2) for part in sub_problems(problem, direction)]
+        if None in steps or not any(step.tile.slots < 1 for step in steps):
+            continue
+        given = data(case, "integers", layout, "float32")
+        result = np.zeros_like(given.expected[direction], np.float32)
+        for step in steps:
+            step.run(given.x if direction == "forward" else given.grad_y, np.ascontiguousarray(given.w), result)
+        np.testing.assert_array_equal(result, given.expected[direction], err_msg=f"{case} {kind.__name__}")
+        taken += 1
+    assert taken > 10
 
 
 def test_rows_are_padded_only_where_the_highest_tile_fits():

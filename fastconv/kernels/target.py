@@ -62,7 +62,8 @@ def registers() -> int:
 
 
 _HALVING = frozenset({"znver4", "cannonlake", "icelake-client", "rocketlake", "tigerlake"})
-"""CPUs with 64-byte registers that compute with halves of them: one multiply-add of a whole or two of a half a cycle."""
+"""CPUs with 64-byte registers that compute with halves of them: one whole multiply-add a cycle, or two of half as many
+lanes."""
 
 
 @functools.cache
@@ -77,6 +78,8 @@ _LOWER_HEIGHTS = {32: {4: (5, 4)}, 16: {2: (5, 4)}}
 """Further heights where few rows fill them better: the 49 pixels of a 7x7 image are ten times five, nearly."""
 _LOWER_SHARE = 0.98
 """Speed of such a tile, which begins and ends more often."""
+_NARROW_SHARE = 0.96
+"""Time of tiles of half vectors that pays: there are twice as many of them, which begin and end."""
 IN_FLIGHT = 8
 """Multiply-adds that a core has under way: fewer sums than these wait for their own results."""
 LATENCY_ROWS = 4
@@ -115,14 +118,16 @@ def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False) -> Ti
     shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in heights.items()]
     if rows > LATENCY_ROWS:
         shapes += [Tile(VL=lanes, MR=MR, NV=NV) for NV in lower for MR in lower[NV]]
-    if halves and halves_vectors():
-        shapes += [replace(shape, VL=lanes // 2, slots=0.5) for shape in shapes]
 
     def slots(shape: Tile) -> float:
         share = _LOWER_SHARE if shape.MR in lower.get(shape.NV, ()) else 1.0
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE) / share
 
-    return min(shapes, key=lambda shape: (slots(shape), -shape.VL, -shape.NV))
+    best = min(shapes, key=lambda shape: (slots(shape), -shape.NV))
+    if halves and halves_vectors():
+        narrow = min((replace(shape, VL=lanes // 2, slots=0.5) for shape in shapes), key=slots)
+        best = narrow if slots(narrow) < _NARROW_SHARE * slots(best) else best
+    return best
 
 
 def highest_tile() -> int:

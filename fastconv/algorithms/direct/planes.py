@@ -156,7 +156,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     reduction, pixels = part.reduction * taps, rows.count * columns.count
     alone = taps == 1 and rows.offsets == columns.offsets == (0,) and rows.step == columns.step == 1
     pointwise = alone and (rows.count, columns.count) == size
-    shape = panel_tile(problem.dtype, channels, pixels)
+    # Tiles of half vectors read the weights once more; those of an input gradient lie too far apart for that.
+    shape = panel_tile(problem.dtype, channels, pixels, halves=direction == "forward")
     shape = replace(shape, NV=min(shape.NV, kernels.MOST_LANES // shape.VL))
     panel_bytes = reduction * shape.NR * item
     if not pointwise and (vector_bytes() == 16 or panel_bytes > _PANEL_BYTES):
