@@ -119,15 +119,15 @@ def pack_source(dtype: str) -> CFunc:
 
 
 @functools.cache
-def pack_gradient(dtype: str, vectors: int) -> CFunc:
-    """The part of the kernel that copies a block of output gradients into a panel of so many vectors a pixel.
+def pack_gradient(dtype: str, lanes: int) -> CFunc:
+    """The part of the kernel that copies a block of output gradients into a panel of so many lanes a pixel.
 
     Lanes past the last channel are not used.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, NV = vector_bytes() // ITEM, vectors
-    NR = VL * NV
+    NR = lanes
+    VL = min(NR & -NR, vector_bytes() // ITEM)  # vectors that end where the panel's do
 
     def pack_panel(plan, gradient, panel, images, lines, columns, lanes):
         p = record_at(plan, CORRELATE)
@@ -136,7 +136,7 @@ def pack_gradient(dtype: str, vectors: int) -> CFunc:
             place = panel + r * columns * NR * ITEM
             if p.gradient_d == ITEM:
                 for j in range(columns):
-                    for v in range(NV):
+                    for v in range(NR // VL):
                         part = v * VL * ITEM
                         copy_first_lanes(
                             REAL, VL, lanes - v * VL, base + j * p.gradient_c + part, place + j * NR * ITEM + part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import llvmlite.binding as llvm
@@ -124,10 +125,15 @@ def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False) -> Ti
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE) / share
 
     best = min(shapes, key=lambda shape: (slots(shape), -shape.NV))
-    if halves and halves_vectors():
-        narrow = min((replace(shape, VL=lanes // 2, slots=0.5) for shape in shapes), key=slots)
-        best = narrow if slots(narrow) < _NARROW_SHARE * slots(best) else best
-    return best
+    return _narrowed(best, shapes, slots) if halves else best
+
+
+def _narrowed(best: Tile, shapes: list[Tile], time: Callable[[Tile], float]) -> Tile:
+    """The tile, or the best of half vectors where the CPU halves vectors and that takes less time."""
+    if not halves_vectors():
+        return best
+    narrow = min((replace(shape, VL=shape.VL // 2, slots=0.5) for shape in shapes), key=time)
+    return narrow if time(narrow) < _NARROW_SHARE * time(best) else best
 
 
 def highest_tile() -> int:
@@ -185,14 +191,18 @@ def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     heights = {**_HEIGHTS[registers()], **({1: _HIGHEST} if registers() == 32 else {})}
     vectors = -(-channels // lanes)
-    shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items() if vectors >= NV]
+    shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items()]
 
     def steps(shape: Tile) -> float:
         widths = shape.NV, shape.last(channels).NV
-        each, last = (NV / TILE_SHARE[NV] for NV in widths)
+        each, last = (NV / TILE_SHARE[NV] * shape.slots for NV in widths)
         return -(-rows // shape.MR) * (shape.MR + _ROW_OF_LOADS) * ((-(-channels // shape.NR) - 1) * each + last)
 
-    return min(shapes, key=lambda shape: (steps(shape), -shape.NV))
+    return _narrowed(
+        min((shape for shape in shapes if vectors >= shape.NV), key=lambda shape: (steps(shape), -shape.NV)),
+        shapes,
+        steps,
+    )
 
 
 def _lowered(shape: Tile, rows: int) -> Tile:

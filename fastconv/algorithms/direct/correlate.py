@@ -75,11 +75,11 @@ class CorrelatePass(Pass):
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
         last = shape.last(problem.oc_per_group)
-        slots = shape.MR * ((panels - 1) * shape.NV / TILE_SHARE[shape.NV] + last.NV / TILE_SHARE[last.NV])
+        slots = (panels - 1) * shape.NV / TILE_SHARE[shape.NV] + last.NV / TILE_SHARE[last.NV]
         met = met_share(forward_axis(problem, 0), problem.input_size[0])
         if not p["joined"]:
             met *= met_share(forward_axis(problem, 1), problem.input_size[1])
-        multiply = tiles * pixels * slots * met / rate
+        multiply = tiles * pixels * shape.MR * slots * shape.slots * met / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
         scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS
@@ -239,7 +239,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     pixel_bytes = channels * item if joined else odd_lines(channels * item)
     # Rows of the last tile that no channel has read what lies behind, and the last pixel's vector reaches there.
     image_bytes = packed_rows * packed_columns * pixel_bytes
-    packed_bytes = block.images * image_bytes + max(shape.MR, shape.VL) * item
+    packed_bytes = block.images * image_bytes + max(shape.MR * item, vector_bytes())
     if planes:
         (packed_rows, packed_columns), row_step, column_step = problem.input_size, 1, 1
         pixel_bytes, image_bytes, packed_bytes = item, x[0], 0
@@ -279,7 +279,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         if not planes:
             template["pack_source"] = correlate.pack_source(problem.dtype).address
         if not in_place:
-            template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NV).address
+            template["pack_gradient"] = correlate.pack_gradient(problem.dtype, shape.NR).address
         if panels > 1:
             template["add"] = correlate.add_tiles(problem.dtype, shape, planes).address
         last = shape.last(problem.oc_per_group)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fastconv.kernels.target import halves_vectors
 from fastconv.kernels.toomcook import Filtering
 
 
@@ -23,11 +24,11 @@ class Form:
 
     rows: Filtering
     columns: Filtering
-    input_slots: int
-    weight_slots: int
-    output_slots: int
-    gradient_slots: int
-    sums_slots: int
+    input_slots: float
+    weight_slots: float
+    output_slots: float
+    gradient_slots: float
+    sums_slots: float
     kept_bytes: int
     """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
     pieces: tuple[int, int] = (1, 1)
@@ -97,6 +98,10 @@ FORMS = {
 _CUTS = {2: Filtering(5, 2), 3: Filtering(4, 3), 4: Filtering(3, 4), 5: Filtering(2, 5)}
 """What other kernels, and pieces of them, take along an axis, by taps: all of 6 inputs, and so of the same points."""
 MOST_PIECES = 16
+_HALVED_SHARES = {
+    "input_slots": 0.65, "weight_slots": 0.65, "output_slots": 0.65, "gradient_slots": 0.45, "sums_slots": 0.45,
+}  # fmt: skip
+"""Slots over those above where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load."""
 _INPUT_SLOTS = {36: 550, 6: 90}
 """What the others take, by the inputs of a tile."""
 
@@ -116,6 +121,13 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
 @functools.lru_cache(maxsize=256)
 def form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
     """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
+    form = _form_of(size, stride)
+    if not halves_vectors():
+        return form
+    return replace(form, **{name: share * getattr(form, name) for name, share in _HALVED_SHARES.items()})
+
+
+def _form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
     if size in FORMS and stride == (1, 1):
         return FORMS[size]
     (rows, pieces_r), (columns, pieces_c) = map(_cut, _taps_of_phases(size, stride))
