@@ -281,7 +281,8 @@ class BandedOperation(Operation):
         work = _most_loaded([each[part.problem] for part in self._parts], threads)
         packs = [(pack, stage) for pack, stage in zip(self._packs, self._stages, strict=True) if pack]
         packing = sum(model.launch_seconds(pack.threads) + stage.pack_seconds / pack.threads for pack, stage in packs)
-        return model.launch_seconds(threads) + work + packing
+        fetching = self._packed_bytes / self.problem.itemsize * model.FETCH_SECONDS if threads > 1 else 0.0
+        return model.launch_seconds(threads) + work + packing + fetching
 
     def estimate(self, machine: Machine) -> Estimate:
         lanes = vector_bytes() // self.problem.itemsize
@@ -318,6 +319,28 @@ class BandedOperation(Operation):
         if weights.ndim == 1:
             weights = weights.view(self.problem.dtype).reshape(1, 1, 1, -1)
         self._launch(source, weights, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+class PackedIfPrepared(Operation):
+    """Bands that each bring the weights into order themselves; of a prepared layer those that find them so."""
+
+    def __init__(self, alone: BandedOperation, packed: BandedOperation) -> None:
+        self._alone, self._packed = alone, packed
+        self.workspace_bytes = max(alone.workspace_bytes, packed.workspace_bytes)
+        self.prepared_key = packed.prepared_key
+
+    def estimate(self, machine: Machine) -> Estimate:
+        return self._alone.estimate(machine)
+
+    def prepare(self, w: np.ndarray) -> np.ndarray:
+        return self._packed.prepare(w)
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        operation = self._alone if prepared is None else self._packed
+        operation.run(first, second, result, epilogue, prepared)
 
 
 def plan_banded(

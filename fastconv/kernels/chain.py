@@ -93,9 +93,10 @@ def _caller(dtype: str) -> Any:
 
 
 def _share(launches: Sequence[Launch]) -> tuple[int, int]:
-    """The threads of a chain and the bytes of a thread's workspace, which has room for that of any launch."""
+    """The threads of a chain and the bytes of a thread's workspace: that of any launch, and the next thread's notes."""
     threads = max((each.threads for each in launches), default=1)
-    return threads, max((each.workspace_bytes // each.threads for each in launches), default=0)
+    room = max((each.workspace_bytes // each.threads for each in launches), default=0)
+    return threads, room + LINE if room else 0
 
 
 def workspace_bytes(launches: Sequence[Launch]) -> int:

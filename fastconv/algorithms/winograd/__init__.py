@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv.algorithms.banded import BandPlanner, GroupBands, Stage, plan_banded, plan_banded_gradient
+from fastconv.algorithms.banded import (
+    BandPlanner,
+    GroupBands,
+    PackedIfPrepared,
+    Stage,
+    plan_banded,
+    plan_banded_gradient,
+)
 from fastconv.algorithms.base import Algorithm, Operation
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import bands_of, cut_of, transposed
@@ -75,25 +82,34 @@ class Winograd(Algorithm):
         if problem.layout == "NCHW":
             layout = _layout_of_bands(problem)
             ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem))]
+            packed = alone = None
             if layout == IMAGES_LAST:
-                ways.append(plan_banded(problem, direction, self._band_planner(problem, direction), threads))
+                packed, alone = (
+                    plan_banded(problem, direction, self._band_planner(problem, direction, packs), threads)
+                    for packs in (True, False)
+                )
+                ways += [packed, alone]
                 if problem.groups > 1:
                     ways.append(plan_banded(problem, direction, self._group_planner(problem, direction), threads))
-            return min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
+            best = min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
+            return PackedIfPrepared(alone, packed) if alone and packed and best is alone else best
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)
         return WinogradOperation(problem, direction, threads)
 
     @staticmethod
-    def _band_planner(problem: ConvProblem, direction: str) -> BandPlanner:
-        """How bands of NCHW images are computed: with as many channels held as in the first, as weights lie so."""
+    def _band_planner(problem: ConvProblem, direction: str, packs: bool) -> BandPlanner:
+        """How bands of NCHW images are computed: with as many channels held as in the first, as weights lie so.
+
+        These are transformed once for all bands where it `packs` them, else by each band.
+        """
         first: list[WinogradOperation] = []
 
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
             as_first = (first[0].held, first[0].tile) if first else ()
             operation = WinogradOperation(band, direction, 1, *as_first)
             first.append(operation)
-            return (operation.stage(),)
+            return (operation.stage(packs),)
 
         return BandPlanner(IMAGES_LAST, _band_rows(problem), str(form_of(problem.kernel_size, problem.stride)), stages)
 
