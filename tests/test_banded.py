@@ -1,5 +1,6 @@
 """NCHW problems in bands that one thread each turns and computes: cut small, against the whole, for several threads."""
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -24,7 +25,11 @@ def planned(algorithm, problem, direction, threads):
         return None
     if form_of(problem.kernel_size, problem.stride).piece_count > 1:  # bands are for weights in one piece
         return None
-    planner = Winograd._group_planner if algorithm == "winograd, groups" else Winograd._band_planner
+    planner = {
+        "winograd": functools.partial(Winograd._band_planner, packs=True),
+        "winograd, each alone": functools.partial(Winograd._band_planner, packs=False),
+        "winograd, groups": Winograd._group_planner,
+    }[algorithm]
     return banded.plan_banded(problem, direction, planner(problem, direction), threads)
 
 
@@ -68,7 +73,7 @@ def test_bands_of_direct_make_the_whole(direction, monkeypatch):
     assert seen["phases"] > 3 or direction == "forward"
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd", "winograd, groups"])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "winograd, each alone", "winograd, groups"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_bits_do_not_depend_on_the_bands(algorithm, direction, monkeypatch):
     compared = 0
@@ -87,7 +92,7 @@ def test_bits_do_not_depend_on_the_bands(algorithm, direction, monkeypatch):
     assert compared > (3 if algorithm == "winograd, groups" else 10)
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "winograd, groups"])
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd, each alone", "winograd, groups"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_bits_of_winograd_are_those_of_whole_images(algorithm, direction, monkeypatch):
     monkeypatch.setattr(banded, "_BAND_BYTES", 1 << 13)
@@ -97,7 +102,7 @@ def test_bits_of_winograd_are_those_of_whole_images(algorithm, direction, monkey
         if operation is None or len(operation._parts) == 1:
             continue
         given = data(case, "floats", "NCHW", "float32")
-        rows = Winograd._band_planner(problem, direction).rows
+        rows = Winograd._band_planner(problem, direction, packs=True).rows
         whole = transposed(problem, direction, IMAGES_LAST, Winograd(), 1, rows)
         np.testing.assert_array_equal(run(operation, direction, given), run(whole, direction, given), err_msg=str(case))
         compared += 1
