@@ -26,7 +26,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, record_at, turn_line
 from fastconv.kernels.spans import end_inside, first_inside
-from fastconv.kernels.target import Tile, vector_bytes
+from fastconv.kernels.target import Tile, lanes_dividing, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 
 CORRELATE = record("""
@@ -127,7 +127,7 @@ def pack_gradient(dtype: str, lanes: int) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     NR = lanes
-    VL = min(NR & -NR, vector_bytes() // ITEM)  # vectors that end where the panel's do
+    VL = lanes_dividing(NR, ITEM)
 
     def pack_panel(plan, gradient, panel, images, lines, columns, lanes):
         p = record_at(plan, CORRELATE)

@@ -24,7 +24,7 @@ from fastconv.kernels.simd import (
     record_at,
     turn_line,
 )
-from fastconv.kernels.target import vector_bytes
+from fastconv.kernels.target import lanes_dividing
 
 AHEAD = 16
 """Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
@@ -98,7 +98,7 @@ def pack_part(dtype: str, lanes: int, period: int) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     NR, PERIOD = lanes, period
-    VL = min(NR & -NR, vector_bytes() // ITEM)  # vectors that end where the panel's do
+    VL = lanes_dividing(NR, ITEM)
 
     def pack_taps(plan, source, panel, target, begin, end):
         pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)

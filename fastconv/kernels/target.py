@@ -55,6 +55,11 @@ def vector_bytes() -> int:
     return 64 if "zmm" in assembly else 32 if "ymm" in assembly else 16
 
 
+def lanes_dividing(lanes: int, item: int) -> int:
+    """Lanes of the widest vectors of which a whole number makes up a row of so many, of `item` bytes each."""
+    return min(lanes & -lanes, vector_bytes() // item)
+
+
 @functools.cache
 def registers() -> int:
     """Vector registers of the target CPU."""
