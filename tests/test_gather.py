@@ -9,6 +9,8 @@ import pytest
 from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import gather, phases, planes
 from fastconv.algorithms.direct.grids import sub_problems
+from fastconv.algorithms.direct.lines import plan_lines
+from fastconv.kernels import target
 from fastconv.kernels.params import LINE, aligned
 from fastconv.kernels.target import panel_tile, vector_bytes
 from fastconv.problem import problem_from
@@ -105,8 +107,8 @@ def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monk
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_tiles_of_half_vectors(direction, layout, monkeypatch):
-    def halved(dtype, rows, channels, halves=False):
-        shape = panel_tile(dtype, rows, channels)
+    def halved(dtype, rows, channels, halves=False, **limits):
+        shape = panel_tile(dtype, rows, channels, **limits)
         return replace(shape, VL=shape.VL // 2, slots=0.5) if halves else shape
 
     for module in (gather, planes):
@@ -137,3 +139,30 @@ def test_rows_are_padded_only_where_the_highest_tile_fits():
         (part,) = sub_problems(replace(problem, n=n), "forward")
         planned = gather.plan_padded(replace(problem, n=n), "forward", *part, 1)
         assert planned is None or planned.launch.tasks > 0
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_rows_that_meet_in_a_set_of_the_cache_take_low_tiles(halves, monkeypatch):
+    """Twelve and fourteen rows 4 KB apart took up to three times as long; what lies beside that keeps its tile."""
+    monkeypatch.setattr(target, "halves_vectors", lambda: halves)
+    monkeypatch.setattr(gather, "halves_vectors", lambda: halves)
+    for dtype, channels, outputs in itertools.product(("float32", "float64"), (511, 512, 2048), (8, 24, 40, 64)):
+        problem = problem_from(
+            (1, 14, 14, channels), (1, 1, channels, outputs), np.dtype(dtype), 1, 0, 1, 1, layout="NHWC"
+        )
+        (part,) = sub_problems(problem, "forward")
+        height = gather.plan_gather(problem, "forward", *part, 1).tile.MR
+        alone = panel_tile(dtype, 14 * 14, outputs, halves=True).MR
+        meets = channels * np.dtype(dtype).itemsize % (2048 if halves else 4096) == 0
+        assert height <= 6 if meets else height == alone
+
+
+@pytest.mark.skipif(vector_bytes() == 16, reason="needs masked loads")
+def test_addresses_of_rows_of_weights_fit_registers():
+    """Tiles of 14 rows spilled vectors with the addresses of their rows, and took twice as long."""
+    for columns, outputs in itertools.product((7, 17, 28, 33, 64), (3, 9, 28, 56)):
+        problem = problem_from(
+            (1, 4, columns, columns), (outputs, 4, 3, 3), np.dtype("float32"), 1, 1, 1, 1, layout="NCHW"
+        )
+        (part,) = sub_problems(problem, "forward")
+        assert plan_lines(problem, "forward", *part, 1).tile.MR <= 8

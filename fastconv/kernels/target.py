@@ -80,6 +80,8 @@ def halves_vectors() -> bool:
 
 _HEIGHTS = {32: {1: 12, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
 """Rows of a tile for each number of vectors, by registers: the sums, a row of vectors and a scalar fill them."""
+_HIGHEST = 15
+"""Rows of the highest tile, of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
 _LOWER_HEIGHTS = {32: {4: (5, 4)}, 16: {2: (5, 4)}}
 """Further heights where few rows fill them better: the 49 pixels of a 7x7 image are ten times five, nearly."""
 _LOWER_SHARE = 0.98
@@ -92,6 +94,15 @@ LATENCY_ROWS = 4
 """A tile of fewer rows takes as long as one of these many: multiply-adds wait for their own results."""
 TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 """Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
+_HALVED_SHARE = {1: 0.93, 2: 0.95, 3: 0.965, 4: 0.97}
+"""The same of tiles of whole vectors where the CPU halves them: loads and addresses then have twice the time."""
+
+
+def share_of(shape: Tile, shares: dict[int, float]) -> float:
+    """Share of the peak that a tile reaches; `shares` say it by vectors where a core does two multiply-adds a cycle."""
+    if halves_vectors() and shape.slots == 1.0:
+        shares = _HALVED_SHARE
+    return shares[min(shape.NV, max(shares))]
 
 
 _SPILLED_SHARE = 0.93
@@ -105,23 +116,26 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     tile, which would compute most of its rows for nothing otherwise.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    heights = _HEIGHTS[registers()]
     vectors = -(-channels // lanes)
-    width = max(heights, key=lambda NV: (TILE_SHARE[NV] * vectors / (-(-vectors // NV) * NV), NV))
-    return Tile(VL=lanes, MR=_height(heights[width], rows), NV=width)
+    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in _HEIGHTS[registers()].items()]
+
+    def used(shape: Tile) -> float:
+        return share_of(shape, TILE_SHARE) * vectors / (-(-vectors // shape.NV) * shape.NV)
+
+    return max(shapes, key=lambda shape: (used(shape), shape.NV))
 
 
-def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False) -> Tile:
+def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False, highest: int = _HIGHEST) -> Tile:
     """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing.
 
-    Its vectors may be `halves` of registers where the CPU takes half the time for them.
+    Its vectors may be `halves` of registers where the CPU takes half the time for them. It has at most `highest` rows.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
         vectors = -(-channels // lanes)
         return Tile(VL=lanes, MR=1, NV=-(-vectors // -(-vectors // IN_FLIGHT)))
     heights, lower = _HEIGHTS[registers()], _LOWER_HEIGHTS[registers()]
-    shapes = [Tile(VL=lanes, MR=_height(MR, rows), NV=NV) for NV, MR in heights.items()]
+    shapes = [Tile(VL=lanes, MR=min(_height(MR, rows), highest), NV=NV) for NV, MR in heights.items()]
     if rows > LATENCY_ROWS:
         shapes += [Tile(VL=lanes, MR=MR, NV=NV) for NV in lower for MR in lower[NV]]
 
@@ -141,6 +155,11 @@ def _narrowed(best: Tile, shapes: list[Tile], time: Callable[[Tile], float]) -> 
     return narrow if time(narrow) < _NARROW_SHARE * time(best) else best
 
 
+def rows_meeting(pitch: int, set_bytes: int, most: int) -> int:
+    """The highest tile where rows whose scalars lie `pitch` apart meet in a set of a cache, which holds `most`."""
+    return most if pitch % set_bytes == 0 else _HIGHEST
+
+
 def highest_tile() -> int:
     """Rows of the highest tile that `panel_tile` may choose."""
     return max(_HEIGHTS[registers()].values())
@@ -153,14 +172,14 @@ def panel_slots(shape: Tile, channels: int, shares: dict[int, float]) -> float:
     """
     one_vector = _HEIGHTS[registers()][1]
 
-    def slots(NV: int) -> float:
-        share = shares[min(NV, max(shares))]
-        if NV == 1 and one_vector < shape.MR:
+    def slots(part: Tile) -> float:
+        share = share_of(part, shares)
+        if part.NV == 1 and one_vector < shape.MR:
             share *= _SPILLED_SHARE
-        return max(NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, (NV + shape.MR) / share)
+        return max(part.NV * max(shape.MR, LATENCY_ROWS) / share, IN_FLIGHT, (part.NV + shape.MR) / share)
 
     whole = -(-channels // shape.NR) - 1
-    return (whole * slots(shape.NV) + slots(shape.last(channels).NV)) * shape.slots
+    return (whole * slots(shape) + slots(shape.last(channels))) * shape.slots
 
 
 def masks_or_fills(shape: Tile, channels: int) -> bool:
@@ -181,8 +200,6 @@ _LOWER = (1, 2, 3, 4, 6, 9)
 """Heights that tiles of few rows may have: each is one more kernel to compile."""
 _ROW_OF_LOADS = 0.5
 """Rows of a tile that take as long as loading the vectors of a step."""
-_HIGHEST = 15
-"""Rows of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
 
 
 def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
@@ -199,8 +216,8 @@ def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
     shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items()]
 
     def steps(shape: Tile) -> float:
-        widths = shape.NV, shape.last(channels).NV
-        each, last = (NV / TILE_SHARE[NV] * shape.slots for NV in widths)
+        parts = shape, shape.last(channels)
+        each, last = (part.NV / share_of(part, TILE_SHARE) * shape.slots for part in parts)
         return -(-rows // shape.MR) * (shape.MR + _ROW_OF_LOADS) * ((-(-channels // shape.NR) - 1) * each + last)
 
     return _narrowed(

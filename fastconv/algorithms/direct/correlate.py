@@ -21,7 +21,7 @@ from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, vector_bytes
+from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, share_of, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -75,7 +75,7 @@ class CorrelatePass(Pass):
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
         last = shape.last(problem.oc_per_group)
-        slots = (panels - 1) * shape.NV / TILE_SHARE[shape.NV] + last.NV / TILE_SHARE[last.NV]
+        slots = sum(count * part.NV / share_of(part, TILE_SHARE) for count, part in ((panels - 1, shape), (1, last)))
         met = met_share(forward_axis(problem, 0), problem.input_size[0])
         if not p["joined"]:
             met *= met_share(forward_axis(problem, 1), problem.input_size[1])

@@ -31,10 +31,12 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned, fill
 from fastconv.kernels.target import (
     Tile,
+    halves_vectors,
     highest_tile,
     masks_or_fills,
     panel_slots,
     panel_tile,
+    rows_meeting,
     sum_tile_shape,
 )
 from fastconv.kernels.tiles import ANYWHERE, CHANNEL_START, RUN_FIELDS, unrolling
@@ -69,6 +71,9 @@ _STRADDLING_STEPS = 50_000
 """Steps of tiles, for each thread, that win more from weights on cache lines than it takes to pack these."""
 CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
+_MEETING_PIXELS, _SET_BYTES = 6, 4 << 10
+"""Pixels of a tile that may meet in a set of the first cache level, lines that far apart. Where that level is small
+(Zen 4), every other meeting takes as long."""
 _NEAR_BYTES, _AHEAD_BYTES, _MOST_ASKED = 1 << 20, 12 << 10, 8 << 10
 """Images that leave the second cache level; how far ahead of adding up lanes they are asked for, and how much at most
 for one tile."""
@@ -291,6 +296,11 @@ def _ascending(axis: Axis) -> Axis:
     return replace(axis, taps=axis.taps[::-1], offsets=axis.offsets[::-1])
 
 
+def _highest(pitch: int) -> int:
+    """Rows of the highest tile whose pixels lie that far apart."""
+    return rows_meeting(pitch, _SET_BYTES // 2 if halves_vectors() else _SET_BYTES, _MEETING_PIXELS)
+
+
 def _stays_inside(axis: Axis, size: int) -> bool:
     """Whether every tap of every target reads a source of that size, and none the padding."""
     return min(axis.offsets) >= 0 and (axis.count - 1) * axis.step + max(axis.offsets) < size
@@ -299,7 +309,8 @@ def _stays_inside(axis: Axis, size: int) -> bool:
 def plan_gather(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> GatherPass:
     """Plan the launch with target channels in the lanes for one dense sub-problem."""
     part = roles(problem, direction)
-    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, part.channels, halves=True)
+    pixels, highest = problem.n * rows.count * columns.count, _highest(columns.step * part.source[2])
+    shape = panel_tile(problem.dtype, pixels, part.channels, halves=True, highest=highest)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape)
 
 
@@ -319,7 +330,8 @@ def plan_padded(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     # Whether this is done must not depend on the batch, as the tile's height does.
     if not frame.fits(highest_tile()):
         return None
-    shape = panel_tile(problem.dtype, problem.n * rows.count * columns.count, channels, halves=True)
+    pixels, highest = problem.n * rows.count * columns.count, _highest(columns.step * frame.part.source[2])
+    shape = panel_tile(problem.dtype, pixels, channels, halves=True, highest=highest)
     return _plan(GatherPass, problem, direction, rows, columns, threads, shape, frame)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from fastconv.kernels.target import LATENCY_ROWS, Tile
+from fastconv.kernels.target import LATENCY_ROWS, Tile, share_of
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -196,7 +196,7 @@ def slot_rate(machine: Machine, lanes: int) -> float:
 def tile_slots(channels: int, shape: Tile) -> float:
     """Slots of one step of all panels of a tile that has channels in its lanes, all panels alike."""
     panels = -(-channels // shape.NR)
-    return panels * shape.NV / GATHER_SHARE[shape.NV] * max(shape.MR, LATENCY_ROWS)
+    return panels * shape.NV / share_of(shape, GATHER_SHARE) * max(shape.MR, LATENCY_ROWS)
 
 
 def balance(tasks: int, threads: int) -> float:

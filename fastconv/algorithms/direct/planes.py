@@ -26,7 +26,15 @@ from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill
-from fastconv.kernels.target import Tile, masks_or_fills, panel_slots, panel_tile, vector_bytes
+from fastconv.kernels.target import (
+    Tile,
+    halves_vectors,
+    masks_or_fills,
+    panel_slots,
+    panel_tile,
+    rows_meeting,
+    vector_bytes,
+)
 from fastconv.kernels.tiles import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.problem import ConvProblem
 
@@ -36,10 +44,15 @@ _TURNING_PIXELS = 600
 """Pixels from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
 """Lines that a cache keeps of those that meet in one place."""
+_MEETING_ROWS = 8
+"""Rows of weights that a tile may have which meet there."""
 _NEAR_BYTES = 1 << 10
 """Rows that lie no further apart are read nearly side by side."""
 _FEW_TILES = 12
 """Tiles for which packing does not pay."""
+_HIDING_SLOTS, _HIDDEN_BYTES = 24, 100 << 10
+"""Slots of a step that hide what its row takes to come where a core takes a cycle for each, and the largest panel that
+stays near although nothing foresees its rows."""
 _READ_SECONDS = 0.02e-9
 """What each block of tiles takes to read a value of a panel that lies in no near cache."""
 _TASK_SECONDS = 0.2e-6
@@ -106,13 +119,15 @@ class PlanePass(Pass):
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
-def _stays_in_place(step: int, reduction: int, tiles: int) -> bool:
+def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_bytes: int) -> bool:
     """Whether the source rows of a panel, so many bytes apart, are read as they lie, by so many tiles.
 
     A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
     sharing = reduction * math.gcd(step, _SET_BYTES) // _SET_BYTES
-    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or sharing <= _MOST_SHARING
+    hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
+    hidden = hidden and panel_bytes <= _HIDDEN_BYTES
+    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or sharing <= _MOST_SHARING or hidden
 
 
 def _blocks_of_tiles(
@@ -123,21 +138,23 @@ def _blocks_of_tiles(
     multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
     largest = min(1.0, shape.NR / pixels)
 
-    def parts_of(blocks: int) -> int:
-        return min(panels, -(-wanted // (matrices * blocks)))
+    def parts_of(blocks: int, finer: int) -> int:
+        return min(panels, finer * -(-wanted // (matrices * blocks)))
 
-    def seconds(blocks: int) -> float:
+    def seconds(cut: tuple[int, int]) -> float:
+        blocks, finer = cut
         count, share = -(-tiles // blocks), tiles * panels * matrices / threads
         blocks = -(-tiles // count)
-        each = count * -(-panels // parts_of(blocks))
+        each = count * -(-panels // parts_of(blocks, finer))
         work = reduction * (multiply + blocks * reading) + panels * blocks * _TASK_SECONDS
         # On average a thread waits for half of the largest task at the end.
         late = 0.0 if threads == 1 else reduction * (multiply / blocks + reading) * largest / 2
         return matrices * work / threads * math.ceil(share / each) * each / share + late
 
-    blocks = min((blocks for blocks in (1, 2, 3, 4, 6, 8, 16, 24) if blocks <= tiles), key=seconds)
+    cuts = [(blocks, finer) for blocks in (1, 2, 3, 4, 6, 8, 16, 24) if blocks <= tiles for finer in (1, 2)]
+    blocks, finer = min(cuts, key=seconds)
     count = -(-tiles // blocks)
-    return count, parts_of(-(-tiles // count))
+    return count, parts_of(-(-tiles // count), finer)
 
 
 def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> PlanePass | None:
@@ -156,17 +173,19 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     reduction, pixels = part.reduction * taps, rows.count * columns.count
     alone = taps == 1 and rows.offsets == columns.offsets == (0,) and rows.step == columns.step == 1
     pointwise = alone and (rows.count, columns.count) == size
+    in_order = weights[2] == taps * item and direction == "forward"
+    wanted = not in_order
+    if taps == 1:
+        wanted = weights[2] % CONFLICT_BYTES == 0 and problem.n * pixels >= _TURNING_PIXELS
     # Tiles of half vectors read the weights once more; those of an input gradient lie too far apart for that.
-    shape = panel_tile(problem.dtype, channels, pixels, halves=direction == "forward")
+    row_bytes = reduction * item if in_order or wanted else weights[3]
+    highest = rows_meeting(row_bytes, _SET_BYTES, _MEETING_ROWS)
+    shape = panel_tile(problem.dtype, channels, pixels, halves=direction == "forward", highest=highest)
     shape = replace(shape, NV=min(shape.NV, kernels.MOST_LANES // shape.VL))
     panel_bytes = reduction * shape.NR * item
     if not pointwise and (vector_bytes() == 16 or panel_bytes > _PANEL_BYTES):
         return None
-    in_order = weights[2] == taps * item and direction == "forward"
     turn, weights_row, weights_step = None, weights[3], item if in_order else weights[2]
-    wanted = not in_order
-    if taps == 1:
-        wanted = weights[2] % CONFLICT_BYTES == 0 and problem.n * pixels >= _TURNING_PIXELS
     if wanted and math.prod(problem.w_shape) * item + panel_bytes <= scratch_limit(problem, 1):
         turn = transposition(
             problem.dtype, problem.groups, part.reduction, channels * taps, (part.weight_group, weights[2]),
@@ -178,7 +197,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     channel_row, tap_row = (taps, 1) if turn is None else (1, part.reduction)
     tiles = -(-channels // shape.MR)
     matrices = problem.n * problem.groups
-    in_place = pointwise and masks_or_fills(shape, pixels) and _stays_in_place(source[3], reduction, tiles)
+    in_place = pointwise and masks_or_fills(shape, pixels)
+    in_place = in_place and _stays_in_place(source[3], reduction, tiles, shape, panel_bytes)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
     windows = windows_of(part, rows, columns, problem.dtype, shape.NR, channel_row, tap_row)
     tasks = tasks_wanted(problem, threads)
