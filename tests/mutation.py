@@ -51,6 +51,7 @@ MODULES = {
     "emit": "plan_gather plan_planes plan_stencil plan_window_dots plan_pixel_dots plan_reduce test_local2d",
     "transpose": "direct test_transposed",
     "disjoint": "test_disjoint",
+    "fold": "test_disjoint",
     "chain": "direct",
     "bands": "test_banded",
     "winograd": "winograd",

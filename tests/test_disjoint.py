@@ -1,5 +1,6 @@
 """NCHW layers whose windows lie side by side, and pointwise weight gradients: the ways that only these can take."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,39 @@ def test_windows_side_by_side(direction, monkeypatch):
             rounds += len(operation._rounds) > 1
     assert done > 8
     assert rounds > 3 or direction == "grad_weight"
+
+
+def test_patches_that_overlap_or_lie_apart_are_added_up(monkeypatch):
+    """All at once, and an image or two at a time; pixels that no window reads are zeros."""
+    done = rounds = 0
+    for number, case in enumerate(CASES):
+        dtype = ("float32", "float64")[number % 2]
+        problem = problem_of(replace(case, n=3), dtype)
+        if problem.groups > 1 or disjoint._side_by_side(problem):
+            continue
+        given = data(replace(case, n=3), "integers", "NCHW", dtype)
+        one = math.prod(problem.output_size) * (problem.ic * math.prod(problem.kernel_size) + problem.oc)
+        for scratch in (1 << 30, 2 * one * problem.itemsize):
+            monkeypatch.setattr(disjoint, "scratch_limit", lambda *_, scratch=scratch: scratch)
+            operation = disjoint.plan_disjoint(problem, "grad_input", 2, DirectOperation)
+            if operation is None:
+                assert not disjoint._folds(problem)
+                continue
+            result = np.full_like(given.expected["grad_input"], np.nan, dtype)
+            operation.run(*operands(given, "grad_input"), result)
+            np.testing.assert_array_equal(result, given.expected["grad_input"], err_msg=f"{case} {dtype}")
+            done += 1
+            rounds += len(operation._rounds) > 1
+    assert done > 60
+    assert rounds > 30
+
+
+def test_images_of_many_pixels_are_not_folded():
+    case = Case("", 1, 4, (65, 64), (3, 3), stride=2)
+    assert disjoint.plan_disjoint(problem_of(case), "grad_input", 1, DirectOperation) is None
+    smaller = replace(problem_of(case), input_size=(15, 64))
+    assert disjoint.plan_disjoint(smaller, "grad_input", 1, DirectOperation) is not None
+    assert disjoint.plan_disjoint(smaller, "grad_weight", 1, DirectOperation) is None
 
 
 @pytest.mark.parametrize(

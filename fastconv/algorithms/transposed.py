@@ -38,6 +38,8 @@ _WRITTEN_BYTES = 1 << 15
 """What a task writes to rows that lie in many pages: it stays in the first cache level."""
 _READ_BYTES = 1 << 18
 """What it reads of such rows: it stays in the second one."""
+_SHARED_BYTES = 8 << 10
+"""Planes that are written by one thread each: larger ones take several as long."""
 _GRAINS = 8
 """Runs of tasks that a thread takes one after another."""
 _CHANNEL_BLOCKS = (64, 32, 16)
@@ -201,7 +203,9 @@ class Images:
         self.shape = (n, rows, columns, channels)
         planes, flat = (all_channels * whole * item, whole * item), (pixels * channels * item, channels * item)
         self.gather = transposition(dtype, n, channels, pixels, planes, flat, threads)
-        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=True)
+        # Planes that each thread writes a part of would share lines, and each would fetch beyond its own part.
+        shared = pixels * item <= _SHARED_BYTES and channels >= 2 * threads * _SQUARE
+        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=not shared)
         self.size = math.prod(self.shape)
 
     def seconds(self, threads: int) -> float:

@@ -24,7 +24,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, record_at, turn_line
+from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, record_at, turn_row
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile, lanes_dividing, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
@@ -39,7 +39,7 @@ CORRELATE = record("""
     image_block row_block column_block image_blocks row_blocks column_blocks slabs
     panels panel_parts channel_tiles channel_parts
     tile_rows tile_channels row_bytes pack_source pack_gradient add add_last
-    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes image_bytes slot planes
+    packed_rows packed_columns packed_row_step packed_column_step pixel_bytes image_bytes planes
     workspace_bytes packed panel table buffer
 """)
 """Strides and `*_group` are in bytes. Packed rows and columns are those of the input in steps of `packed_*_step`, its
@@ -47,8 +47,8 @@ pixels `pixel_bytes` and images `image_bytes` apart; where `planes` is not 0, th
 `reduction` counts the rows of all tiles: the `inputs` channels, of each of the joined taps. `in_place` tells that
 output gradients are read as they lie, `even` that a tile's rows of the weight gradient are `target_k` apart and their
 output channels side by side. A tile has `tile_rows` of `tile_channels`, `row_bytes` a row in a panel; `pack_source`,
-`pack_gradient`, `add` and `add_last`, for the last panel, are the addresses of compiled parts that are called. `slot`
-is the address of a 0. The last line's fields are offsets into a thread's workspace."""
+`pack_gradient`, `add` and `add_last`, for the last panel, are the addresses of compiled parts that are called. The last
+line's fields are offsets into a thread's workspace."""
 
 
 @jit.inline
@@ -102,9 +102,9 @@ def pack_source(dtype: str) -> CFunc:
                 elif step == ITEM and (p.joined == 0 or channels <= VL):
                     # Lanes past the last channel fall on what is not read, or on what is written after them.
                     for k in range(0, channels, VL):
-                        turn_line(
-                            REAL, VL, 0, line + begin * ITEM, k, channels, p.source_k, end - begin,
-                            place + begin * p.pixel_bytes + k * ITEM, p.slot, 1, p.pixel_bytes,
+                        turn_row(
+                            REAL, VL, line + begin * ITEM, k, channels, p.source_k, end - begin,
+                            place + begin * p.pixel_bytes + k * ITEM, p.pixel_bytes,
                         )  # fmt: skip
                 else:
                     for k in range(channels):
@@ -131,6 +131,8 @@ def pack_gradient(dtype: str, lanes: int) -> CFunc:
 
     def pack_panel(plan, gradient, panel, images, lines, columns, lanes):
         p = record_at(plan, CORRELATE)
+        if p.gradient_r == columns * p.gradient_c:  # whole rows follow each other
+            lines, columns = 1, lines * columns
         for r in range(images * lines):
             base = gradient + r // lines * p.gradient_n + r % lines * p.gradient_r
             place = panel + r * columns * NR * ITEM
@@ -143,7 +145,7 @@ def pack_gradient(dtype: str, lanes: int) -> CFunc:
                         )
                 continue
             for v in range(0, NR, VL):
-                turn_line(REAL, VL, 0, base, v, lanes, p.gradient_d, columns, place + v * ITEM, p.slot, 1, NR * ITEM)
+                turn_row(REAL, VL, base, v, lanes, p.gradient_d, columns, place + v * ITEM, NR * ITEM)
 
     return jit.part(pack_panel)
 

@@ -17,6 +17,9 @@ from numba.np.arrayobj import populate_array
 from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
 from fastconv.kernels.subnormal import without_subnormals
 
+_LONG_ROW = 4
+"""Squares of a row that is turned from a cache line on: a shorter one would have a square more for nothing."""
+
 
 @intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
@@ -117,6 +120,19 @@ def copy_values(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any)
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         emit = Emitter(builder, scalar_ir(real), count)
         emit.store(emit.load(args[2]), args[3])
+        return context.get_dummy_value()
+
+    return types.void(REAL, COUNT, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_values(typingctx: Any, REAL: Any, COUNT: Any, source: Any, target: Any) -> Any:
+    """Add COUNT values that lie side by side to those at the target."""
+    real, count = REAL.dtype, literal(COUNT)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        emit = Emitter(builder, scalar_ir(real), count)
+        emit.store(builder.fadd(emit.load(args[3]), emit.load(args[2])), args[3])
         return context.get_dummy_value()
 
     return types.void(REAL, COUNT, types.intp, types.intp), codegen
@@ -257,6 +273,60 @@ def turn_line(
         return context.get_dummy_value()
 
     return types.void(REAL, VL, MASKED, *[types.intp] * 9), codegen
+
+
+@intrinsic(prefer_literal=True)
+def turn_row(
+    typingctx: Any, REAL: Any, VL: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any, target: Any,
+    target_step: Any,
+) -> Any:  # fmt: skip
+    """Transpose VL rows of `columns` values, those from the `first` of `rows` on, `row_step` bytes apart.
+
+    Rows past the last repeat it. Each column becomes a vector, the first at `target`, the next `target_step` on. The
+    squares of a long row begin where its vectors are aligned, but for the first and the last, which overlap their
+    neighbours: of rows a multiple of 4 KiB apart, a vector in two cache lines is gone before the next one comes.
+    """
+    lanes = literal(VL)
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, first, rows, row_step, columns, target, target_step = args[2:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, sub, multiply = emit.const, emit.add, builder.sub, builder.mul
+        last, starts = sub(rows, const(1)), []
+        for i in range(lanes):
+            row = add(first, const(i))
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            starts.append(add(source, multiply(row, row_step)))
+
+        def square(s: Any, nothing: list[Any]) -> list[Any]:
+            at = add(lead, multiply(sub(s, begins), const(lanes)))
+            at = emit.limited(at, const(0), sub(columns, const(lanes)))
+            along = multiply(at, const(emit.item))
+            for q, vector in enumerate(emit.transposed([emit.load(add(start, along)) for start in starts])):
+                emit.store(vector, add(target, multiply(add(at, const(q)), target_step)))
+            return nothing
+
+        def short(_: Any, nothing: list[Any]) -> list[Any]:
+            there = emit.below(columns, 0)
+            for q, vector in enumerate(emit.transposed([emit.load_masked(start, there) for start in starts])):
+                with builder.if_then(builder.icmp_signed("<", const(q), columns)):
+                    emit.store(vector, add(target, multiply(const(q), target_step)))
+            return nothing
+
+        # Values before the first that begins an aligned vector.
+        lead = builder.and_(builder.udiv(sub(const(0), source), const(emit.item)), const(lanes - 1))
+        long = builder.icmp_signed(">=", columns, const(_LONG_ROW * lanes))
+        lead = builder.select(long, lead, const(0))
+        begins = builder.zext(builder.icmp_signed(">", lead, const(0)), I64)
+        squares = add(begins, builder.sdiv(add(sub(columns, lead), const(lanes - 1)), const(lanes)))
+        whole = builder.icmp_signed(">=", columns, const(lanes))
+        emit.loop(builder.select(whole, squares, const(0)), square, [])
+        few = builder.and_(builder.icmp_signed(">", columns, const(0)), builder.not_(whole))
+        emit.loop(builder.zext(few, I64), short, [])
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, *[types.intp] * 7), codegen
 
 
 @intrinsic(prefer_literal=True)

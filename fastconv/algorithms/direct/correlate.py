@@ -247,7 +247,6 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         packed_bytes, 0 if in_place else block.pixels * shape.NR * item,
         block.images * block.rows * (1 + RUN_FIELDS) * 8, shape.MR * shape.NR * item,
     )  # fmt: skip
-    slot = np.zeros(1, np.int64)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         correlate.CORRELATE,
@@ -270,7 +269,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         tile_rows=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, pack_source=0, pack_gradient=0, add=0,
         add_last=0,
         packed_rows=packed_rows, packed_columns=packed_columns, packed_row_step=row_step,
-        packed_column_step=column_step, pixel_bytes=pixel_bytes, image_bytes=image_bytes, slot=address(slot),
+        packed_column_step=column_step, pixel_bytes=pixel_bytes, image_bytes=image_bytes,
         planes=planes,
         workspace_bytes=total, packed=packed, panel=panel, table=table, buffer=buffer,
     )  # fmt: skip
@@ -287,7 +286,7 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
         return correlate.correlate()
 
     launch = Launch(compiled, problem.dtype, template, groups * slabs * channel_parts * panel_parts, threads, total)
-    unused, tables = np.zeros(1, problem.dtype), (row_offsets, column_offsets, slot)
+    unused, tables = np.zeros(1, problem.dtype), (row_offsets, column_offsets)
     return CorrelatePass(problem, threads, shape, launch, partial, unused, tables, turn)
 
 

@@ -2,6 +2,10 @@
 
 What a window reads becomes the channels of one pixel (`fastconv.kernels.disjoint`), in the order of the weights, which
 are then those of a pointwise layer as they lie. Each value is in one window only, so nothing is copied twice.
+
+Input gradients are computed so also where windows overlap or lie apart: what all windows give to a pixel is added up
+(`fastconv.kernels.fold`). That pays where pixels are few and weights many, which are then read as they lie, and once
+instead of for each phase of a stride.
 """
 
 from __future__ import annotations
@@ -16,16 +20,23 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Operation, canonical_strides, scratch_limit
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.transposed import Images, MovingOperation
 from fastconv.kernels import disjoint as kernels
+from fastconv.kernels import fold
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, fill
+from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 _RUN_SECONDS = 0.8e-9
 """Copying the columns of a kernel's row."""
 _WIDEST = 64
 """Columns of a kernel up to which they are copied in one piece."""
+_FOLD_SECONDS = 0.25e-9
+"""Turning and adding one value of a patch, and turning one of the image back."""
+_FOLDED_BYTES = 1 << 18
+"""A vector of channels of an image that patches are added to: it stays in the second cache level."""
 
 Planner = Callable[[ConvProblem, str, int], Operation]
 
@@ -34,8 +45,9 @@ def _pointwise(problem: ConvProblem, direction: str) -> ConvProblem:
     """The pointwise problem on patches; that of the weight gradient has input and output exchanged."""
     depth = problem.ic * math.prod(problem.kernel_size)
     layer = replace(
-        problem, ic=depth, input_size=problem.output_size, kernel_size=(1, 1), stride=(1, 1), layout=IMAGES_LAST
-    )
+        problem, ic=depth, input_size=problem.output_size, kernel_size=(1, 1), stride=(1, 1), dilation=(1, 1),
+        padding=((0, 0), (0, 0)), layout=IMAGES_LAST,
+    )  # fmt: skip
     return replace(layer, ic=problem.oc, oc=depth, layout=CHANNELS_LAST) if direction == "grad_weight" else layer
 
 
@@ -60,18 +72,28 @@ class DisjointOperation(MovingOperation):
         self.direction = direction
         self._threads = threads
         self._w_shape = _pointwise(problem, direction).w_shape
+        self._folds = not _side_by_side(problem)
         parts = functools.cache(lambda images: self._parts(replace(problem, n=images), plan))
         spans = [(first, min(first + together, problem.n)) for first in range(0, problem.n, together)]
         self._rounds = [_Round(first, last, *parts(last - first)) for first, last in spans]
         self._scratch = max(math.prod(step.patches) + step.y.size for step in self._rounds) * problem.itemsize
-        self.workspace_bytes = self._scratch + max(step.operation.workspace_bytes for step in self._rounds)
+        beside = (max(step.operation.workspace_bytes, step.move.workspace_bytes) for step in self._rounds)
+        self.workspace_bytes = self._scratch + max(beside)
         kernel, windows = problem.kernel_size, problem.output_size
-        self._leaves_gaps = any(
+        self._leaves_gaps = not self._folds and any(
             k * count < size for k, count, size in zip(kernel, windows, problem.input_size, strict=True)
         )
         self.prepared_key = self
 
     def _parts(self, problem: ConvProblem, plan: Planner) -> tuple[Operation, Launch, Images, tuple[int, ...]]:
+        oh, ow = problem.output_size
+        y = Images(problem.n, problem.oc, problem.oc, oh, oh, ow, problem.dtype, self._threads)
+        operation = plan(_pointwise(problem, self.direction), self.direction, self._threads)
+        patches = problem.n, oh, ow, problem.ic * math.prod(problem.kernel_size)
+        return operation, (self._folding if self._folds else self._copying)(problem), y, patches
+
+    def _copying(self, problem: ConvProblem) -> Launch:
+        """What copies between planes and patches."""
         (kh, kw), (oh, ow), item, dtype = problem.kernel_size, problem.output_size, problem.itemsize, problem.dtype
         depth = problem.ic * kh * kw
         x_n, x_i, _, x_c = canonical_strides(problem.x_shape, item, problem.layout)
@@ -80,23 +102,42 @@ class DisjointOperation(MovingOperation):
             image_r=x_i, patches_n=oh * ow * depth * item, patches_r=ow * depth * item, patch_bytes=depth * item,
         )  # fmt: skip
         gathers = self.direction != "grad_input"
-        move = Launch(lambda: kernels.move(dtype, kw, gathers), dtype, record, problem.n * oh, self._threads)
-        y = Images(problem.n, problem.oc, problem.oc, oh, oh, ow, dtype, self._threads)
-        operation = plan(_pointwise(problem, self.direction), self.direction, self._threads)
-        return operation, move, y, (problem.n, oh, ow, depth)
+        return Launch(lambda: kernels.move(dtype, kw, gathers), dtype, record, problem.n * oh, self._threads)
+
+    def _folding(self, problem: ConvProblem) -> Launch:
+        """What adds patches up to planes."""
+        (oh, ow), (ih, iw), item = problem.output_size, problem.input_size, problem.itemsize
+        taps, lanes = math.prod(problem.kernel_size), vector_bytes() // item
+        pixels, turned, total = workspace_offsets(ih * iw * vector_bytes(), taps * vector_bytes())
+        record = fill(
+            fold.FOLD, channels=problem.ic, taps_r=problem.kernel_size[0], taps_c=problem.kernel_size[1],
+            windows_r=oh, windows_c=ow, first_row=-problem.padding[0][0], first_column=-problem.padding[1][0],
+            step_r=problem.stride[0], step_c=problem.stride[1],
+            dilation_r=problem.dilation[0], dilation_c=problem.dilation[1], rows=ih, columns=iw,
+            patches_n=oh * ow * problem.ic * taps * item, patch_bytes=problem.ic * taps * item,
+            image_n=problem.ic * ih * iw * item, plane_bytes=ih * iw * item,
+            workspace_bytes=total, pixels=pixels, taps=turned,
+        )  # fmt: skip
+        tasks = problem.n * -(-problem.ic // lanes)
+        return Launch(lambda: fold.fold(problem.dtype), problem.dtype, record, tasks, self._threads, total)
 
     def _moving_seconds(self) -> float:
-        runs = math.prod(self.problem.x_shape) // self.problem.kernel_size[1]
+        values = math.prod(self.problem.x_shape)
+        if self._folds:
+            values += sum(math.prod(step.patches) for step in self._rounds)
+            moved = values * _FOLD_SECONDS
+        else:
+            moved = values // self.problem.kernel_size[1] * _RUN_SECONDS
         turned = sum(step.y.seconds(self._threads) for step in self._rounds)
         launches = len(self._rounds) * model.launch_seconds(self._threads)
-        return launches + runs * _RUN_SECONDS / self._threads + turned
+        return launches + moved / self._threads + turned
 
     @property
     def inner(self) -> list[Operation]:
         return [step.operation for step in self._rounds]
 
     def _how(self) -> str:
-        return "windows side by side as pixels"
+        return "patches that are added up" if self._folds else "windows side by side as pixels"
 
     def prepare(self, w: np.ndarray) -> Any:
         return {step.operation: step.operation.prepare(w.reshape(self._w_shape)) for step in self._rounds}
@@ -127,12 +168,24 @@ class DisjointOperation(MovingOperation):
                     step.operation.run(patches, y, w)
 
 
-def plan_disjoint(problem: ConvProblem, direction: str, threads: int, plan: Planner) -> DisjointOperation | None:
-    """Plan it; None where windows overlap or lie apart, where padding cuts them, or where the scratch is too small."""
+def _side_by_side(problem: ConvProblem) -> bool:
+    """Whether windows neither overlap nor lie apart, and no padding cuts them."""
     plain = replace(
         problem, stride=problem.kernel_size, padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, layout="NCHW"
     )
-    if problem != plain or problem.kernel_size == (1, 1) or problem.kernel_size[1] > _WIDEST:
+    return problem == plain and problem.kernel_size != (1, 1) and problem.kernel_size[1] <= _WIDEST
+
+
+def _folds(problem: ConvProblem) -> bool:
+    """Whether patches are made that can be added up: of planes, and a vector of channels stays near."""
+    pointwise = problem.kernel_size == problem.stride == (1, 1)
+    near = math.prod(problem.input_size) * vector_bytes() <= _FOLDED_BYTES
+    return problem.layout == "NCHW" and problem.groups == 1 and not pointwise and near
+
+
+def plan_disjoint(problem: ConvProblem, direction: str, threads: int, plan: Planner) -> DisjointOperation | None:
+    """Plan it; None for windows that are not for this way, or where the scratch is too small."""
+    if not (_side_by_side(problem) or (direction == "grad_input" and _folds(problem))):
         return None
     windows, depth = math.prod(problem.output_size), problem.ic * math.prod(problem.kernel_size)
     each = windows * (depth + problem.oc) * problem.itemsize

@@ -166,14 +166,21 @@ class GatherPass(Pass):
             return (self._packing_seconds() + others) / self.threads
         # Threads that share a group pack it each for itself.
         sharing = self.packed_shape[0] if self.packing.keeps else self.packing.tasks
-        return weights * model.PACK_SECONDS / min(self.threads, sharing)
+        return self._turned * model.PACK_SECONDS / min(self.threads, sharing)
+
+    @property
+    def _turned(self) -> float:
+        """Weights that packing moves: those of all taps where these lie side by side and only some are wanted."""
+        p, (_, _, taps, reduction, _) = self.pack.plan[0], self.packed_shape
+        apart = p["source_d"] != self.problem.itemsize
+        read = int(p["lines"] * p["line"]) if apart else 0
+        return math.prod(self.packed_shape) * max(1.0, read / (taps * reduction))
 
     def _packing_seconds(self) -> float:
         """The time of packing all weights on one thread."""
-        weights = math.prod(self.packed_shape)
-        written = weights * self.problem.itemsize
+        written = math.prod(self.packed_shape) * self.problem.itemsize
         again = 2 * written * model.STREAM_SECONDS if written > _CACHED_BYTES else 0.0  # written, then read
-        return weights * model.PACK_SECONDS + again
+        return self._turned * model.PACK_SECONDS + again
 
     def _on_packed(self, rate: float) -> float:
         """The time of the launch's work on packed weights."""
@@ -200,7 +207,10 @@ class GatherPass(Pass):
     def _apart_share(self) -> float:
         """Speed of a tile whose scalars lie in planes, of which each tap reads the same lines again."""
         p = self.launch.plan[0]
-        if p["source_k"] % model.CONFLICT_BYTES == 0:
+        conflict = p["source_k"] % model.CONFLICT_BYTES == 0
+        if halves_vectors():
+            return model.HALVED_CONFLICT_SHARE if conflict else model.HALVED_APART_SHARE
+        if conflict:
             return model.APART_CONFLICT_SHARE
         lines = int(p["reduction"]) * min(self.tile.MR, self.tile.MR * int(p["column_step"] * p["source_c"]) / LINE + 1)
         meet = int(p["taps_r"] * p["taps_c"]) > 1 and lines / sets_of(int(p["source_k"])) > model.APART_LINES

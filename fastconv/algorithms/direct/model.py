@@ -41,6 +41,8 @@ APART_CONFLICT_SHARE = 0.75
 """The same where they meet in few cache lines."""
 APART_LINES, APART_FAR_SHARE = 8, 0.6
 """The same where more lines than that share a set of the first cache level."""
+HALVED_APART_SHARE, HALVED_CONFLICT_SHARE = 0.94, 0.88
+"""The same where the CPU halves vectors, and multiply-adds leave loads twice the time: of any, and of such a tile."""
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 SPREAD_BYTES = 2 << 20
@@ -135,6 +137,8 @@ ROLLING_SLOTS = 300
 """Slots lost with every strip."""
 PLANE_DOT_SHARE = 0.7
 """Share of what multiply-adds and loads allow that weight gradients of planes reach."""
+HALVED_DOT_SHARE, DOT_NEAR_BYTES, DOT_FAR_SECONDS = 1.0, 8 << 20, 0.1e-9
+"""The same where the CPU halves vectors; a larger gradient is then waited for: for each byte of it."""
 PLANE_DOT_SLOTS = 6
 """Slots of a vector of a plane besides its multiply-adds."""
 STENCIL_SHARE = 0.95

@@ -15,7 +15,7 @@ from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
 from fastconv.kernels import plane_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import Tile, registers, vector_bytes
+from fastconv.kernels.target import Tile, halves_vectors, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 12
@@ -52,7 +52,11 @@ class PlaneDotPass(SlabPass):
         slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
-        work = max((slots + ends) / model.PLANE_DOT_SHARE / rate, traffic) / self.threads
+        share = model.HALVED_DOT_SHARE if halves_vectors() else model.PLANE_DOT_SHARE
+        work = max((slots + ends) / share / rate, traffic) / self.threads
+        gradient = math.prod(problem.y_shape) * problem.itemsize
+        if halves_vectors() and gradient > model.DOT_NEAR_BYTES:
+            work += gradient * model.DOT_FAR_SECONDS / self.threads
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
