@@ -125,10 +125,13 @@ def tile(dtype: str, rows: int, channels: int) -> Tile:
     return max(shapes, key=lambda shape: (used(shape), shape.NV))
 
 
-def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False, highest: int = _HIGHEST) -> Tile:
+def panel_tile(
+    dtype: str, rows: int, channels: int, halves: bool = False, highest: int = _HIGHEST, low_share: float = _LOWER_SHARE
+) -> Tile:
     """Choose the tile where the last panel of channels has one of its own (`Tile.last`): none computes for nothing.
 
-    Its vectors may be `halves` of registers where the CPU takes half the time for them. It has at most `highest` rows.
+    Its vectors may be `halves` of registers where the CPU takes half the time for them. It has at most `highest` rows;
+    low ones reach `low_share` of the speed of others.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
     if rows == 1:  # sums enough not to wait for each other, as evenly as they divide
@@ -140,7 +143,7 @@ def panel_tile(dtype: str, rows: int, channels: int, halves: bool = False, highe
         shapes += [Tile(VL=lanes, MR=MR, NV=NV) for NV in lower for MR in lower[NV]]
 
     def slots(shape: Tile) -> float:
-        share = _LOWER_SHARE if shape.MR in lower.get(shape.NV, ()) else 1.0
+        share = low_share if shape.MR in lower.get(shape.NV, ()) else 1.0
         return -(-rows // shape.MR) * panel_slots(shape, channels, TILE_SHARE) / share
 
     best = min(shapes, key=lambda shape: (slots(shape), -shape.NV))

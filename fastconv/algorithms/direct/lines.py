@@ -69,7 +69,7 @@ def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, 
     item, step = problem.itemsize, columns.step
     if (rows.every, columns.every) != (1, 1) or target[2] != item or step > MOST_STEPS:
         return None
-    shape = panel_tile(problem.dtype, channels, columns.count, highest=_MOST_ROWS)
+    shape = panel_tile(problem.dtype, channels, columns.count, highest=_MOST_ROWS, low_share=1.0)
     panels = -(-columns.count // shape.NR)
     first_row, first_column = min(rows.offsets), min(columns.offsets)
     reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column

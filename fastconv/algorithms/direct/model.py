@@ -48,6 +48,8 @@ ROW_APART_SHARE = 0.9
 SPREAD_BYTES = 2 << 20
 SPREAD_SHARE = 0.94
 """Speed of a tile that reads planes in place, each in pages of its own, over more bytes than that."""
+MEETING_SHARE = 0.92
+"""Speed of a tile that reads planes in place of which many meet in few cache lines."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.12e-9

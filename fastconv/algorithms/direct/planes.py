@@ -97,6 +97,8 @@ class PlanePass(Pass):
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
         elif reduction * int(p["weight_step"]) > model.SPREAD_BYTES:
             multiply /= model.SPREAD_SHARE
+        if p["in_place"] and _sharing(int(p["weight_step"]), reduction) > _MOST_SHARING:
+            multiply /= model.MEETING_SHARE
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.ROW_APART_SHARE
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
@@ -119,15 +121,19 @@ class PlanePass(Pass):
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
+def _sharing(step: int, reduction: int) -> int:
+    """How many of the rows of a panel, so many bytes apart, meet in one place of the first cache level."""
+    return reduction * math.gcd(step, _SET_BYTES) // _SET_BYTES
+
+
 def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_bytes: int) -> bool:
     """Whether the source rows of a panel, so many bytes apart, are read as they lie, by so many tiles.
 
     A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
-    sharing = reduction * math.gcd(step, _SET_BYTES) // _SET_BYTES
     hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
     hidden = hidden and panel_bytes <= _HIDDEN_BYTES
-    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or sharing <= _MOST_SHARING or hidden
+    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or _sharing(step, reduction) <= _MOST_SHARING or hidden
 
 
 def _blocks_of_tiles(
