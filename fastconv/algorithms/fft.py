@@ -28,6 +28,7 @@ from fastconv.algorithms.base import (
 )
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import roles, sub_problems, workspace_offsets
+from fastconv.algorithms.planar import plan_planar
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.cost import traffic_seconds
 from fastconv.kernels import fft, overlap_save
@@ -209,9 +210,13 @@ class Fft(Algorithm):
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         blocks = _blocks(_typical(problem), direction)
         assert blocks is not None  # or it would have declined
-        if direction == "grad_weight":
-            return WeightGradientOperation(problem, blocks, threads)
-        return FftOperation(problem, direction, blocks, threads)
+
+        def on(layer: ConvProblem, direction: str, threads: int) -> Operation:
+            if direction == "grad_weight":
+                return WeightGradientOperation(layer, blocks, threads)
+            return FftOperation(layer, direction, blocks, threads)
+
+        return plan_planar(problem, direction, threads, on) or on(problem, direction, threads)
 
 
 def _transforms(problem: ConvProblem, blocks: Blocks, sizes: Sizes) -> dict[str, int]:

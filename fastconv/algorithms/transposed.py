@@ -192,6 +192,11 @@ def transposition(
     )
 
 
+def turning_seconds(values: int, threads: int) -> float:
+    """Predicted time of a launch that turns so many values."""
+    return _LAUNCH_SECONDS + values * _VALUE_SECONDS / threads
+
+
 class Images:
     """Transposition of a band of images between NCHW and NHWC."""
 
@@ -210,7 +215,7 @@ class Images:
 
     def seconds(self, threads: int) -> float:
         """Predicted time of one transposition."""
-        return _LAUNCH_SECONDS + self.size * _VALUE_SECONDS / threads
+        return turning_seconds(self.size, threads)
 
 
 class MovingOperation(Operation):
