@@ -122,12 +122,13 @@ class DisjointOperation(MovingOperation):
         return Launch(lambda: fold.fold(problem.dtype), problem.dtype, record, tasks, self._threads, total)
 
     def _moving_seconds(self) -> float:
-        values = math.prod(self.problem.x_shape)
+        problem, values = self.problem, math.prod(self.problem.x_shape)
+        moved = values // problem.kernel_size[1] * _RUN_SECONDS
         if self._folds:
-            values += sum(math.prod(step.patches) for step in self._rounds)
-            moved = values * _FOLD_SECONDS
-        else:
-            moved = values // self.problem.kernel_size[1] * _RUN_SECONDS
+            lanes = vector_bytes() // problem.itemsize
+            vectors = problem.n * -(-problem.ic // lanes)
+            values = math.prod(problem.input_size) + math.prod((*problem.output_size, *problem.kernel_size))
+            moved = vectors * lanes * values * _FOLD_SECONDS * model.balance(vectors, self._threads)
         turned = sum(step.y.seconds(self._threads) for step in self._rounds)
         launches = len(self._rounds) * model.launch_seconds(self._threads)
         return launches + moved / self._threads + turned

@@ -24,6 +24,8 @@ _STRIP_BYTES = 128 << 10
 _MOST_ROWS = 8
 """Rows of a tile: each has an address of its own, and where these are more than a core has registers, vectors are
 spilled along with them (docs/experiments.md)."""
+_LOW_SHARE = 0.995
+"""Speed of low tiles, which are wide: rows that fill them take them, others rather higher ones."""
 _CHUNK_VECTORS = 4
 """Vectors of a row that are copied at once."""
 _VALUE_SECONDS = 0.07e-9
@@ -69,7 +71,7 @@ def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, 
     item, step = problem.itemsize, columns.step
     if (rows.every, columns.every) != (1, 1) or target[2] != item or step > MOST_STEPS:
         return None
-    shape = panel_tile(problem.dtype, channels, columns.count, highest=_MOST_ROWS, low_share=1.0)
+    shape = panel_tile(problem.dtype, channels, columns.count, highest=_MOST_ROWS, low_share=_LOW_SHARE)
     panels = -(-columns.count // shape.NR)
     first_row, first_column = min(rows.offsets), min(columns.offsets)
     reach_r, reach_c = max(rows.offsets) - first_row, max(columns.offsets) - first_column

@@ -140,7 +140,8 @@ ROLLING_SLOTS = 300
 PLANE_DOT_SHARE = 0.7
 """Share of what multiply-adds and loads allow that weight gradients of planes reach."""
 HALVED_DOT_SHARE, DOT_NEAR_BYTES, DOT_FAR_SECONDS = 1.0, 8 << 20, 0.1e-9
-"""The same where the CPU halves vectors; a larger gradient is then waited for: for each byte of it."""
+"""The same where the CPU halves vectors, of rows of more than one vector that lie side by side; a larger gradient is
+then waited for: for each byte of it."""
 PLANE_DOT_SLOTS = 6
 """Slots of a vector of a plane besides its multiply-adds."""
 STENCIL_SHARE = 0.95

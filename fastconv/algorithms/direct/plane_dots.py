@@ -52,7 +52,8 @@ class PlaneDotPass(SlabPass):
         slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.WINDOW_LOAD_SLOTS * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
-        share = model.HALVED_DOT_SHARE if halves_vectors() else model.PLANE_DOT_SHARE
+        long_rows = problem.stride[1] == 1 and ow > self.tile.VL
+        share = model.HALVED_DOT_SHARE if halves_vectors() and long_rows else model.PLANE_DOT_SHARE
         work = max((slots + ends) / share / rate, traffic) / self.threads
         gradient = math.prod(problem.y_shape) * problem.itemsize
         if halves_vectors() and gradient > model.DOT_NEAR_BYTES:
