@@ -7,21 +7,18 @@ Weights are turned with their images.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
-from fastconv.algorithms.transposed import transposition, turning_seconds
-from fastconv.kernels.launch import Launch
+from fastconv.algorithms.base import PLAIN, Epilogue, Operation, scratch_limit
+from fastconv.algorithms.transposed import MovingOperation, transposition, turning_seconds
 from fastconv.kernels.params import Buffer, aligned
 from fastconv.problem import ConvProblem
-
-if TYPE_CHECKING:
-    from fastconv.machine import Machine
 
 _LEAST_CHANNELS = 16
 """Channels that are turned together: a cache line of a pixel has as many."""
@@ -30,17 +27,18 @@ Planner = Callable[[ConvProblem, str, int], Operation]
 
 
 class _Turn:
-    """Launches between the pixels of some of the channels and planes, for `n` images of so many pixels."""
+    """Launches between the pixels of some of a layer's channels and their planes, which have a `shape`."""
 
-    def __init__(self, problem: ConvProblem, n: int, pixels: int, count: int, threads: int) -> None:
-        item, all_channels = problem.itemsize, problem.groups
+    def __init__(self, problem: ConvProblem, matrices: int, shape: tuple[int, ...], threads: int) -> None:
+        self.shape, item = shape, problem.itemsize
+        self.size, pixels = math.prod(shape), math.prod(shape[2:])
+        count, all_channels = self.size // (matrices * pixels), problem.groups
         flat, planes = (pixels * all_channels * item, all_channels * item), (count * pixels * item, pixels * item)
-        self.to_planes = transposition(problem.dtype, n, pixels, count, flat, planes, threads, by_rows=True)
-        self.to_pixels = transposition(problem.dtype, n, count, pixels, planes, flat, threads)
-        self.size = n * count * pixels
+        self.to_planes = transposition(problem.dtype, matrices, pixels, count, flat, planes, threads, by_rows=True)
+        self.to_pixels = transposition(problem.dtype, matrices, count, pixels, planes, flat, threads)
 
 
-class PlanarOperation(Operation):
+class PlanarOperation(MovingOperation):
     """An operation of another algorithm on the planes of `count` channels at a time."""
 
     def __init__(self, problem: ConvProblem, direction: str, threads: int, count: int, plan: Planner) -> None:
@@ -48,78 +46,57 @@ class PlanarOperation(Operation):
         self.direction = direction
         self._threads = threads
         self._spans = [(first, min(first + count, problem.groups)) for first in range(0, problem.groups, count)]
-        self._parts = functools.cache(lambda channels: self._part(channels, plan))
-        parts = [self._parts(end - first) for first, end in self._spans]
-        moved = max(sum(turn.size for turn in turns) for _, turns in parts) * problem.itemsize
-        self._moved = moved
-        self.workspace_bytes = moved + max(inner.workspace_bytes for inner, _ in parts)
+        part = functools.cache(lambda channels: self._part(channels, plan))
+        self._parts = [part(end - first) for first, end in self._spans]
+        self._scratch = max(sum(turn.size for turn in turns) for _, turns in self._parts) * problem.itemsize
+        self.workspace_bytes = self._scratch + max(operation.workspace_bytes for operation in self.inner)
         self.prepared_key = self
 
     def _part(self, channels: int, plan: Planner) -> tuple[Operation, tuple[_Turn, _Turn, _Turn]]:
         """The operation on the planes of so many channels, and what turns its two operands and its result."""
         problem, threads = self.problem, self._threads
-        inner = plan(
-            replace(problem, ic=channels, oc=channels, groups=channels, layout="NCHW"), self.direction, threads
-        )
-        x, y = (
-            _Turn(problem, problem.n, math.prod(size), channels, threads)
-            for size in (problem.input_size, problem.output_size)
-        )
-        w = _Turn(problem, 1, math.prod(problem.kernel_size), channels, threads)
-        return inner, {"forward": (x, w, y), "grad_input": (y, w, x), "grad_weight": (y, x, w)}[self.direction]
+        planes = replace(problem, ic=channels, oc=channels, groups=channels, layout="NCHW")
+        x, y = (_Turn(problem, problem.n, shape, threads) for shape in (planes.x_shape, planes.y_shape))
+        w = _Turn(problem, 1, planes.w_shape, threads)
+        turns = {"forward": (x, w, y), "grad_input": (y, w, x), "grad_weight": (y, x, w)}[self.direction]
+        return plan(planes, self.direction, threads), turns
 
-    def estimate(self, machine: Machine) -> Estimate:
-        seconds, reason = 0.0, ""
-        for first, end in self._spans:
-            inner, turns = self._parts(end - first)
-            estimate = inner.estimate(machine)
-            moving = sum(turning_seconds(turn.size, self._threads) for turn in turns)
-            seconds, reason = seconds + estimate.seconds + moving, estimate.reason
-        return Estimate(seconds, f"turned to planes, {self._spans[0][1]} channels at a time: {reason}")
+    @property
+    def inner(self) -> list[Operation]:
+        return [operation for operation, _ in self._parts]
 
-    def _shapes(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The shapes of the operands and the result in planes."""
-        problem = self._parts(channels)[0].problem  # type: ignore[attr-defined]
-        x, w, y = problem.x_shape, problem.w_shape, problem.y_shape
-        return {"forward": (x, w, y), "grad_input": (y, w, x), "grad_weight": (y, x, w)}[self.direction]
+    def _moving_seconds(self) -> float:
+        return sum(turning_seconds(turn.size, self._threads) for _, turns in self._parts for turn in turns)
 
-    def _turn(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
-        launch(source, source, _UNUSED[self.problem.dtype], target)
+    def _how(self) -> str:
+        return f"turned to planes, {self._spans[0][1]} channels at a time"
 
     def prepare(self, w: np.ndarray) -> Any:
         prepared = []
-        for first, end in self._spans:
-            inner, (_, turn, _) = self._parts(end - first)
-            turned = aligned(self._shapes(end - first)[1], self.problem.dtype)
-            self._turn(turn.to_planes, w[..., first:end], turned)
-            prepared.append((turned, inner.prepare(turned)))
+        for (first, end), (operation, (_, turn, _)) in zip(self._spans, self._parts, strict=True):
+            turned = aligned(turn.shape, self.problem.dtype)
+            self._move(turn.to_planes, w[..., first:end], turned)
+            prepared.append((turned, operation.prepare(turned)))
         return prepared
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        with Buffer(self._moved) as buffer:
-            values = buffer[: self._moved].view(self.problem.dtype)
-            for number, (begin, end) in enumerate(self._spans):
-                inner, turns = self._parts(end - begin)
-                planes, place = [], 0
-                for turn, shape in zip(turns, self._shapes(end - begin), strict=True):
-                    planes.append(values[place : place + turn.size].reshape(shape))
-                    place += turn.size
-                left, right, made = planes
-                self._turn(turns[0].to_planes, first[..., begin:end], left)
+        with Buffer(self._scratch) as buffer:
+            for number, ((begin, end), (operation, turns)) in enumerate(zip(self._spans, self._parts, strict=True)):
+                places = itertools.accumulate((turn.size for turn in turns[:-1]), initial=0)
+                left, right, made = (
+                    self._view(buffer, place, turn.shape) for place, turn in zip(places, turns, strict=True)
+                )
+                self._move(turns[0].to_planes, first[..., begin:end], left)
                 ready = None
                 if prepared is None:
-                    self._turn(turns[1].to_planes, second[..., begin:end], right)
+                    self._move(turns[1].to_planes, second[..., begin:end], right)
                 else:
                     right, ready = prepared[number]
-                inner.run(left, right, made, _of_channels(epilogue, begin, end), ready)
-                self._turn(turns[2].to_pixels, made, result[..., begin:end])
-
-
-_UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
-"""Stands for what sums begin with, which turning has none of."""
+                operation.run(left, right, made, _of_channels(epilogue, begin, end), ready)
+                self._move(turns[2].to_pixels, made, result[..., begin:end])
 
 
 def _of_channels(epilogue: Epilogue, first: int, end: int) -> Epilogue:

@@ -212,6 +212,16 @@ def call_part(typingctx: Any, entry: Any, arguments: Any) -> Any:
     return types.void(types.intp, types.UniTuple(types.intp, count)), codegen
 
 
+def _row_starts(emit: Emitter, source: Any, first: Any, rows: Any, row_step: Any) -> list[Any]:
+    """Where as many rows begin as a vector has lanes, from the `first` on; those past the last of `rows` repeat it."""
+    builder, last, starts = emit.builder, emit.builder.sub(rows, emit.const(1)), []
+    for i in range(emit.vector.count):
+        row = emit.add(first, emit.const(i))
+        row = builder.select(builder.icmp_signed("<", row, last), row, last)
+        starts.append(emit.add(source, builder.mul(row, row_step)))
+    return starts
+
+
 @intrinsic(prefer_literal=True)
 def turn_line(
     typingctx: Any, REAL: Any, VL: Any, MASKED: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
@@ -231,7 +241,6 @@ def turn_line(
         source, first, rows, row_step, columns, target, slots, period, target_step = args[3:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
-        last = builder.sub(rows, const(1))
         there = emit.below(builder.sub(rows, first), 0)
 
         def store(vector: Any, place: Any) -> None:
@@ -240,11 +249,7 @@ def turn_line(
             else:
                 emit.store(vector, place)
 
-        starts = []
-        for i in range(lanes):
-            row = add(first, const(i))
-            row = builder.select(builder.icmp_signed("<", row, last), row, last)
-            starts.append(add(source, builder.mul(row, row_step)))
+        starts = _row_starts(emit, source, first, rows, row_step)
         whole, rest = builder.sdiv(columns, const(lanes)), builder.srem(columns, const(lanes))
 
         def square(load: Callable[[Any], Any], along: Any, stored: Any, place: list[Any]) -> list[Any]:
@@ -293,11 +298,7 @@ def turn_row(
         source, first, rows, row_step, columns, target, target_step = args[2:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, sub, multiply = emit.const, emit.add, builder.sub, builder.mul
-        last, starts = sub(rows, const(1)), []
-        for i in range(lanes):
-            row = add(first, const(i))
-            row = builder.select(builder.icmp_signed("<", row, last), row, last)
-            starts.append(add(source, multiply(row, row_step)))
+        starts = _row_starts(emit, source, first, rows, row_step)
 
         def square(s: Any, nothing: list[Any]) -> list[Any]:
             at = add(lead, multiply(sub(s, begins), const(lanes)))

@@ -211,6 +211,12 @@ def correlate_tile(dtype: str, rows: int, channels: int) -> Tile:
     return _lowered(replace(shape, MR=_HIGHEST) if shape.NV == 1 and registers() == 32 else shape, rows)
 
 
+def gradient_slots(shape: Tile, channels: int) -> float:
+    """Slots of a row of all panels of a weight gradient's tile."""
+    each, last = (part.NV / share_of(part, TILE_SHARE) * shape.slots for part in (shape, shape.last(channels)))
+    return (-(-channels // shape.NR) - 1) * each + last
+
+
 def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
     """Choose the same where the last panel of channels has a tile of its own (`Tile.last`)."""
     lanes = vector_bytes() // np.dtype(dtype).itemsize
@@ -219,9 +225,7 @@ def gradient_tile(dtype: str, rows: int, channels: int) -> Tile:
     shapes = [_lowered(Tile(VL=lanes, MR=MR, NV=NV), rows) for NV, MR in heights.items()]
 
     def steps(shape: Tile) -> float:
-        parts = shape, shape.last(channels)
-        each, last = (part.NV / share_of(part, TILE_SHARE) * shape.slots for part in parts)
-        return -(-rows // shape.MR) * (shape.MR + _ROW_OF_LOADS) * ((-(-channels // shape.NR) - 1) * each + last)
+        return -(-rows // shape.MR) * (shape.MR + _ROW_OF_LOADS) * gradient_slots(shape, channels)
 
     return _narrowed(
         min((shape for shape in shapes if vectors >= shape.NV), key=lambda shape: (steps(shape), -shape.NV)),

@@ -10,7 +10,7 @@ import math
 
 from fastconv.kernels.params import odd_lines
 
-_SET_BYTES = 4 << 10
+SET_BYTES = 4 << 10
 """Lines that far apart share a set."""
 STRIP_BYTES = 256 << 10
 """Copies that a task keeps at once: they stay in the second cache level."""
@@ -22,7 +22,7 @@ PART_BYTES = 512
 
 def sets_of(pixel_bytes: int) -> int:
     """Over how many sets of the first cache level the same lines of pixels spread that lie so far apart."""
-    return max(1, _SET_BYTES // math.gcd(pixel_bytes, _SET_BYTES))
+    return max(1, SET_BYTES // math.gcd(pixel_bytes, SET_BYTES))
 
 
 def fits(pixels: int) -> bool:

@@ -21,7 +21,7 @@ from fastconv.algorithms.transposed import transposition
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.target import TILE_SHARE, Tile, gradient_tile, share_of, vector_bytes
+from fastconv.kernels.target import Tile, gradient_slots, gradient_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -74,12 +74,11 @@ class CorrelatePass(Pass):
         taps = int(p["taps_r"] * p["taps_c"])
         channel_tiles, panels = int(p["channel_tiles"]), int(p["panels"])
         tiles = channel_tiles * taps * problem.groups
-        last = shape.last(problem.oc_per_group)
-        slots = sum(count * part.NV / share_of(part, TILE_SHARE) for count, part in ((panels - 1, shape), (1, last)))
+        slots = gradient_slots(shape, problem.oc_per_group)
         met = met_share(forward_axis(problem, 0), problem.input_size[0])
         if not p["joined"]:
             met *= met_share(forward_axis(problem, 1), problem.input_size[1])
-        multiply = tiles * pixels * shape.MR * slots * shape.slots * met / rate
+        multiply = tiles * pixels * shape.MR * slots * met / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
         scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS

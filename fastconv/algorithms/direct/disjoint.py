@@ -122,13 +122,14 @@ class DisjointOperation(MovingOperation):
         return Launch(lambda: fold.fold(problem.dtype), problem.dtype, record, tasks, self._threads, total)
 
     def _moving_seconds(self) -> float:
-        problem, values = self.problem, math.prod(self.problem.x_shape)
-        moved = values // problem.kernel_size[1] * _RUN_SECONDS
+        problem = self.problem
         if self._folds:
             lanes = vector_bytes() // problem.itemsize
             vectors = problem.n * -(-problem.ic // lanes)
             values = math.prod(problem.input_size) + math.prod((*problem.output_size, *problem.kernel_size))
             moved = vectors * lanes * values * _FOLD_SECONDS * model.balance(vectors, self._threads)
+        else:
+            moved = math.prod(problem.x_shape) // problem.kernel_size[1] * _RUN_SECONDS
         turned = sum(step.y.seconds(self._threads) for step in self._rounds)
         launches = len(self._rounds) * model.launch_seconds(self._threads)
         return launches + moved / self._threads + turned

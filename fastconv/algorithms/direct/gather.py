@@ -13,7 +13,7 @@ from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.copies import sets_of
+from fastconv.algorithms.direct.copies import SET_BYTES, sets_of
 from fastconv.algorithms.direct.frames import Frame, frame_of
 from fastconv.algorithms.direct.grids import (
     Axis,
@@ -71,9 +71,9 @@ _STRADDLING_STEPS = 50_000
 """Steps of tiles, for each thread, that win more from weights on cache lines than it takes to pack these."""
 CONFLICT_BYTES = 1 << 9
 """Rows of weights at multiples of this meet in few lines of the first cache level."""
-_MEETING_PIXELS, _SET_BYTES = 6, 4 << 10
-"""Pixels of a tile that may meet in a set of the first cache level, lines that far apart. Where that level is small
-(Zen 4), every other meeting takes as long."""
+_MEETING_PIXELS = 6
+"""Pixels of a tile that may meet in a set of the first cache level. Where that level is small (Zen 4), every other
+meeting takes as long."""
 _NEAR_BYTES, _AHEAD_BYTES, _MOST_ASKED = 1 << 20, 12 << 10, 8 << 10
 """Images that leave the second cache level; how far ahead of adding up lanes they are asked for, and how much at most
 for one tile."""
@@ -308,7 +308,7 @@ def _ascending(axis: Axis) -> Axis:
 
 def _highest(pitch: int) -> int:
     """Rows of the highest tile whose pixels lie that far apart."""
-    return rows_meeting(pitch, _SET_BYTES // 2 if halves_vectors() else _SET_BYTES, _MEETING_PIXELS)
+    return rows_meeting(pitch, SET_BYTES // 2 if halves_vectors() else SET_BYTES, _MEETING_PIXELS)
 
 
 def _stays_inside(axis: Axis, size: int) -> bool:

@@ -17,6 +17,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.copies import SET_BYTES, sets_of
 from fastconv.algorithms.direct.frames import Windows, windows_of
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
@@ -38,8 +39,6 @@ from fastconv.kernels.target import (
 from fastconv.kernels.tiles import ANYWHERE, ROW_START, RUN_FIELDS, UNROLLED
 from fastconv.problem import ConvProblem
 
-_SET_BYTES = 4 << 10
-"""Lines that far apart meet in one place of the first cache level."""
 _TURNING_PIXELS = 600
 """Pixels from which on it pays to turn weights first of which many meet in the same few cache lines."""
 _MOST_SHARING = 8
@@ -95,10 +94,10 @@ class PlanePass(Pass):
         pack, multiply = 0.0, tiles * slots / rate
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
-        elif reduction * int(p["weight_step"]) > model.SPREAD_BYTES:
-            multiply /= model.SPREAD_SHARE
-        if p["in_place"] and _sharing(int(p["weight_step"]), reduction) > _MOST_SHARING:
-            multiply /= model.MEETING_SHARE
+        else:
+            step = int(p["weight_step"])
+            multiply /= model.SPREAD_SHARE if reduction * step > model.SPREAD_BYTES else 1.0
+            multiply /= model.MEETING_SHARE if reduction // sets_of(step) > _MOST_SHARING else 1.0
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.ROW_APART_SHARE
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
@@ -121,11 +120,6 @@ class PlanePass(Pass):
         self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
-def _sharing(step: int, reduction: int) -> int:
-    """How many of the rows of a panel, so many bytes apart, meet in one place of the first cache level."""
-    return reduction * math.gcd(step, _SET_BYTES) // _SET_BYTES
-
-
 def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_bytes: int) -> bool:
     """Whether the source rows of a panel, so many bytes apart, are read as they lie, by so many tiles.
 
@@ -133,7 +127,7 @@ def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_by
     """
     hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
     hidden = hidden and panel_bytes <= _HIDDEN_BYTES
-    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or _sharing(step, reduction) <= _MOST_SHARING or hidden
+    return step <= _NEAR_BYTES or tiles <= _FEW_TILES or reduction // sets_of(step) <= _MOST_SHARING or hidden
 
 
 def _blocks_of_tiles(
@@ -185,7 +179,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         wanted = weights[2] % CONFLICT_BYTES == 0 and problem.n * pixels >= _TURNING_PIXELS
     # Tiles of half vectors read the weights once more; those of an input gradient lie too far apart for that.
     row_bytes = reduction * item if in_order or wanted else weights[3]
-    highest = rows_meeting(row_bytes, _SET_BYTES, _MEETING_ROWS)
+    highest = rows_meeting(row_bytes, SET_BYTES, _MEETING_ROWS)
     shape = panel_tile(problem.dtype, channels, pixels, halves=direction == "forward", highest=highest)
     shape = replace(shape, NV=min(shape.NV, kernels.MOST_LANES // shape.VL))
     panel_bytes = reduction * shape.NR * item
