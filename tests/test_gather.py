@@ -80,7 +80,7 @@ def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monk
     monkeypatch.setattr(gather, "_MAX_TILES", 2)
     monkeypatch.setattr(phases, "scratch_limit", lambda *_: 1 << 24)
     kept = kept_in_chains = 0
-    for case in CASES[::2]:
+    for case in CASES:
         x_shape, w_shape, _ = case.shapes(layout)
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)
         steps, others = (
@@ -99,8 +99,8 @@ def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monk
                 for step in ways:
                     step.run(source, np.ascontiguousarray(factor * given.w), result)
                 np.testing.assert_array_equal(result, factor * given.expected[direction], err_msg=str(case))
-    assert kept > 10
-    assert kept_in_chains > 1 or direction == "forward"
+    assert kept > 20
+    assert kept_in_chains > 3 or direction == "forward"
 
 
 @pytest.mark.skipif(vector_bytes() == 16, reason="needs masked loads")
@@ -114,7 +114,7 @@ def test_tiles_of_half_vectors(direction, layout, monkeypatch):
     for module in (gather, planes):
         monkeypatch.setattr(module, "panel_tile", halved)
     taken = 0
-    for case, kind in itertools.product(CASES[::3], (gather.plan_gather, gather.plan_padded, planes.plan_planes)):
+    for case, kind in itertools.product(CASES[::2], (gather.plan_gather, gather.plan_padded, planes.plan_planes)):
         x_shape, w_shape, _ = case.shapes(layout)
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)
         steps = [kind(problem, direction, *part, 2) for part in sub_problems(problem, direction)]
@@ -126,7 +126,7 @@ def test_tiles_of_half_vectors(direction, layout, monkeypatch):
             step.run(given.x if direction == "forward" else given.grad_y, np.ascontiguousarray(given.w), result)
         np.testing.assert_array_equal(result, given.expected[direction], err_msg=f"{case} {kind.__name__}")
         taken += 1
-    assert taken > 6
+    assert taken > 10
 
 
 def test_rows_are_padded_only_where_the_highest_tile_fits():
