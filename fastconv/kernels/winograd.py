@@ -27,8 +27,8 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.packing import AHEAD
-from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_first_lanes, pointer, prefetch, record_at
+from fastconv.kernels.params import CALL, LINE, record
+from fastconv.kernels.simd import call_part, copy_first_lanes, pick_columns, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import CHANNEL_START, RUN_FIELDS, UNROLLED, multiply_tile
 from fastconv.kernels.toomcook import Filtering
@@ -60,6 +60,8 @@ into each thread's workspace."""
 
 _AHEAD_OF_LINE = 2
 """Squares of weights that are asked for ahead."""
+_MOST_PICKED = 7
+"""Taps of kernels up to which they are picked where kernels follow each other, instead of turning squares of them."""
 _MOST_UNROLLED = 28
 """Sums of a tile from which on unrolling its short runs spills some."""
 
@@ -269,6 +271,30 @@ def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, 
                 )  # fmt: skip
 
 
+@jit.inline
+def transform_picked(REAL, ITEM, VL, M0, R0, M1, R1, TAPS, p, own, tap, lanes, rows):
+    """The same of whole kernels of few taps that follow each other, picking what VL target channels have of each."""
+    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
+    places = carray(pointer(own + p.buffer), TAPS, np.int64)
+    picked = own + p.buffer + VL * VL * ITEM
+    lowest = tap + (R0 - 1) * min(p.weight_r, 0) + (R1 - 1) * min(p.weight_c, 0)
+    for q in range(TAPS):
+        places[q] = q * VL * ITEM
+    for a in range(R0):
+        for b in range(R1):
+            taps[a, b] = picked + (tap + a * p.weight_r + b * p.weight_c - lowest) * VL
+    for k in range(rows):
+        for v in range(0, lanes, VL):
+            line = lowest + v * p.weight_d + k * p.weight_k
+            for part in range(0, VL * TAPS * ITEM, LINE):
+                prefetch(line + AHEAD * p.weight_k + part)
+            pick_columns(REAL, VL, TAPS, line, min(VL, lanes - v), own + p.buffer, picked)
+            transform_tile(
+                REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, 0, own + p.weight_table,
+                (k * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
+            )  # fmt: skip
+
+
 @functools.cache
 def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bool) -> CFunc:
     """The part that transforms a panel's weights of a piece and the source channels from `first` on into `packed`.
@@ -279,7 +305,8 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
-    COUNT, WHOLE = rows.n * columns.n, int(whole)
+    COUNT, WHOLE, TAPS = rows.n * columns.n, int(whole), rows.r * columns.r
+    PICKS = int(whole and TAPS <= _MOST_PICKED)
 
     def transform_panel(plan, own, weights, panel, piece, first, packed):
         p = record_at(plan, WINOGRAD)
@@ -290,6 +317,8 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
             transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows)
+        elif PICKS != 0 and abs(p.weight_c) == ITEM and p.weight_d == TAPS * ITEM:
+            transform_picked(REAL, ITEM, VL, M0, R0, M1, R1, TAPS, p, own, tap, lanes, rows)
         elif abs(p.weight_c) == ITEM:
             transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
         else:
