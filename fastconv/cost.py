@@ -65,6 +65,16 @@ def traffic_seconds(problem: ConvProblem, direction: str, machine: Machine) -> f
     return moved * (kept / machine.cache_bandwidth + (1 - kept) / machine.bandwidth)
 
 
+NEAR_IMAGES_BYTES = 8 << 20
+"""What the caches keep of both images from one pass over them to the next."""
+
+
+def far_bytes(problem: ConvProblem) -> int:
+    """Bytes of both images that come from beyond the caches in each pass over them."""
+    images = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize
+    return max(0, images - NEAR_IMAGES_BYTES)
+
+
 def roofline_seconds(flops: float, bytes_: float, machine: Machine) -> float:
     """The machine's limit: the longer of computing at the peak and moving the bytes at full bandwidth.
 

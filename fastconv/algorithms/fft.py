@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -30,26 +30,35 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import roles, sub_problems, workspace_offsets
 from fastconv.algorithms.planar import plan_planar
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
-from fastconv.cost import traffic_seconds
+from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import fft, overlap_save
 from fastconv.kernels.launch import GAP_BYTES, Launch
 from fastconv.kernels.params import Buffer, aligned, fill
-from fastconv.kernels.target import vector_bytes
+from fastconv.kernels.target import halves_vectors, vector_bytes
 from fastconv.problem import ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_OCTAVE_SLOTS = 4.0
-"""Slots (`direct.model`) of one octave of a transform in one direction, for each complex vector."""
-_LOAD_SLOTS = 35.0
-"""Loading one into panels."""
-_STORE_SLOTS = 20.0
-"""Storing one vector of results."""
-_APART_SLOTS = 69.0
-"""Loading or storing the values of one vector of an image whose pixels lie apart."""
-_PRODUCT_SLOTS = 10.0
-"""Multiplying one by another from the second cache level."""
+
+class _Slots(NamedTuple):
+    """What the parts of the work take, in slots of `direct.model`."""
+
+    octave: float
+    """One octave of a transform in one direction, for each complex vector."""
+    load: float
+    """Loading one into panels."""
+    store: float
+    """Storing one vector of results."""
+    apart: float
+    """Loading or storing the values of one vector of an image whose pixels lie apart."""
+    product: float
+    """Multiplying one by another from the second cache level."""
+
+
+_WHOLE_SLOTS = _Slots(octave=4.0, load=35.0, store=20.0, apart=69.0, product=10.0)
+_HALVED_SLOTS = _Slots(octave=4.5, load=2.0, store=8.0, apart=35.0, product=8.0)
+"""The same where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load or a sum."""
 _NEAR_BYTES = 1 << 20
 """Panels and spectra that stay in the second cache level."""
 _FAR_SHARE = 0.8
@@ -91,6 +100,10 @@ class Sizes:
         )[1:]
 
 
+def _slots() -> _Slots:
+    return _HALVED_SLOTS if halves_vectors() else _WHOLE_SLOTS
+
+
 def _held(problem: ConvProblem, direction: str) -> tuple[int, int]:
     """Spectra of sources that a thread holds, and of sums."""
     ic, oc = problem.ic_per_group, problem.oc_per_group
@@ -112,12 +125,12 @@ def _pair_slots(problem: ConvProblem, direction: str, blocks: Blocks, sizes: Siz
         rows, columns = problem.output_size
         gradients = min(blocks.step_r, rows), min(blocks.step_c, columns)
         slots = ic * _loaded_slots(problem, blocks, problem.input_size) + oc * _loaded_slots(problem, blocks, gradients)
-        slots += 2 * ic * oc * _PRODUCT_SLOTS
+        slots += 2 * ic * oc * _slots().product
     else:
         read, written = (ic, oc) if direction == "forward" else (oc, ic)
         source = problem.input_size if direction == "forward" else problem.output_size
-        results = 2 * blocks.step_r * blocks.step_c / blocks.points * (_STORE_SLOTS + _apart_slots(problem))
-        slots = read * _loaded_slots(problem, blocks, source) + read * written * _PRODUCT_SLOTS
+        results = 2 * blocks.step_r * blocks.step_c / blocks.points * (_slots().store + _apart_slots(problem))
+        slots = read * _loaded_slots(problem, blocks, source) + read * written * _slots().product
         slots += written * (_transform_slots(problem, blocks, blocks.step_c) + results)
     far = sizes.workspace + ic * oc * sizes.spectrum > _NEAR_BYTES
     return _vectors(problem, blocks) * slots / (_FAR_SHARE if far else 1.0)
@@ -131,18 +144,18 @@ def _spectrum_slots(problem: ConvProblem, blocks: Blocks) -> float:
 def _loaded_slots(problem: ConvProblem, blocks: Blocks, size: tuple[int, int]) -> float:
     """Slots, for each complex vector, of transforming two blocks of an image or kernel of that size."""
     apart = 2 * _apart_slots(problem) * min(size[0], blocks.n0) * min(size[1], blocks.n1) / blocks.points
-    return _LOAD_SLOTS + apart + _transform_slots(problem, blocks, size[1])
+    return _slots().load + apart + _transform_slots(problem, blocks, size[1])
 
 
 def _apart_slots(problem: ConvProblem) -> float:
-    return 0.0 if problem.in_planes else _APART_SLOTS
+    return 0.0 if problem.in_planes else _slots().apart
 
 
 def _transform_slots(problem: ConvProblem, blocks: Blocks, columns: int) -> float:
     """The same of a transform or its inverse: along the rows only panels that have some of `columns` columns."""
     lanes = vector_bytes() // problem.itemsize
     met = min(1.0, -(-columns // lanes) * lanes / blocks.n1)
-    return (math.log2(blocks.n0) * met + math.log2(blocks.n1)) * _OCTAVE_SLOTS
+    return (math.log2(blocks.n0) * met + math.log2(blocks.n1)) * _slots().octave
 
 
 def _vectors(problem: ConvProblem, blocks: Blocks) -> float:
@@ -316,7 +329,7 @@ class FftOperation(Operation):
         problem, blocks, sizes = self.problem, self.blocks, self._sizes
         rate = model.slot_rate(machine, vector_bytes() // problem.itemsize)
         pair, kernel = _pair_slots(problem, self.direction, blocks, sizes), _spectrum_slots(problem, blocks)
-        seconds = model.planes_seconds(problem) / self._threads
+        seconds = model.planes_seconds(problem) / self._threads + far_bytes(problem) * model.STREAM_SECONDS
         for step in self._steps:
             for launch, each in zip(step, (kernel, pair), strict=True):
                 work = launch.tasks * each / rate * model.balance(launch.tasks, launch.threads)
@@ -393,6 +406,7 @@ class WeightGradientOperation(Operation):
         work = problem.groups * (pair * self._pairs + kernel * ic * oc * self._slabs) / rate
         work += model.planes_seconds(problem)
         seconds = work / self._launch.threads * model.balance(problem.groups * self._slabs, self._launch.threads)
+        seconds += far_bytes(problem) * model.STREAM_SECONDS
         launches = 2 if self._partial.workspace_bytes else 1
         seconds += launches * model.launch_seconds(self._launch.threads)
         traffic = traffic_seconds(problem, "grad_weight", machine)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.arrays import QUIET
+from fastconv.cost import far_bytes
 from fastconv.kernels import transpose as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, aligned, fill
@@ -25,9 +26,13 @@ from fastconv.problem import CHANNELS_LAST, ConvProblem
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_VALUE_SECONDS = 0.15e-9
+_VALUE_SECONDS = 0.2e-9
 """Transposing one value, and fetching it from the cache of the thread that did."""
+_WEIGHT_SECONDS = 0.5e-9
+"""The same of a weight, of which each thread fetches more than it turned."""
 _LAUNCH_SECONDS = 3e-6
+_WAIT_SECONDS = 0.05e-9
+"""Moving a byte of images that do not stay in the caches: nothing is multiplied meanwhile."""
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
 _UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
@@ -197,6 +202,11 @@ def turning_seconds(values: int, threads: int) -> float:
     return _LAUNCH_SECONDS + values * _VALUE_SECONDS / threads
 
 
+def waiting_seconds(problem: ConvProblem) -> float:
+    """Predicted time of waiting for images that are turned, by all threads together."""
+    return far_bytes(problem) * _WAIT_SECONDS
+
+
 class Images:
     """Transposition of a band of images between NCHW and NHWC."""
 
@@ -285,8 +295,8 @@ class TransposedOperation(MovingOperation):
 
     def _moving_seconds(self) -> float:
         images = [images for band in self._bands for images in self._plans[band.problem][1:]]
-        weights = self._w_bytes // self.problem.itemsize * _VALUE_SECONDS / self._threads
-        return sum(each.seconds(self._threads) for each in images) + weights
+        weights = self._w_bytes // self.problem.itemsize * _WEIGHT_SECONDS / self._threads
+        return sum(each.seconds(self._threads) for each in images) + weights + waiting_seconds(self.problem)
 
     @property
     def inner(self) -> list[Operation]:
@@ -384,7 +394,7 @@ class TransposedGradient(MovingOperation):
         weights = math.prod(self.problem.w_shape)
         turned = (len(self._cut.starts) - 1) * _LAUNCH_SECONDS + weights * _VALUE_SECONDS / self._threads
         added = weights * (len(self._cut.bands) - 1) * _ADD_SECONDS
-        return sum(each.seconds(self._threads) for each in images) + turned + added
+        return sum(each.seconds(self._threads) for each in images) + turned + added + waiting_seconds(self.problem)
 
     @property
     def inner(self) -> list[Operation]:

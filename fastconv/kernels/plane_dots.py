@@ -21,9 +21,9 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.params import CALL, record
+from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.plane_taps import PlaneTap
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import pointer, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import IN_FLIGHT, vector_bytes
 
@@ -31,12 +31,13 @@ PLANE_DOTS = record("""
     source_n source_d source_r source_rows source_columns
     gradient_n gradient_d gradient_r
     rows columns row_step first_row first_column tap_rows tap_columns taps_r tap_step line_step source_step
-    channels multiplier row_block row_blocks blocks parts slabs slab_bytes
+    channels multiplier row_block row_blocks blocks parts slabs slab_bytes fetches
 """)
 """Strides are in bytes. `channels` are those of the gradient, `multiplier` of which read one source plane. Kernel rows
 lie `tap_rows` source rows apart, kernel columns `tap_columns`. A source row meets every `tap_step`-th kernel row, by
 every `line_step`-th row of the gradient, and so does the source row `source_step` on. The target is an array (slabs,
-channels, taps_r, taps_c), slabs `slab_bytes` apart."""
+channels, taps_r, taps_c), slabs `slab_bytes` apart. Where it `fetches`, rows are asked for as they lie before strips of
+them are read: the CPU fetches nothing ahead of these."""
 
 
 @intrinsic(prefer_literal=True)
@@ -196,6 +197,14 @@ def plane_dots(dtype: str, taps: int, step: int, height: int) -> CFunc:
                     last = min(first + p.row_block, p.rows)
                     source = call.source + image * p.source_n + d // p.multiplier * p.source_d
                     gradient = call.other + image * p.gradient_n + d * p.gradient_d
+                    if p.fetches != 0:
+                        for line in range(first * p.gradient_r, last * p.gradient_r, LINE):
+                            prefetch(gradient + line)
+                        upper = max(0, p.first_row + first * p.row_step)
+                        lower = p.first_row + (last - 1) * p.row_step + (p.taps_r - 1) * p.tap_rows + 1
+                        if d % p.multiplier == 0:
+                            for line in range(upper * p.source_r, min(lower, p.source_rows) * p.source_r, LINE):
+                                prefetch(source + line)
                     for q in range(p.tap_step):
                         rows = (p.taps_r - q + p.tap_step - 1) // p.tap_step
                         for m in range(rows):

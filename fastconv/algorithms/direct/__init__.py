@@ -196,8 +196,6 @@ def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | Non
         return None
     if problem.groups == problem.ic == problem.oc:
         return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", False, threads)
-    if _kinds(replace(problem, layout="NHWC"), "grad_weight") != (plan_correlate,):
-        return None
     return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", True, threads)
 
 

@@ -18,6 +18,7 @@ from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, met_share, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.transposed import transposition
+from fastconv.cost import far_bytes
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
@@ -81,7 +82,7 @@ class CorrelatePass(Pass):
         multiply = tiles * pixels * shape.MR * slots * met / rate
         blocks = int(p["image_blocks"] * p["row_blocks"] * p["column_blocks"])
         far = math.prod(problem.w_shape) * problem.itemsize > model.NEAR_SCATTER_BYTES
-        scatter = model.FAR_SCATTER_SECONDS if far else model.SCATTER_SECONDS
+        scatter = model.costs().far_scatter_seconds if far else model.SCATTER_SECONDS
         if p["target_d"] == problem.itemsize:
             scatter = model.CORRELATE_ROW_SECONDS
         each = model.CORRELATE_ADD_SECONDS if p["even"] else scatter
@@ -98,6 +99,7 @@ class CorrelatePass(Pass):
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
+        total += far_bytes(problem) * model.PLANE_SECONDS * self.threads
         if self.turn:
             total += self.turn.seconds
         return model.launch_seconds(self.threads) + (work + total) / self.threads

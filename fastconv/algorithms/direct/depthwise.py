@@ -99,8 +99,8 @@ class DepthwisePass(Pass):
         alone = shape.T == shape.VL  # the group fills a vector: a source channel is broadcast as it is loaded
         if shape.G * shape.T > 1:
             loads += (model.BROADCAST_SLOTS if alone else model.PERMUTE_SLOTS) * sources * shape.G
-        share = model.GROUP_SHARE if alone else model.DEPTHWISE_SHARE
-        slots = taps / share + (loads + model.DEPTHWISE_SLOTS) / shape.MR
+        share = model.GROUP_SHARE if alone else model.costs().depthwise_share
+        slots = taps / share + (loads + model.costs().depthwise_tile) / shape.MR
         if shape.masked:
             slots /= model.MASKED_SHARE
         around = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS

@@ -25,6 +25,7 @@ from fastconv.algorithms.direct.grids import (
     workspace_offsets,
 )
 from fastconv.algorithms.direct.packing import pack_part, plan_pack
+from fastconv.cost import far_bytes
 from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
@@ -189,10 +190,10 @@ class GatherPass(Pass):
         tiles = int(p["tiles"]) * groups
         runs = int(p["taps_r"]) if p["touching"] else taps
         slots = taps * panel_slots(self.tile, int(p["channels"]), model.GATHER_SHARE) * int(p["reduction"])
-        slots = self._met_share() * (slots + panels * runs * model.RUN_SLOTS) + panels * model.TILE_SLOTS
+        slots = self._met_share() * (slots + panels * runs * model.costs().gather_run) + panels * model.costs().gather_tile
         multiply = tiles * slots / rate
         # At a border each tap is a run of its own, whose addresses are listed.
-        multiply += tiles * self._border_share() * panels * (taps - runs) * model.RUN_SLOTS / rate
+        multiply += tiles * self._border_share() * panels * (taps - runs) * model.costs().gather_run / rate
         if p["source_k"] != self.problem.itemsize:
             multiply /= self._apart_share()
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
@@ -207,14 +208,11 @@ class GatherPass(Pass):
     def _apart_share(self) -> float:
         """Speed of a tile whose scalars lie in planes, of which each tap reads the same lines again."""
         p = self.launch.plan[0]
-        conflict = p["source_k"] % model.CONFLICT_BYTES == 0
-        if halves_vectors():
-            return model.HALVED_CONFLICT_SHARE if conflict else model.HALVED_APART_SHARE
-        if conflict:
-            return model.APART_CONFLICT_SHARE
+        if p["source_k"] % model.CONFLICT_BYTES == 0:
+            return model.costs().apart_conflict_share
         lines = int(p["reduction"]) * min(self.tile.MR, self.tile.MR * int(p["column_step"] * p["source_c"]) / LINE + 1)
         meet = int(p["taps_r"] * p["taps_c"]) > 1 and lines / sets_of(int(p["source_k"])) > model.APART_LINES
-        return model.APART_FAR_SHARE if meet else model.APART_SHARE
+        return model.costs().apart_far_share if meet else model.costs().apart_share
 
     def stage(self, *taps: tuple[int, ...]) -> Stage:
         """What the pass, with these taps' rows and columns, is to a band that one thread computes."""
@@ -367,13 +365,16 @@ class ReducePass(GatherPass):
         runs = int(p["taps_r"]) * (1 if p["touching"] else int(p["taps_c"]))
         vectors = -(-self._run_length() // shape.VL)
         # Each step loads a vector for every pixel and every channel, two in the time of a pair of multiply-adds.
-        step = max(shape.MR * shape.NV, shape.MR + shape.NV) / model.SUM_SHARE
+        step = max(shape.MR * shape.NV / model.costs().sum_share, (shape.MR + shape.NV) / model.SUM_LOAD_SHARE)
         ends = shape.MR * shape.NV * model.SUM_SLOTS + model.TILE_SLOTS
         work = tiles * passes * (runs * (vectors * step + model.STRIP_RUN_SLOTS) + ends) / rate
+        alone = int(p["taps_r"] * p["taps_c"]) - runs  # each tap is a run of its own where some lie in the padding
+        work += tiles * passes * self._border_share() * alone * (step + model.STRIP_RUN_SLOTS) / rate
         trace = tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         pack = 0.0 if self.in_place else math.prod(self.packed_shape) * model.PACK_SECONDS
         share = model.balance(self.launch.tasks, self.threads) / self.threads
-        return model.launch_seconds(self.threads) + (work + trace) * share + pack
+        far = far_bytes(self.problem) * model.REDUCE_FAR_SECONDS
+        return model.launch_seconds(self.threads) + (work + trace) * share + pack + far
 
 
 def _in_lines(part: Roles, problem: ConvProblem, taps: int) -> bool:

@@ -6,9 +6,9 @@ Compute is counted in slots: one slot is one multiply-add of one vector, of whic
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastconv.kernels.target import LATENCY_ROWS, Tile, share_of
+from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, share_of
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -25,8 +25,6 @@ STRIP_FAR_SHARE = 0.9
 """Speed of tiles that read more of a strip than that."""
 STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
-RUN_SLOTS = 34
-"""Slots lost at the beginning and end of a run."""
 TILE_SLOTS = 86
 """Slots lost at the beginning and end of a tile."""
 PLANE_TILE_SLOTS = 128
@@ -35,14 +33,8 @@ LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 20
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
-APART_SHARE = 0.9
-"""Speed of a tile whose scalars lie in planes."""
-APART_CONFLICT_SHARE = 0.75
-"""The same where they meet in few cache lines."""
-APART_LINES, APART_FAR_SHARE = 8, 0.6
-"""The same where more lines than that share a set of the first cache level."""
-HALVED_APART_SHARE, HALVED_CONFLICT_SHARE = 0.94, 0.88
-"""The same where the CPU halves vectors, and multiply-adds leave loads twice the time: of any, and of such a tile."""
+APART_LINES = 8
+"""Lines of a set of the first cache level that the scalars of a tile may take before they are lost."""
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 SPREAD_BYTES = 2 << 20
@@ -86,8 +78,10 @@ PIXEL_DOT_CONFLICT_SHARE = 0.95
 """Speed of such products where planes meet in few lines of a cache."""
 DOT_SLOTS = 2.8
 """Slots of adding up the lanes of one such product."""
-SUM_SHARE = 0.66
-"""Share of the peak that a tile whose lanes are added up reaches: it loads a vector for most multiply-adds."""
+SUM_LOAD_SHARE = 0.66
+"""Loads in a slot of a tile whose lanes are added up: most straddle two cache lines."""
+REDUCE_FAR_SECONDS = 0.03e-9
+"""Waiting for a byte of images from beyond the caches in such a tile."""
 SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9
@@ -108,59 +102,36 @@ TRANSPOSE_SECONDS = 0.15e-9
 SCATTER_SECONDS = 0.56e-9
 """Moving one value to or from a place of its own."""
 NEAR_SCATTER_BYTES = 1 << 20
-FAR_SCATTER_SECONDS = 8e-9
-"""The same where these places are spread over more bytes than that."""
 LINE_SECONDS = 0.13e-9
 """Moving one value between planes and a thread's own copy of a few rows, whose channels lie side by side."""
 TURNED_PLANES = 192
 MANY_LINES_SECONDS = 0.45e-9
 """The same for so many planes, each in pages of its own."""
-DEPTHWISE_SHARE = 0.74
-"""Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
 GROUP_SHARE = 0.95
-"""The same of one whose lanes hold one group of channels."""
+"""Share of the peak that a depthwise tile reaches whose lanes hold one group of channels, the loads aside."""
 BROADCAST_SLOTS = 0.2
 """Slots of bringing a channel of that group to all lanes."""
 MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
-DEPTHWISE_SLOTS = 68
-"""Slots lost at the beginning and end of a depthwise tile."""
 WINDOW_LOAD_SLOTS = 2.1
 """Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 ROLLING_SHARE = 0.97
 """Share of what multiply-adds and loads allow that rolling sums reach."""
-PAIR_STORE_SLOTS = 2
-"""Slots of interleaving two vectors and storing one."""
-ROLLING_SLOTS = 300
-"""Slots lost with every strip."""
 PLANE_DOT_SHARE = 0.7
-"""Share of what multiply-adds and loads allow that weight gradients of planes reach."""
-HALVED_DOT_SHARE, DOT_NEAR_BYTES, DOT_FAR_SECONDS = 1.0, 8 << 20, 0.1e-9
-"""The same where the CPU halves vectors, of rows of more than one vector that lie side by side; a larger gradient is
-then waited for: for each byte of it."""
+"""Share of what multiply-adds and loads allow that weight gradients of planes reach, of short or strided rows."""
 PLANE_DOT_SLOTS = 6
 """Slots of a vector of a plane besides its multiply-adds."""
 STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6
-STENCIL_MORE_PLANES = 16
-"""A tile that reads so many more planes takes twice as long where all of them take more than this many bytes."""
 STENCIL_FAR_BYTES = 256 << 10
-STENCIL_PLANES_SHARE = 0.85
-"""Speed of a tile that reads more than those few planes where these stay near."""
+STENCIL_CONFLICT_PLANES = 12
 CONFLICT_BYTES = 4 << 10
 """Planes that lie multiples of that far apart meet in few lines of the first cache level."""
-STENCIL_CONFLICT_PLANES = 12
-STENCIL_CONFLICT_SHARE = 0.64
-"""Speed of a tile that reads so many planes which meet."""
-STENCIL_TAP_SLOTS = 17
-"""Slots lost with every column of a kernel."""
-STENCIL_TILE_SLOTS = 55
-"""Slots lost at the beginning and end of such a tile."""
 STREAM_SECONDS = 0.05e-9
 """Moving a byte of an image that does not stay in a core's caches."""
 PLANE_SECONDS = 0.012e-9
@@ -177,6 +148,70 @@ _START_SECONDS = 4e-6
 """Waking the other threads."""
 NOMINAL_RATE = 7e9
 """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
+
+
+class Costs(NamedTuple):
+    """What depends on the CPU: on whether it multiplies whole vectors at once, or halves of them. Slots, or shares."""
+
+    stencil_load: float
+    """A load of a tile of a plane, most of which straddle two cache lines."""
+    stencil_tap: float
+    """Lost with every column of its kernel."""
+    stencil_tile: float
+    """Lost at the beginning and end of such a tile."""
+    stencil_planes_share: float
+    """Speed of one that reads more than `STENCIL_PLANES` planes that stay near."""
+    stencil_more_planes: float
+    """One that reads so many more takes twice as long where all of them take more than `STENCIL_FAR_BYTES`."""
+    stencil_conflict_share: float
+    """Speed of one that reads `STENCIL_CONFLICT_PLANES` planes which meet."""
+    rolling_strip: float
+    """Lost with every strip of rolling sums."""
+    pair_store: float
+    """Interleaving two vectors and storing one."""
+    depthwise_share: float
+    """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+    depthwise_tile: float
+    """Lost at the beginning and end of such a tile."""
+    long_dot_share: float
+    """Share of what multiply-adds and loads allow that weight gradients of planes reach, where the rows of stride 1 are
+    longer than a vector."""
+    apart_share: float
+    """Speed of a tile whose scalars lie in planes."""
+    apart_conflict_share: float
+    """The same where they meet in few cache lines."""
+    apart_far_share: float
+    """The same where more than `APART_LINES` lines share a set of the first cache level."""
+    sum_share: float
+    """Share of the peak that a tile whose lanes are added up reaches, as far as its loads allow."""
+    gather_run: float
+    """Lost at the beginning and end of a run of a tile of gathered pixels."""
+    gather_tile: float
+    """Lost at the beginning and end of such a tile."""
+    far_scatter_seconds: float
+    """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
+    dot_far_seconds: float
+    """Waiting for a byte of planes from beyond the caches, in a weight gradient."""
+
+
+_WHOLE = Costs(
+    stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
+    stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, depthwise_tile=68,
+    long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6,
+    sum_share=0.66, gather_run=34, gather_tile=86, far_scatter_seconds=8e-9, dot_far_seconds=0.0,
+)  # fmt: skip
+_HALVED = Costs(
+    stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
+    stencil_conflict_share=0.85, rolling_strip=110, pair_store=0.0, depthwise_share=0.95, depthwise_tile=45,
+    long_dot_share=1.0, apart_share=0.94, apart_conflict_share=0.88, apart_far_share=0.94,
+    sum_share=0.9, gather_run=22, gather_tile=50, far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
+)  # fmt: skip
+"""A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
+
+
+def costs() -> Costs:
+    """Those of this CPU."""
+    return _HALVED if halves_vectors() else _WHOLE
 
 
 def launch_seconds(threads: int) -> float:

@@ -12,10 +12,11 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import SlabPass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
+from fastconv.cost import far_bytes
 from fastconv.kernels import plane_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import Tile, halves_vectors, registers, vector_bytes
+from fastconv.kernels.target import Tile, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 12
@@ -53,11 +54,9 @@ class PlaneDotPass(SlabPass):
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
         long_rows = problem.stride[1] == 1 and ow > self.tile.VL
-        share = model.HALVED_DOT_SHARE if halves_vectors() and long_rows else model.PLANE_DOT_SHARE
+        share = model.costs().long_dot_share if long_rows else model.PLANE_DOT_SHARE
         work = max((slots + ends) / share / rate, traffic) / self.threads
-        gradient = math.prod(problem.y_shape) * problem.itemsize
-        if halves_vectors() and gradient > model.DOT_NEAR_BYTES:
-            work += gradient * model.DOT_FAR_SECONDS / self.threads
+        work += far_bytes(problem) * model.costs().dot_far_seconds
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
@@ -104,6 +103,7 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         tap_step=tap_step, line_step=line_step, source_step=source_step,
         channels=channels, multiplier=channels // problem.ic, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
+        fetches=far_bytes(problem) > 0,
     )  # fmt: skip
     shape = Tile(VL=vector_bytes() // item, MR=height, NV=1)
     kernel = problem.dtype, len(columns.taps), columns.step, height

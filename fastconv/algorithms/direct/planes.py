@@ -22,6 +22,7 @@ from fastconv.algorithms.direct.frames import Windows, windows_of
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.algorithms.transposed import transposition
+from fastconv.cost import far_bytes
 from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
@@ -104,7 +105,8 @@ class PlanePass(Pass):
         turn = 0.0
         if self.turn:
             turn = model.launch_seconds(self.turn.threads) + math.prod(self.problem.w_shape) * model.PACK_SECONDS
-        return model.launch_seconds(self.threads) + work / self.threads + turn
+        far = 0.0 if p["in_place"] else far_bytes(self.problem) * model.STREAM_SECONDS
+        return model.launch_seconds(self.threads) + work / self.threads + far + turn
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -14,6 +14,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles
+from fastconv.cost import far_bytes
 from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
@@ -28,6 +29,8 @@ _LEAST_ROWS = 16
 """Rows of a block, whose beginning and end read some rows twice."""
 _MOST_VECTORS = 4
 """Vectors of a strip at most."""
+_FAR_PLANE_BYTES = 128 << 10
+"""A plane that leaves the nearer caches before the next strip writes other parts of its rows."""
 _TASK_BYTES = 32 << 10
 """Bytes that a task moves at least: beginning one takes some 0.1 microseconds."""
 
@@ -59,11 +62,14 @@ class RollingPass(Pass):
     def _seconds(self, slots: float, rate: float) -> float:
         """The time of a launch whose rows take so many slots."""
         p, problem = self.launch.plan[0], self.problem
-        slots += self.launch.tasks * int(p["strips"] * p["line_step"]) * model.ROLLING_SLOTS
+        lines = int(p["line_step"])  # where there are several, the rows of each lie apart
+        slots += self.launch.tasks * int(p["strips"]) * lines * min(lines, 2) * model.costs().rolling_strip
         traffic = model.planes_seconds(problem)
         grains = -(-self.launch.tasks // self.launch.grain)
         share = model.balance(grains, self.threads) / self.threads
-        return model.launch_seconds(self.threads) + (slots / rate + traffic) * share
+        far = p["strips"] > 1 and p["rows"] * p["target_r"] > _FAR_PLANE_BYTES
+        apart = far_bytes(problem) * model.STREAM_SECONDS if far else 0.0
+        return model.launch_seconds(self.threads) + (slots / rate + traffic) * share + apart
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -81,7 +87,7 @@ class PairPass(RollingPass):
         p, shape = self.launch.plan[0], self.tile
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // (2 * shape.VL))
-        slots = shape.KH * shape.KW + shape.KW // 2 + 1 + 4 * model.PAIR_STORE_SLOTS
+        slots = shape.KH * shape.KW + shape.KW // 2 + 1 + 4 * model.costs().pair_store
         rows = int(p["source_rows"]) + int(p["row_blocks"]) * (shape.KH // 2)
         return self._seconds(planes * rows * vectors * slots / model.ROLLING_SHARE, rate)
 

@@ -79,17 +79,17 @@ class StencilPass(Pass):
         kernel_rows = reduction * int(p["chunks"] * shape.KH + p["rest_rows"])
         products = kernel_rows * shape.MR * shape.NV
         loads = (runs * (shape.MR - 1) * shape.SR + kernel_rows) * shape.NV * shape.SC
-        # A load that straddles two cache lines takes as long as a pair of multiply-adds.
-        step = max(products, 2 * loads) / model.STENCIL_SHARE + model.STENCIL_TAP_SLOTS
+        costs = model.costs()
+        step = max(products, costs.stencil_load * loads) / model.STENCIL_SHARE + costs.stencil_tap
         plane_bytes = int(p["source_rows"] * p["source_r"])
         if reduction * plane_bytes > model.STENCIL_FAR_BYTES:
-            step *= 1 + max(0, reduction - model.STENCIL_PLANES) / model.STENCIL_MORE_PLANES
+            step *= 1 + max(0, reduction - model.STENCIL_PLANES) / costs.stencil_more_planes
         elif reduction >= model.STENCIL_CONFLICT_PLANES and plane_bytes % model.CONFLICT_BYTES == 0:
-            step /= model.STENCIL_CONFLICT_SHARE
+            step /= costs.stencil_conflict_share
         elif reduction > model.STENCIL_PLANES:
-            step /= model.STENCIL_PLANES_SHARE
+            step /= costs.stencil_planes_share
         tiles = int(p["row_tiles"] * p["channels"]) * -(-int(p["columns"]) // shape.NR)
-        multiply = tiles * (int(p["taps_c"]) * step + model.STENCIL_TILE_SLOTS) / rate
+        multiply = tiles * (int(p["taps_c"]) * step + costs.stencil_tile) / rate
         addresses = runs * ((shape.MR - 1) * shape.SR + shape.KH + 1)
         return multiply + int(p["row_tiles"] * p["parts"]) * addresses * model.TRACE_SECONDS
 

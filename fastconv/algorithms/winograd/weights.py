@@ -20,7 +20,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.algorithms.winograd.forms import form_of, tiles_along
-from fastconv.cost import traffic_seconds
+from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import winograd, winograd_weights
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill, odd_lines
@@ -158,7 +158,8 @@ class WeightGradientOperation(Operation):
         seconds = work / threads * model.balance(self.launch.tasks, threads)
         launches = 2 if self.slabs.workspace_bytes else 1
         add = self.slabs.workspace_bytes * _ADD_SECONDS / threads
-        return seconds + launches * model.launch_seconds(threads) + add
+        far = far_bytes(problem) * model.PLANE_SECONDS
+        return seconds + launches * model.launch_seconds(threads) + add + far
 
     def estimate(self, machine: Machine) -> Estimate:
         seconds = self.seconds(model.slot_rate(machine, self.tile.VL))
