@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _VALUE_SECONDS = 0.2e-9
 """Transposing one value, and fetching it from the cache of the thread that did."""
+_SHARED_SECONDS = 0.08e-9
+"""More of that for a value which several threads fetch."""
 _WEIGHT_SECONDS = 0.5e-9
 """The same of a weight, of which each thread fetches more than it turned."""
 _LAUNCH_SECONDS = 3e-6
@@ -202,9 +204,10 @@ def turning_seconds(values: int, threads: int) -> float:
     return _LAUNCH_SECONDS + values * _VALUE_SECONDS / threads
 
 
-def waiting_seconds(problem: ConvProblem) -> float:
+def waiting_seconds(problem: ConvProblem, threads: int) -> float:
     """Predicted time of waiting for images that are turned, by all threads together."""
-    return far_bytes(problem) * _WAIT_SECONDS
+    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
+    return values * _SHARED_SECONDS / threads + far_bytes(problem) * _WAIT_SECONDS
 
 
 class Images:
@@ -296,7 +299,9 @@ class TransposedOperation(MovingOperation):
     def _moving_seconds(self) -> float:
         images = [images for band in self._bands for images in self._plans[band.problem][1:]]
         weights = self._w_bytes // self.problem.itemsize * _WEIGHT_SECONDS / self._threads
-        return sum(each.seconds(self._threads) for each in images) + weights + waiting_seconds(self.problem)
+        return (
+            sum(each.seconds(self._threads) for each in images) + weights + waiting_seconds(self.problem, self._threads)
+        )
 
     @property
     def inner(self) -> list[Operation]:
@@ -394,7 +399,12 @@ class TransposedGradient(MovingOperation):
         weights = math.prod(self.problem.w_shape)
         turned = (len(self._cut.starts) - 1) * _LAUNCH_SECONDS + weights * _VALUE_SECONDS / self._threads
         added = weights * (len(self._cut.bands) - 1) * _ADD_SECONDS
-        return sum(each.seconds(self._threads) for each in images) + turned + added + waiting_seconds(self.problem)
+        return (
+            sum(each.seconds(self._threads) for each in images)
+            + turned
+            + added
+            + waiting_seconds(self.problem, self._threads)
+        )
 
     @property
     def inner(self) -> list[Operation]:

@@ -71,7 +71,7 @@ WEIGHT_KINDS = (
 def _fastest(plan: Callable[[Any], Pass | None], kinds: tuple[Any, ...]) -> tuple[Any, float]:
     """The kind whose plan takes the least time, and that time."""
     offered = {kind: plan(kind) for kind in kinds}
-    seconds = {kind: step.seconds(model.NOMINAL_RATE) for kind, step in offered.items() if step is not None}
+    seconds = {kind: step.seconds(model.nominal_rate()) for kind, step in offered.items() if step is not None}
     return min(seconds.items(), key=lambda item: item[1])
 
 
@@ -109,7 +109,7 @@ def _seconds_of_phases(problem: ConvProblem, direction: str, kinds: tuple[Any, .
         return math.inf
     chained = plan_phases(problem, passes, 1)
     steps = passes if chained is None else (chained,)
-    return sum(step.seconds(model.NOMINAL_RATE) for step in steps) + (len(steps) - 1) * model.launch_seconds(2)
+    return sum(step.seconds(model.nominal_rate()) for step in steps) + (len(steps) - 1) * model.launch_seconds(2)
 
 
 def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int) -> Pass | None:
@@ -124,7 +124,7 @@ def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int)
 def _fastest_together(problem: ConvProblem, direction: str) -> tuple[float, Any]:
     """The least time of one pass for all sub-problems on one thread, and its kind."""
     offered = [(kind, plan_together(kind, problem, direction, 1)) for kind in TOGETHER]
-    times = [(step.seconds(model.NOMINAL_RATE), kind) for kind, step in offered if step is not None]
+    times = [(step.seconds(model.nominal_rate()), kind) for kind, step in offered if step is not None]
     return min(times, key=lambda item: item[0], default=(math.inf, None))
 
 
@@ -196,6 +196,8 @@ def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | Non
         return None
     if problem.groups == problem.ic == problem.oc:
         return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", False, threads)
+    if _kinds(replace(problem, layout="NHWC"), "grad_weight")[0] not in (plan_correlate, plan_channel_dots):
+        return None
     return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", True, threads)
 
 
@@ -249,7 +251,9 @@ def _fastest_of(ways: tuple[Callable[..., Any], ...], problem: ConvProblem, dire
     timed, orders = possible, {_order_of_sums(operation) for operation in possible.values()}
     if len(possible) > 1 and (None in orders or len(orders) > 1):
         timed = {way: way(_typical(problem, direction), direction, 1) for way in possible}
-    seconds = {way: operation.seconds(model.NOMINAL_RATE) for way, operation in timed.items() if operation is not None}
+    seconds = {
+        way: operation.seconds(model.nominal_rate()) for way, operation in timed.items() if operation is not None
+    }
     return possible[min(seconds, key=lambda way: seconds[way])] if seconds else None
 
 

@@ -86,4 +86,4 @@ def plan_abreast(problem: ConvProblem, threads: int) -> AbreastPass | None:
     fitting = [m for m in range(2, _MOST_ABREAST + 1) if problem.output_size[1] % m == 0 and m * problem.oc <= lanes]
     passes = [AbreastPass(problem, threads, other.tile, other.launch, other, m) for m in fitting
               for other in (plan_correlate(_wider(problem, m), threads),)]  # fmt: skip
-    return min(passes, key=lambda step: step.seconds(model.NOMINAL_RATE), default=None)
+    return min(passes, key=lambda step: step.seconds(model.nominal_rate()), default=None)

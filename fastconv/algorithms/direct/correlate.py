@@ -95,7 +95,7 @@ class CorrelatePass(Pass):
             each = model.MANY_LINES_SECONDS if many else model.CORRELATE_TURN_SECONDS
         pack = 0.0 if p["planes"] else inputs * channels * each * int(p["panel_parts"])
         if not p["in_place"]:
-            each = model.CORRELATE_COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.LINE_SECONDS
+            each = model.CORRELATE_COPY_SECONDS if p["gradient_d"] == problem.itemsize else model.CORRELATE_LINE_SECONDS
             pack += pixels * panels * int(p["channel_parts"]) * shape.NR * each
         work = (multiply + add + pack * problem.groups) * model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
@@ -145,6 +145,12 @@ class Turn:
             self._launch(gradient, gradient, self._unused, result)
 
 
+_EXCHANGED_SHARE = 0.95
+"""Speed where the inputs' channels lie side by side: the fewer rows, the less a load is used."""
+_WAIT_SECONDS = 0.02e-9
+"""Waiting for a byte of far images whose many channels are the lanes: few rows leave little to do meanwhile."""
+
+
 @dataclass(frozen=True, eq=False)
 class ExchangedPass(Pass):
     """The weight gradient of a pointwise layer as that of the layer whose input and output have changed places.
@@ -166,7 +172,10 @@ class ExchangedPass(Pass):
 
     def seconds(self, rate: float) -> float:
         turned = 0 if self.problem.layout == "NCHW" else math.prod(self.problem.w_shape)
-        return self.other.seconds(rate) + turned * model.SCATTER_SECONDS
+        waiting, share = far_bytes(self.problem) * _WAIT_SECONDS, _EXCHANGED_SHARE
+        if self.problem.layout == "NCHW":
+            waiting, share = 0.0, 1.0
+        return self.other.seconds(rate) / share + waiting + turned * model.SCATTER_SECONDS
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -315,7 +324,7 @@ def _parts(
     def seconds(parts: int, others: int) -> float:
         largest = -(-channel_tiles // parts) / channel_tiles * -(-panels // others) / panels
         rounds = -(-problem.groups * slabs * parts * others // threads)
-        multiply = products / lanes / model.NOMINAL_RATE * largest * rounds / (problem.groups * slabs)
+        multiply = products / lanes / model.nominal_rate() * largest * rounds / (problem.groups * slabs)
         return multiply + (inputs * others + gradients * parts) * model.COPY_SECONDS / threads
 
     most = 2 * threads if threads > 1 else 1

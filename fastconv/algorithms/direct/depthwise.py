@@ -100,7 +100,7 @@ class DepthwisePass(Pass):
         if shape.G * shape.T > 1:
             loads += (model.BROADCAST_SLOTS if alone else model.PERMUTE_SLOTS) * sources * shape.G
         share = model.GROUP_SHARE if alone else model.costs().depthwise_share
-        slots = taps / share + (loads + model.costs().depthwise_tile) / shape.MR
+        slots = taps / share + (model.costs().channel_load * loads + model.costs().depthwise_tile) / shape.MR
         if shape.masked:
             slots /= model.MASKED_SHARE
         around = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS

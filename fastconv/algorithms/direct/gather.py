@@ -190,10 +190,11 @@ class GatherPass(Pass):
         tiles = int(p["tiles"]) * groups
         runs = int(p["taps_r"]) if p["touching"] else taps
         slots = taps * panel_slots(self.tile, int(p["channels"]), model.GATHER_SHARE) * int(p["reduction"])
-        slots = self._met_share() * (slots + panels * runs * model.costs().gather_run) + panels * model.costs().gather_tile
+        costs = model.costs()
+        slots = self._met_share() * (slots + panels * runs * costs.gather_run) + panels * costs.gather_tile
         multiply = tiles * slots / rate
         # At a border each tap is a run of its own, whose addresses are listed.
-        multiply += tiles * self._border_share() * panels * (taps - runs) * model.costs().gather_run / rate
+        multiply += tiles * self._border_share() * panels * (taps - runs) * costs.gather_run / rate
         if p["source_k"] != self.problem.itemsize:
             multiply /= self._apart_share()
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
@@ -203,7 +204,8 @@ class GatherPass(Pass):
         if p["target_d"] != self.problem.itemsize:
             value = model.TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
             scatter = tiles * self.tile.MR * int(p["channels"]) * value
-        return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads
+        apart = far_bytes(self.problem) * model.STREAM_SECONDS if p["source_k"] != self.problem.itemsize else 0.0
+        return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads + apart
 
     def _apart_share(self) -> float:
         """Speed of a tile whose scalars lie in planes, of which each tap reads the same lines again."""

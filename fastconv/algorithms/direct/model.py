@@ -27,8 +27,6 @@ STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
 TILE_SLOTS = 86
 """Slots lost at the beginning and end of a tile."""
-PLANE_TILE_SLOTS = 128
-"""The same for a tile of weights by pixels of a plane, whose run is all taps of all channels."""
 LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 20
@@ -38,9 +36,9 @@ APART_LINES = 8
 ROW_APART_SHARE = 0.9
 """Speed of a tile of weights whose rows lie apart so."""
 SPREAD_BYTES = 2 << 20
-SPREAD_SHARE = 0.94
+SPREAD_SHARE = 0.97
 """Speed of a tile that reads planes in place, each in pages of its own, over more bytes than that."""
-MEETING_SHARE = 0.92
+MEETING_SHARE = 0.96
 """Speed of a tile that reads planes in place of which many meet in few cache lines."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
@@ -58,6 +56,8 @@ CORRELATE_COPY_SECONDS = 0.065e-9
 """Packing one value of an input or output gradient whose channels lie side by side."""
 CORRELATE_TURN_SECONDS = 0.05e-9
 """Packing one input that lies in a plane: of whole vectors of channels, in squares that registers turn."""
+CORRELATE_LINE_SECONDS = 0.2e-9
+"""Packing one output gradient that lies in a plane."""
 CORRELATE_ADD_SECONDS = 0.046e-9
 """Adding one value of its tile to the weight gradient where both lie alike."""
 CORRELATE_ROW_SECONDS = 0.2e-9
@@ -68,16 +68,12 @@ DOT_GATHER_SECONDS = 0.02e-9
 """Copying one value into their strips, for each byte up to a cache line between it and the next."""
 DOT_SECONDS = 6e-9
 """Adding up the lanes of one dot product."""
-PIXEL_DOT_SHARE = 0.9
-"""Share of the peak that dot products of planes as they lie reach, apart from their ends."""
 PATCH_DOT_SHARE = 0.97
 """The same of products with packed windows, which lie in the second cache level."""
 PATCH_BLOCK_SECONDS = 0.6e-6
 """Beginning a block of packed windows."""
 PIXEL_DOT_CONFLICT_SHARE = 0.95
 """Speed of such products where planes meet in few lines of a cache."""
-DOT_SLOTS = 2.8
-"""Slots of adding up the lanes of one such product."""
 SUM_LOAD_SHARE = 0.66
 """Loads in a slot of a tile whose lanes are added up: most straddle two cache lines."""
 REDUCE_FAR_SECONDS = 0.03e-9
@@ -115,8 +111,6 @@ MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
-WINDOW_LOAD_SLOTS = 2.1
-"""Slots of loading a vector of a window: most straddle two cache lines."""
 WINDOW_LINE_SLOTS = 100
 """Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 ROLLING_SHARE = 0.97
@@ -146,8 +140,8 @@ _CALL_SECONDS = 3e-6
 """Arguments and tables."""
 _START_SECONDS = 4e-6
 """Waking the other threads."""
-NOMINAL_RATE = 7e9
-"""Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
+_CORE_HERTZ = 3.6e9
+"""Of an ordinary core."""
 
 
 class Costs(NamedTuple):
@@ -171,8 +165,12 @@ class Costs(NamedTuple):
     """Interleaving two vectors and storing one."""
     depthwise_share: float
     """Share of the peak that a depthwise tile reaches, the loads of its sources aside."""
+    channel_load: float
+    """A load of such a tile, or bringing a channel to its lanes."""
     depthwise_tile: float
     """Lost at the beginning and end of such a tile."""
+    window_load: float
+    """Loading a vector of a window: most straddle two cache lines."""
     long_dot_share: float
     """Share of what multiply-adds and loads allow that weight gradients of planes reach, where the rows of stride 1 are
     longer than a vector."""
@@ -188,6 +186,12 @@ class Costs(NamedTuple):
     """Lost at the beginning and end of a run of a tile of gathered pixels."""
     gather_tile: float
     """Lost at the beginning and end of such a tile."""
+    plane_tile: float
+    """The same of a tile of weights by pixels of a plane, whose run is all taps of all channels."""
+    pixel_dot_share: float
+    """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
+    dot: float
+    """Adding up the lanes of one such product."""
     far_scatter_seconds: float
     """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
     dot_far_seconds: float
@@ -196,15 +200,17 @@ class Costs(NamedTuple):
 
 _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
-    stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, depthwise_tile=68,
-    long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6,
-    sum_share=0.66, gather_run=34, gather_tile=86, far_scatter_seconds=8e-9, dot_far_seconds=0.0,
+    stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, channel_load=1.0,
+    depthwise_tile=68, window_load=2.1, long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75,
+    apart_far_share=0.6, sum_share=0.66, gather_run=34, gather_tile=86, plane_tile=128, pixel_dot_share=0.9, dot=2.8,
+    far_scatter_seconds=8e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
-    stencil_conflict_share=0.85, rolling_strip=110, pair_store=0.0, depthwise_share=0.95, depthwise_tile=45,
-    long_dot_share=1.0, apart_share=0.94, apart_conflict_share=0.88, apart_far_share=0.94,
-    sum_share=0.9, gather_run=22, gather_tile=50, far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
+    stencil_conflict_share=0.85, rolling_strip=90, pair_store=0.0, depthwise_share=0.88, channel_load=0.75,
+    depthwise_tile=45, window_load=1.4, long_dot_share=1.0, apart_share=0.91, apart_conflict_share=0.86,
+    apart_far_share=0.91, sum_share=0.9, gather_run=22, gather_tile=50, plane_tile=128, pixel_dot_share=0.93, dot=1.4,
+    far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 
@@ -212,6 +218,11 @@ _HALVED = Costs(
 def costs() -> Costs:
     """Those of this CPU."""
     return _HALVED if halves_vectors() else _WHOLE
+
+
+def nominal_rate() -> float:
+    """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
+    return _CORE_HERTZ * (1 if halves_vectors() else 2)
 
 
 def launch_seconds(threads: int) -> float:

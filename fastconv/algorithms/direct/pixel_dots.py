@@ -59,11 +59,11 @@ class PixelDotPass(SlabPass):
         vectors = problem.n * int(p["pixels"]) / self._lanes_share() / shape.VL
         blocks = int(p["image_blocks"] * p["pixel_blocks"])
         products = shape.MR * shape.NV
-        slots = tiles * vectors * max(products, model.WINDOW_LOAD_SLOTS * (shape.MR + shape.NV))
-        slots /= model.PATCH_DOT_SHARE if self.windows else model.PIXEL_DOT_SHARE
+        slots = tiles * vectors * max(products, model.costs().window_load * (shape.MR + shape.NV))
+        slots /= model.PATCH_DOT_SHARE if self.windows else model.costs().pixel_dot_share
         if p["source_k"] % model.CONFLICT_BYTES == 0:
             slots /= model.PIXEL_DOT_CONFLICT_SHARE
-        slots += tiles * blocks * (products * model.DOT_SLOTS + model.TILE_SLOTS)
+        slots += tiles * blocks * (products * model.costs().dot + model.TILE_SLOTS)
         total = self.slabs.workspace_bytes * model.STREAM_SECONDS
         packing = 0.0
         if self.windows:

@@ -50,13 +50,14 @@ class PlaneDotPass(SlabPass):
         chains = [len(range(q, kh, int(p["tap_step"]))) for q in range(int(p["tap_step"]))]
         passes = sum(rows // self.tile.MR + rows % self.tile.MR for rows in chains)
         loads = passes * (kw * problem.stride[1] + 1)
-        slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.WINDOW_LOAD_SLOTS * loads)
+        slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.costs().window_load * loads)
         ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
         long_rows = problem.stride[1] == 1 and ow > self.tile.VL
         share = model.costs().long_dot_share if long_rows else model.PLANE_DOT_SHARE
         work = max((slots + ends) / share / rate, traffic) / self.threads
-        work += far_bytes(problem) * model.costs().dot_far_seconds
+        # The more gradients one source plane has, the fewer planes are read again.
+        work += far_bytes(problem) * model.costs().dot_far_seconds * (2 - 1 / problem.oc_per_group)
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total

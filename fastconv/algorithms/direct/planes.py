@@ -91,7 +91,7 @@ class PlanePass(Pass):
         tiles, pixels, reduction = int(p["tiles"]) * matrices, int(p["channels"]), int(p["reduction"])
         panels = -(-pixels // shape.NR)
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
-        slots += panels * model.PLANE_TILE_SLOTS
+        slots += panels * model.costs().plane_tile
         pack, multiply = 0.0, tiles * slots / rate
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
@@ -104,7 +104,8 @@ class PlanePass(Pass):
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
         turn = 0.0
         if self.turn:
-            turn = model.launch_seconds(self.turn.threads) + math.prod(self.problem.w_shape) * model.PACK_SECONDS
+            turned = math.prod(self.problem.w_shape) * model.PACK_SECONDS
+            turn = model.launch_seconds(self.turn.threads) + turned / self.turn.threads
         far = 0.0 if p["in_place"] else far_bytes(self.problem) * model.STREAM_SECONDS
         return model.launch_seconds(self.threads) + work / self.threads + far + turn
 
@@ -137,7 +138,7 @@ def _blocks_of_tiles(
 ) -> tuple[int, int]:  # fmt: skip
     """Tiles of a block, and parts of the panels: more tasks balance, but each block reads the panels anew."""
     panels = -(-pixels // shape.NR)
-    multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.NOMINAL_RATE
+    multiply = tiles * panel_slots(shape, pixels, model.GATHER_SHARE) / model.nominal_rate()
     largest = min(1.0, shape.NR / pixels)
 
     def parts_of(blocks: int, finer: int) -> int:

@@ -17,6 +17,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, grad_input_axes
+from fastconv.cost import far_bytes
 from fastconv.kernels import spread as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, fill
@@ -58,7 +59,7 @@ class SpreadPass(Pass):
         times = -(-self.problem.n // self._runs.n)
         each = sum(step.seconds(rate) for step in self.passes) + model.launch_seconds(self.threads)
         work = self._bytes / self.problem.itemsize * model.SPREAD_SECONDS
-        return times * (each + work / self.threads)
+        return times * (each + work / self.threads) + far_bytes(self.problem) * model.STREAM_SECONDS
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

@@ -91,7 +91,7 @@ class Winograd(Algorithm):
                 ways += [packed, alone]
                 if problem.groups > 1:
                     ways.append(plan_banded(problem, direction, self._group_planner(problem, direction), threads))
-            best = min((way for way in ways if way), key=lambda way: way.seconds(model.NOMINAL_RATE))
+            best = min((way for way in ways if way), key=lambda way: way.seconds(model.nominal_rate()))
             return PackedIfPrepared(alone, packed) if alone and packed and best is alone else best
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)

@@ -118,7 +118,7 @@ class WinogradOperation(Operation):
         cost = _LAUNCHES_SAVED * model.launch_seconds(threads)
         if threads > 1:
             cost += self._packed_bytes * _FETCH_SECONDS
-        if self._saved_slots / model.NOMINAL_RATE > cost:
+        if self._saved_slots / model.nominal_rate() > cost:
             self.workspace_bytes += self._packed_bytes
         else:
             self._saved_slots = 0.0
@@ -253,7 +253,7 @@ class WinogradOperation(Operation):
         transforming = -(-self._tiles // self._block) * self._weight_slots()
         return Stage(
             self._launches[True], self._zeros, lambda rate: (self._slots - transforming) / rate, self._pack,
-            self._packed_bytes, self._weight_slots() / model.NOMINAL_RATE, self.prepared_key,
+            self._packed_bytes, self._weight_slots() / model.nominal_rate(), self.prepared_key,
         )  # fmt: skip
 
     def _record(
