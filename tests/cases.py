@@ -193,6 +193,8 @@ def _plane_tails() -> list[Case]:
         Case("planes-stride2-even", 3, 3, (16, 34), (3, 3), 2, ((1, 0), (0, 1)), groups=3),
         Case("planes-stride2-5x5", 4, 4, (19, 37), (5, 5), 2, ((2, 1), (1, 3)), groups=4),
         Case("planes-stride2-7x7", 2, 2, (17, 33), (7, 7), 2, 3, groups=2),
+        Case("planes-stride2-1x17", 3, 3, (7, 83), (1, 17), 2, ((0, 0), (8, 3)), groups=3, n=2),
+        Case("planes-stride2-2x9", 2, 2, (9, 70), (2, 9), 2, ((1, 0), (4, 6)), groups=2),
         Case("planes-stride2-17x4", 2, 2, (23, 18), (17, 4), 2, (8, 2), groups=2),
         Case("planes-stride2-15x3", 2, 2, (31, 21), (15, 3), 2, ((7, 4), (1, 2)), groups=2),
         Case("planes-strides-unequal", 3, 3, (21, 36), (4, 3), (3, 2), ((1, 2), (2, 0)), groups=3),

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.plane_taps import PlaneTap
+from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
 from fastconv.kernels.simd import pointer, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import IN_FLIGHT, vector_bytes
@@ -105,21 +105,22 @@ def _add_totals(emit: Emitter, sums: list[Any], target: Any) -> None:
 
 @intrinsic(prefer_literal=True)
 def plane_rows(
-    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, strips: Any, begin: Any, end: Any, lines: Any,
-    columns: Any, first: Any, spread: Any, size: Any, source: Any, source_line: Any, gradient: Any,
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, SHARES: Any, strips: Any, begin: Any, end: Any,
+    lines: Any, columns: Any, first: Any, spread: Any, size: Any, source: Any, source_line: Any, gradient: Any,
     gradient_line: Any, target: Any, target_line: Any,
 ) -> Any:  # fmt: skip
     """Sums of KH kernel rows' taps: ``target[a, b] += sum of source[i + a, j S + b] gradient[i, j]``.
 
     Source rows from `begin` to `end` are loaded once for all kernel rows, which meet the gradient's row at hand and
-    those before, as far as these are among its `lines`. All else is as for `plane_row`.
+    those before, as far as these are among its `lines`. Where SHARES is 1, S is 2 and neighbouring taps share their
+    loads. All else is as for `plane_row`.
     """
-    lanes, height, taps, step = literal(VL), literal(KH), literal(KW), literal(S)
+    lanes, height, taps, step, shares = (literal(value) for value in (VL, KH, KW, S, SHARES))
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        strips, begin, end, lines, columns, first, spread, size = args[5:13]
-        source, source_line, gradient, gradient_line, target, target_line = args[13:]
+        strips, begin, end, lines, columns, first, spread, size = args[6:14]
+        source, source_line, gradient, gradient_line, target, target_line = args[14:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [0] * lanes)
@@ -137,6 +138,7 @@ def plane_rows(
             every = [
                 PlaneTap(emit, add(begin_columns, multiply(spread, const(b))), step, size, there) for b in range(taps)
             ]
+            shared = StridedTaps(emit, begin_columns, taps, 1, size, False) if shares else None
             pixels = emit.below(there, 0)
             here = add(gradient, multiply(left, const(emit.item)))
 
@@ -150,8 +152,9 @@ def plane_rows(
                     mask = builder.select(exists(i), pixels, nothing) if edge else pixels
                     row, gradients = add(source, multiply(i, source_line)), [gradient_row(i, mask), *before]
                     meets = [exists(builder.sub(i, const(a))) for a in range(height)] if edge else [None] * height
+                    met = None if shared is None else shared.in_row(row)
                     for b, tap in enumerate(every):
-                        value = tap.load(row)
+                        value = tap.load(row) if met is None else met(0, b)
                         for a in range(height):
                             sums[a * taps + b] = tap.add(value, gradients[a], sums[a * taps + b], meets[a])
                     return [*sums, *gradients[:-1]]
@@ -170,18 +173,19 @@ def plane_rows(
             _add_totals(emit, sums[a * taps : (a + 1) * taps], add(target, multiply(target_line, const(a))))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KH, KW, S, *[types.intp] * 14), codegen
+    return types.void(REAL, VL, KH, KW, S, SHARES, *[types.intp] * 14), codegen
 
 
 @functools.cache
-def plane_dots(dtype: str, taps: int, step: int, height: int) -> CFunc:
+def plane_dots(dtype: str, taps: int, step: int, height: int, shares: bool) -> CFunc:
     """The kernel for kernel rows of so many taps and so many columns from window to window.
 
-    `height` kernel rows are summed at once. Tasks are (slab of blocks of rows, part of the channels).
+    `height` kernel rows are summed at once, and their columns may share loads. Tasks are (slab of blocks of rows, part
+    of the channels).
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KH, KW, S = vector_bytes() // ITEM, int(height), int(taps), int(step)
+    VL, KH, KW, S, SHARES = vector_bytes() // ITEM, int(height), int(taps), int(step), int(shares)
 
     def plane_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -220,7 +224,7 @@ def plane_dots(dtype: str, taps: int, step: int, height: int) -> CFunc:
                                     end_line = end_inside(upper, p.source_step, p.source_rows, lines + KH - 1)
                                     if begin_line < end_line:
                                         plane_rows(
-                                            REAL, VL, KH, KW, S, strips, begin_line, end_line, lines, p.columns,
+                                            REAL, VL, KH, KW, S, SHARES, strips, begin_line, end_line, lines, p.columns,
                                             p.first_column, p.tap_columns, p.source_columns,
                                             source + upper * p.source_r, p.source_step * p.source_r,
                                             gradient + (first + phase) * p.gradient_r, p.line_step * p.gradient_r,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -42,10 +44,7 @@ class PlaneTap:
         for h, mask in enumerate(self._masks):
             here, mask = emit.add(place, emit.const(h * emit.vector_bytes)), self._if(exists, mask)
             found.append(emit.load(here) if mask is None else emit.load_masked(here, mask))
-        if self._step == 1:
-            return found[0]
-        every = ir.Constant(ir.VectorType(I32, lanes), [2 * lane for lane in range(lanes)])
-        return emit.builder.shuffle_vector(found[0], found[1], every)
+        return found[0] if self._step == 1 else _picked(emit, found, [2 * lane for lane in range(lanes)])
 
     def add(self, value: Any, weight: Any, total: Any, meets: Any = None) -> Any:
         """Add products to the lanes that meet the image, and to no other, as zero times NaN is no zero.
@@ -56,9 +55,59 @@ class PlaneTap:
         return product if mask is None else self._emit.builder.select(mask, product, total)
 
     def _if(self, condition: Any, mask: Any) -> Any:
-        """A mask that is empty unless a condition holds, where one is given."""
-        if condition is None:
-            return mask
-        kind = ir.VectorType(ir.IntType(1), self._emit.vector.count)
-        whole = ir.Constant(kind, [1] * kind.count) if mask is None else mask
-        return self._emit.builder.select(condition, whole, ir.Constant(kind, [0] * kind.count))
+        return _mask_if(self._emit, condition, mask)
+
+
+def _mask_if(emit: Emitter, condition: Any, mask: Any) -> Any:
+    """A mask that is empty unless a condition holds, where one is given."""
+    if condition is None:
+        return mask
+    kind = ir.VectorType(ir.IntType(1), emit.vector.count)
+    whole = ir.Constant(kind, [1] * kind.count) if mask is None else mask
+    return emit.builder.select(condition, whole, ir.Constant(kind, [0] * kind.count))
+
+
+def _picked(emit: Emitter, pair: list[Any], lanes: list[int]) -> Any:
+    """These lanes of two vectors, one behind the other."""
+    return emit.builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+class StridedTaps:
+    """What neighbouring kernel columns meet where targets lie two source columns apart, loading each value once.
+
+    The first column meets the source column `column` in the first lane, of `size`. All but the first and the last of
+    `width` vectors meet the image only, where `inner`.
+    """
+
+    def __init__(self, emit: Emitter, column: Any, taps: int, width: int, size: Any, inner: bool) -> None:
+        builder, lanes = emit.builder, emit.vector.count
+        self._emit, self._offset = emit, builder.mul(column, emit.const(emit.item))
+        self._loads = 2 * width + (taps > 2)
+        self._masks = []
+        for h in range(self._loads):
+            begin = emit.add(column, emit.const(h * lanes))
+            edge = not inner or h // 2 in (0, width - 1, width)
+            self._masks.append(emit.between(builder.neg(begin), builder.sub(size, begin)) if edge else None)
+
+    def in_row(self, row: Any, exists: Any = None) -> Callable[[int, int], Any]:
+        """What vector v meets by kernel column b of a source row, as a function of both; as `PlaneTap.load`."""
+        emit, lanes = self._emit, self._emit.vector.count
+        place = emit.add(row, self._offset)
+
+        @functools.cache
+        def loaded(h: int) -> Any:
+            here, mask = emit.add(place, emit.const(h * emit.vector_bytes)), _mask_if(emit, exists, self._masks[h])
+            return emit.load(here) if mask is None else emit.load_masked(here, mask)
+
+        @functools.cache
+        def stream(v: int, odd: int) -> Any:
+            pair = [loaded(2 * v), loaded(min(2 * v + 1, self._loads - 1))]
+            return _picked(emit, pair, [2 * lane + odd for lane in range(lanes)])
+
+        def value(v: int, b: int) -> Any:
+            later, odd = divmod(b, 2)
+            if later == 0:
+                return stream(v, odd)
+            return _picked(emit, [stream(v, odd), stream(v + 1, odd)], [later + lane for lane in range(lanes)])
+
+        return value

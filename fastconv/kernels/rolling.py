@@ -23,7 +23,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.plane_taps import PlaneTap
+from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import PairTile, RollingTile
@@ -89,6 +89,13 @@ def rolling_strip(
             for v in vectors
         ]  # fmt: skip
         last = emit.below(columns, (width - 1) * lanes)
+        # Where columns share loads, one vector is done after the other; else one column, which many sums wait for.
+        order = (
+            [(v, b) for v in vectors for b in range(taps)]
+            if column_step == 2
+            else [(v, b) for b in range(taps) for v in vectors]
+        )
+        strided = StridedTaps(emit, first, taps, width, size, bool(inner)) if column_step == 2 else None
 
         def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
             def line(i: Any, carried: list[Any]) -> list[Any]:
@@ -99,12 +106,13 @@ def rolling_strip(
                     place = add(here, multiply(rows_apart, const(q)))
                     exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
                     place = add(source, multiply(place, source_line))
-                    for b in range(taps):
-                        values = [every[v][b].load(place, exists) for v in vectors]
+                    if strided is not None:
+                        met = strided.in_row(place, exists)
+                    for v, b in order:
+                        value = every[v][b].load(place, exists) if strided is None else met(v, b)
                         for m, a in enumerate(range(q, height, apart)):
-                            for v in vectors:
-                                k = m * width + v
-                                sums[k] = every[v][b].add(values[v], kernel[a][b], sums[k], exists)
+                            k = m * width + v
+                            sums[k] = every[v][b].add(value, kernel[a][b], sums[k], exists)
                 done = builder.sub(i, const(depth - 1))
                 with builder.if_then(builder.icmp_signed(">=", done, const(0))):
                     there = add(target, multiply(done, target_line))

@@ -21,6 +21,8 @@ from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 12
 """Columns of a kernel whose sums and masks find registers."""
+_MOST_SHARING = 3
+"""Columns of a strided kernel that share loads: what is loaded for more leaves the sums too few registers."""
 _MOST_STEP = 2
 _MOST_SLABS = 16
 _SLAB_PIXELS = 4000
@@ -107,6 +109,7 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         fetches=far_bytes(problem) > 0,
     )  # fmt: skip
     shape = Tile(VL=vector_bytes() // item, MR=height, NV=1)
-    kernel = problem.dtype, len(columns.taps), columns.step, height
+    shares = columns.step > 1 and problem.dilation[1] == 1 and len(columns.taps) <= _MOST_SHARING
+    kernel = problem.dtype, len(columns.taps), columns.step, height, shares
     launch = Launch(lambda: kernels.plane_dots(*kernel), problem.dtype, plan, slabs * parts, threads)
     return PlaneDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))

@@ -21,10 +21,11 @@ from fastconv.kernels.params import fill
 from fastconv.kernels.target import PairTile, RollingTile, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
-_MOST_TAPS = 15
-"""Taps whose weights find registers, beside the sums."""
+_MOST_TAPS = {1: 15, 2: 25}
+"""Taps of kernels, by stride: those whose weights find registers beside the sums, or that share their loads."""
 _MOST_PAIR_TAPS = 25
-_MOST_STEP = 2
+_MOST_WIDE_PAIR_TAPS = 15
+"""The same of strips of two vectors of an input gradient of stride 2."""
 _LEAST_ROWS = 16
 """Rows of a block, whose beginning and end read some rows twice."""
 _MOST_VECTORS = 4
@@ -54,7 +55,8 @@ class RollingPass(Pass):
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // shape.VL)
         products = shape.KH * shape.KW
-        loads = min(shape.AT, shape.KH) * shape.KW * shape.S + 1
+        # Of strided columns a pair of vectors is loaded and taken apart, and then shifted for the columns further on.
+        loads = min(shape.AT, shape.KH) * (shape.KW + (2 if shape.S > 1 else 0)) + 1
         row = vectors * max(products, loads) / model.ROLLING_SHARE
         rows = int(p["rows"]) + int(p["row_blocks"] * p["line_step"]) * (-(-shape.KH // shape.AT) - 1)
         return self._seconds(planes * rows * row, rate)
@@ -130,12 +132,14 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         return None  # vectors of 16 bytes have no masked loads
     taps = len(rows.taps) * len(columns.taps)
     spread_r, spread_c = even_step(rows.offsets), even_step(columns.offsets)
-    if (rows.every, columns.every) != (1, 1) or taps > _MOST_TAPS or columns.step > _MOST_STEP:
+    if (rows.every, columns.every) != (1, 1) or taps > _MOST_TAPS.get(columns.step, 0):
         return None
     assert spread_r is not None
     assert spread_c is not None
     tap_rows, tap_columns = abs(spread_r), abs(spread_c)
     lanes = vector_bytes() // item
+    if columns.step > 1 and (tap_columns > 1 or len(columns.taps) > lanes + 1):
+        return None  # these share no loads
     # Kernel rows and columns in the order of the sources that they meet.
     w_r, w_c = part.weights[:2]
     offset = 0
@@ -193,7 +197,7 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
     lanes = vector_bytes() // item
     least, most = kernels.pair_offsets(kw, low_c % 2)
     vectors = -(-columns // (2 * lanes))
-    width = 2 if vectors > 1 and kh * kw <= _MOST_TAPS else 1
+    width = 2 if vectors > 1 and kh * kw <= _MOST_WIDE_PAIR_TAPS else 1
     strips = -(-vectors // width)
     width = -(-vectors // strips)
     source_rows, source_columns = part.source_size
