@@ -33,7 +33,7 @@ _BAND_BYTES = 1 << 20
 """Both images of a band: they stay in the second cache level, or nearly."""
 _GROUPS_BYTES = 1 << 19
 """The same of a band of some groups of channels, which has little to compute for each value."""
-_VALUE_SECONDS = 0.09e-9
+_VALUE_SECONDS = 0.1e-9
 """Turning one value, near the core that reads it next."""
 _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""

@@ -62,6 +62,8 @@ _PACKING_TILES = 256
 """Tiles up to which a task packs the panel that it uses, if the addresses of all take no more than `_PACKING_BYTES`."""
 _PACKING_BYTES = 256 << 10
 _PACKING_BALANCE = 1.25
+_NEAR_WEIGHTS_BYTES = 2 << 20
+"""Weights that are packed from the nearer caches."""
 _KEPT_BYTES = 3 << 19
 """Packed weights that each thread may keep."""
 _MOST_KEPT = 60
@@ -162,12 +164,13 @@ class GatherPass(Pass):
         if self.in_place is not None:
             return 0.0
         weights = math.prod(self.packed_shape)
+        far = max(0, weights * self.problem.itemsize - _NEAR_WEIGHTS_BYTES) * model.FAR_WEIGHT_SECONDS
         if self.packing is None:
             others = weights * model.FETCH_SECONDS * (self.threads - 1)
-            return (self._packing_seconds() + others) / self.threads
+            return (self._packing_seconds() + others) / self.threads + far
         # Threads that share a group pack it each for itself.
         sharing = self.packed_shape[0] if self.packing.keeps else self.packing.tasks
-        return self._turned * model.PACK_SECONDS / min(self.threads, sharing)
+        return self._turned * model.PACK_SECONDS / min(self.threads, sharing) + far
 
     @property
     def _turned(self) -> float:

@@ -30,7 +30,7 @@ _LEAST_ROWS = 16
 """Rows of a block, whose beginning and end read some rows twice."""
 _MOST_VECTORS = 4
 """Vectors of a strip at most."""
-_FAR_PLANE_BYTES = 128 << 10
+_FAR_PLANE_BYTES = 200 << 10
 """A plane that leaves the nearer caches before the next strip writes other parts of its rows."""
 _TASK_BYTES = 32 << 10
 """Bytes that a task moves at least: beginning one takes some 0.1 microseconds."""
@@ -61,11 +61,15 @@ class RollingPass(Pass):
         rows = int(p["rows"]) + int(p["row_blocks"] * p["line_step"]) * (-(-shape.KH // shape.AT) - 1)
         return self._seconds(planes * rows * row, rate)
 
+    def _strip_slots(self) -> float:
+        """Slots lost with every strip: a strided one has more to set up."""
+        return self.tile.S * model.costs().rolling_strip
+
     def _seconds(self, slots: float, rate: float) -> float:
         """The time of a launch whose rows take so many slots."""
         p, problem = self.launch.plan[0], self.problem
         lines = int(p["line_step"])  # where there are several, the rows of each lie apart
-        slots += self.launch.tasks * int(p["strips"]) * lines * min(lines, 2) * model.costs().rolling_strip
+        slots += self.launch.tasks * int(p["strips"]) * lines * min(lines, 2) * self._strip_slots()
         traffic = model.planes_seconds(problem)
         grains = -(-self.launch.tasks // self.launch.grain)
         share = model.balance(grains, self.threads) / self.threads
@@ -84,6 +88,9 @@ class RollingPass(Pass):
 @dataclass(frozen=True, eq=False)
 class PairPass(RollingPass):
     """The same for an input gradient of stride 2."""
+
+    def _strip_slots(self) -> float:
+        return model.costs().rolling_strip
 
     def seconds(self, rate: float) -> float:
         p, shape = self.launch.plan[0], self.tile
