@@ -27,6 +27,8 @@ STRIP_ROWS = 3
 """The same where pixels are in the lanes: each multiply-add of a single row loads a vector that straddles lines."""
 TILE_SLOTS = 86
 """Slots lost at the beginning and end of a tile."""
+PLANE_TILE_SLOTS = 128
+"""The same for a tile of weights by pixels of a plane, whose run is all taps of all channels."""
 LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 20
@@ -188,10 +190,8 @@ class Costs(NamedTuple):
     """Lost at the beginning and end of a run of a tile of gathered pixels."""
     gather_tile: float
     """Lost at the beginning and end of such a tile."""
-    plane_tile: float
-    """The same of a tile of weights by pixels of a plane, whose run is all taps of all channels."""
     pixel_dot_share: float
-    """Share of the peak that dot products of planes as they lie reach, apart from their ends."""
+    """Share of the peak that dot products over the pixels of planes as they lie reach, apart from their ends."""
     dot: float
     """Adding up the lanes of one such product."""
     far_scatter_seconds: float
@@ -204,14 +204,14 @@ _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
     stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, channel_load=1.0,
     depthwise_tile=68, window_load=2.1, long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75,
-    apart_far_share=0.6, sum_share=0.66, gather_run=34, gather_tile=86, plane_tile=128, pixel_dot_share=0.9, dot=2.8,
+    apart_far_share=0.6, sum_share=0.66, gather_run=34, gather_tile=86, pixel_dot_share=0.9, dot=2.8,
     far_scatter_seconds=8e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
     stencil_conflict_share=0.85, rolling_strip=90, pair_store=0.0, depthwise_share=0.88, channel_load=0.75,
     depthwise_tile=45, window_load=1.4, long_dot_share=1.0, apart_share=0.91, apart_conflict_share=0.86,
-    apart_far_share=0.91, sum_share=0.9, gather_run=22, gather_tile=50, plane_tile=128, pixel_dot_share=0.93, dot=1.4,
+    apart_far_share=0.91, sum_share=0.9, gather_run=22, gather_tile=50, pixel_dot_share=0.93, dot=1.4,
     far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""

@@ -91,7 +91,7 @@ class PlanePass(Pass):
         tiles, pixels, reduction = int(p["tiles"]) * matrices, int(p["channels"]), int(p["reduction"])
         panels = -(-pixels // shape.NR)
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
-        slots += panels * model.costs().plane_tile
+        slots += panels * model.PLANE_TILE_SLOTS
         pack, multiply = 0.0, tiles * slots / rate
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
