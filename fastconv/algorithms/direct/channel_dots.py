@@ -52,7 +52,9 @@ class ChannelDotPass(Pass):
         kh, _ = problem.kernel_size
         loads = 2 * (shape.S + 1) * shape.G / shape.Q
         loads += model.PERMUTE_SLOTS * shape.S * shape.G
-        slots = kh * (shape.KW * shape.G / model.costs().depthwise_share + model.costs().channel_load * loads)
+        costs = model.costs()
+        products, loads = shape.KW * shape.G / costs.channel_dot_share, costs.channel_dot_load * loads
+        slots = kh * (max(products, loads) if costs.hides_loads else products + loads)
         trace = pixels * kh * 2 * shape.S * int(p["parts"]) * model.TRACE_SECONDS
         traffic = vectors * shape.VL * problem.itemsize * (1 + shape.S) * model.PLANE_SECONDS
         work = max(vectors * slots / rate, traffic) + trace

@@ -173,6 +173,12 @@ class Costs(NamedTuple):
     """A load of such a tile, or bringing a channel to its lanes."""
     depthwise_tile: float
     """Lost at the beginning and end of such a tile."""
+    hides_loads: bool
+    """Whether weight gradients of small groups load while they multiply."""
+    channel_dot_share: float
+    """Share of the peak that these reach, apart from the loads."""
+    channel_dot_load: float
+    """A load of these."""
     window_load: float
     """Loading a vector of a window: most straddle two cache lines."""
     long_dot_share: float
@@ -203,16 +209,16 @@ class Costs(NamedTuple):
 _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
     stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, channel_load=1.0,
-    depthwise_tile=68, window_load=2.1, long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75,
-    apart_far_share=0.6, sum_share=0.66, gather_run=34, gather_tile=86, pixel_dot_share=0.9, dot=2.8,
-    far_scatter_seconds=8e-9, dot_far_seconds=0.0,
+    depthwise_tile=68, hides_loads=False, channel_dot_share=0.74, channel_dot_load=1.0, window_load=2.1,
+    long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
+    gather_run=34, gather_tile=86, pixel_dot_share=0.9, dot=2.8, far_scatter_seconds=8e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
     stencil_conflict_share=0.85, rolling_strip=90, pair_store=0.0, depthwise_share=0.88, channel_load=0.75,
-    depthwise_tile=45, window_load=1.4, long_dot_share=1.0, apart_share=0.91, apart_conflict_share=0.86,
-    apart_far_share=0.91, sum_share=0.9, gather_run=22, gather_tile=50, pixel_dot_share=0.93, dot=1.4,
-    far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
+    depthwise_tile=45, hides_loads=True, channel_dot_share=0.93, channel_dot_load=1.7, window_load=1.4,
+    long_dot_share=1.0, apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
+    gather_run=22, gather_tile=50, pixel_dot_share=0.93, dot=1.4, far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 
