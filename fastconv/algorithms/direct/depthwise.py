@@ -37,6 +37,8 @@ _NEAR_BYTES = 1 << 20
 _SHORT_ROWS = 3
 """An image of no more bytes stands twice as many, but for kernels of few rows and no groups: these have little to do
 for a line."""
+_GROUP_TIMES = 1.5
+"""A larger image of groups stands so many times as many: these have more to do for a line than single channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +210,8 @@ def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, row
     reach = min(size[0], max(rows.offsets) - min(rows.offsets) + 1)
     if not copies.fits(reach * size[1] + len(rows.taps) * taps * shape.G):
         return False
-    return lines > (2 if near else 1) * _MOST_SHARING * copies.sets_of(source[2])
+    times = 2 if near else _GROUP_TIMES if shape.G > 1 else 1
+    return lines > times * _MOST_SHARING * copies.sets_of(source[2])
 
 
 def _blocks(
