@@ -6,7 +6,12 @@ import sys
 from importlib.util import find_spec
 
 import numba
+import numpy as np
 import pytest
+
+from fastconv.algorithms.direct import plan_depthwise, sub_problems
+from fastconv.epilogue import epilogue_for
+from fastconv.problem import problem_from
 
 from .cases import CASES, DIRECTIONS, LAYOUTS, NAMED, UNIVERSAL, call, data
 from .checks import assert_same_bits
@@ -27,6 +32,27 @@ def test_number_of_threads_does_not_show(algorithm, layout, direction, case, set
         set_threads(threads)
         results.append(call(case, given, direction, algorithm=algorithm, layout=layout))
     assert_same_bits(*results)
+
+
+@numba.njit
+def halve(value):
+    return value / 2
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@pytest.mark.parametrize(("channels", "dtype"), [(33, "float64"), (17, "float32")])
+def test_an_activation_is_applied_once(channels, dtype, set_threads):
+    """Of vectors that overlap, two threads applied it to what both hold, in one call of fifty."""
+    set_threads(2)
+    problem = problem_from((2, 5, 3, channels), (5, 3, 1, channels), np.dtype(dtype), 1, 0, 1, channels, "NHWC")
+    ((rows, columns),) = sub_problems(problem, "forward")
+    step = plan_depthwise(problem, "forward", rows, columns, 2)
+    x = np.ones(problem.x_shape, dtype)
+    w, y = np.ones(problem.w_shape, dtype), np.empty(problem.y_shape, dtype)
+    epilogue = epilogue_for(None, halve, dtype)
+    for _ in range(2000):
+        step.run(x, w, y, epilogue)
+        assert np.all(y == 7.5)
 
 
 LAYERS = ("omp", "workqueue", "tbb")

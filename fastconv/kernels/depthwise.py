@@ -35,7 +35,7 @@ DEPTHWISE = record("""
     n rows columns row_step column_step phases
     taps_r chunks row_offsets row_weights first_column
     channels zeros row_block row_blocks parts
-    entry pixels reach reach_rest chunk_taps vectors lane_bytes source_lane_bytes channel_bytes
+    entry pixels reach reach_rest chunk_taps vectors overlapping lane_bytes source_lane_bytes channel_bytes
     copies given_r given_c given_weights given_weight_c given_weight_q given_row_weights taps_c group first_row last_row
     workspace_bytes tile_bytes places table rest targets unused strip kernel
 """)
@@ -43,7 +43,9 @@ DEPTHWISE = record("""
 into chunks of `chunk_taps` taps and a rest. A tile of `pixels` reads `reach` pixels of a row for a chunk, `reach_rest`
 for the rest if there is one; `entry` is the address of the compiled `row_of_vectors`. `tile_bytes` are those of a tile
 at `places`, which with the rest of the last line's fields are offsets into each thread's workspace. A vector of target
-channels takes `lane_bytes`, all of them `channel_bytes`, a vector's source channels `source_lane_bytes`. Where a task
+channels takes `lane_bytes`, all of them `channel_bytes`, a vector's source channels `source_lane_bytes`. The last part
+also has the one vector `overlapping` the last of `vectors`, if there is one: an activation is applied to what both hold
+by one thread. Where a task
 `copies` the channels that it reads, `source_r`, `source_c` and `weight_*` are those of its copies at `strip` and
 `kernel`, and `given_*` say how the caller's lie; a target row reads source rows from `first_row` to `last_row`, kernels
 have `taps_c` columns and `group` sources."""
@@ -196,6 +198,8 @@ def depthwise() -> CFunc:
             image = task // p.parts // p.row_blocks
             source, other = call.source + image * p.source_n, call.other
             first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
+            if part == p.parts - 1:
+                last += p.overlapping
             begin_row, end_row = block * p.row_block, min((block + 1) * p.row_block, p.rows)
             if p.copies != 0:
                 at, count = first * p.lane_bytes, min(last * p.lane_bytes, p.channel_bytes) - first * p.lane_bytes

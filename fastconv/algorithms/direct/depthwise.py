@@ -146,7 +146,9 @@ def plan_depthwise(
         spread, tap_step, first_tap = -spread, -tap_step, columns.taps[-1]
 
     chunks, vectors = len(columns.taps) // shape.KW, -(-channels // shape.lanes)
-    # The last vector overlaps the one before where channels do not fill it, which may be another task's.
+    # The last vector overlaps the one before where channels do not fill it, and is the same task's.
+    overlapping = int(not shape.masked and channels % shape.lanes != 0)
+    vectors -= overlapping
     copied = (shape.masked or channels % shape.VL == 0) and _meets(source, source_size, shape, rows, columns)
     lane_bytes, source_lane_bytes = shape.lanes * item, shape.lanes * item // shape.T * shape.G
     row_block, parts = _blocks(problem, rows, source_size[1], vectors, source_lane_bytes, copied, threads)
@@ -184,7 +186,8 @@ def plan_depthwise(
         row_weights=address(row_weights), first_column=min(columns.offsets),
         channels=channels, zeros=address(zeros), row_block=row_block, row_blocks=-(-rows.count // row_block),
         parts=parts, entry=0, pixels=shape.MR, reach=reach, reach_rest=reach_rest if shape.REST else 0,
-        chunk_taps=shape.KW, vectors=vectors, lane_bytes=lane_bytes, source_lane_bytes=source_lane_bytes,
+        chunk_taps=shape.KW, vectors=vectors, overlapping=overlapping, lane_bytes=lane_bytes,
+        source_lane_bytes=source_lane_bytes,
         channel_bytes=channels * item,
         copies=copied, given_r=source[1], given_c=source[2], **given, given_row_weights=address(given_rows),
         taps_c=len(columns.taps), group=group, first_row=min(rows.offsets), last_row=max(rows.offsets),
