@@ -15,6 +15,7 @@ from fastconv.problem import problem_from
 
 from .cases import CASES, DIRECTIONS, LAYOUTS, NAMED, UNIVERSAL, call, data
 from .checks import assert_same_bits
+from .passes import halve
 from .process import run_python
 
 PARALLEL = [case for case in CASES if case.name.startswith("threads-")]
@@ -32,11 +33,6 @@ def test_number_of_threads_does_not_show(algorithm, layout, direction, case, set
         set_threads(threads)
         results.append(call(case, given, direction, algorithm=algorithm, layout=layout))
     assert_same_bits(*results)
-
-
-@numba.njit
-def halve(value):
-    return value / 2
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")

@@ -171,11 +171,11 @@ class ExchangedPass(Pass):
         return model.describe(self.tile, "input channels", model.filled(channels, self.tile.VL))
 
     def seconds(self, rate: float) -> float:
-        turned = 0 if self.problem.layout == "NCHW" else math.prod(self.problem.w_shape)
-        waiting, share = far_bytes(self.problem) * _WAIT_SECONDS, _EXCHANGED_SHARE
+        seconds = self.other.seconds(rate)
         if self.problem.layout == "NCHW":
-            waiting, share = 0.0, 1.0
-        return self.other.seconds(rate) / share + waiting + turned * model.SCATTER_SECONDS
+            return seconds
+        turning = math.prod(self.problem.w_shape) * model.SCATTER_SECONDS
+        return seconds / _EXCHANGED_SHARE + far_bytes(self.problem) * _WAIT_SECONDS + turning
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

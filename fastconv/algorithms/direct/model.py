@@ -102,11 +102,9 @@ TRANSPOSE_SECONDS = 0.15e-9
 SCATTER_SECONDS = 0.56e-9
 """Moving one value to or from a place of its own."""
 NEAR_SCATTER_BYTES = 1 << 20
-LINE_SECONDS = 0.13e-9
-"""Moving one value between planes and a thread's own copy of a few rows, whose channels lie side by side."""
 TURNED_PLANES = 192
 MANY_LINES_SECONDS = 0.45e-9
-"""The same for so many planes, each in pages of its own."""
+"""Moving one value of more planes than that, each in pages of its own, to a thread's copy of a few rows."""
 GROUP_SHARE = 0.95
 """Share of the peak that a depthwise tile reaches whose lanes hold one group of channels, the loads aside."""
 BROADCAST_SLOTS = 0.2
