@@ -46,10 +46,11 @@ class Result:
         self._given = given
         self._out = out
         if out is not None and _lies_well(out, dtype):
-            self._computed = out
+            computed = out
         else:
-            self._computed = np.empty(shape[1:] if batchless else shape, dtype)
-        self.array = self._computed[None] if batchless else self._computed
+            computed = np.empty(shape[1:] if batchless else shape, _NATIVE[dtype])
+        self._computed = computed
+        self.array = computed[None] if batchless else computed
 
     def deliver(self) -> np.ndarray:
         """What the caller gets, converted and copied where it was not computed in place."""

@@ -105,11 +105,12 @@ def conv2d(
     x, w = array_argument("x", x), weights_argument(w)
     same_dtype("w", w, "x", x)
     asked = request("forward", x.shape, w.shape, x.dtype, stride, padding, dilation, groups, layout, algorithm)
-    bias = bias_argument(bias, w, asked.problem)
+    problem = asked.problem
+    bias = bias_argument(bias, w, problem)
     check_activation(activation)
     plan = asked.plan
-    y = allocate(asked.problem.y_shape, asked.problem.dtype, x.dtype, out, asked.batchless, x=x, w=w, bias=bias)
-    run_forward(plan, x, w, epilogue_for(bias, activation, asked.problem.dtype), y.array)
+    y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x, "w": w, "bias": bias}, asked.batchless)
+    run_forward(plan, x, w, epilogue_for(bias, activation, problem.dtype), y.array)
     return y.deliver()
 
 
@@ -185,7 +186,7 @@ def conv2d_grad_input(
 
 def _grad_input(asked: Request, grad_y: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     problem = asked.problem
-    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, asked.batchless, grad_y=grad_y, w=w)
+    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w}, asked.batchless)
     if problem.n:
         asked.plan.operation.run(image(grad_y, problem.dtype), ready(w, problem.dtype), grad_x.array)
     return grad_x.deliver()
@@ -258,7 +259,7 @@ def conv2d_grad_weight(
 
 def _grad_weight(asked: Request, grad_y: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     problem = asked.problem
-    grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
+    grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
     if problem.n:
         asked.plan.operation.run(image(grad_y, problem.dtype), image(x, problem.dtype), grad_w.array)
     else:

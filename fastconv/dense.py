@@ -99,7 +99,7 @@ def dense(
         expect_shape("bias", bias, (w.shape[1],), "one value for each unit")
     check_activation(activation)
     shape, dtype = (*x.shape[:-1], w.shape[1]), compute_dtype("x", x.dtype)
-    y = allocate(shape, dtype, x.dtype, out, x=x, w=w, bias=bias)
+    y = allocate(shape, dtype, x.dtype, out, {"x": x, "w": w, "bias": bias})
     values, weights = ready(x, dtype), ready(w, dtype)
     if values.size == values.shape[-1] and weights.size:
         start = np.zeros(w.shape[1], dtype) if bias is None else ready(bias, dtype)
@@ -163,7 +163,7 @@ def dense_grad_input(grad_y: Any, w: Any, *, out: np.ndarray | None = None) -> n
     if grad_y.shape[-1] != w.shape[1]:
         raise ValueError(f"grad_y must have {w.shape[1]} units for w of shape {w.shape}, got shape {grad_y.shape}")
     shape, dtype = (*grad_y.shape[:-1], w.shape[0]), compute_dtype("grad_y", grad_y.dtype)
-    grad_x = allocate(shape, dtype, grad_y.dtype, out, grad_y=grad_y, w=w)
+    grad_x = allocate(shape, dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w})
     gradient, weights = ready(grad_y, dtype), ready(w, dtype)
     if gradient.ndim == 2 and (plan := _plan("grad_input", len(gradient), w.shape, dtype)):
         plan.operation.run(gradient[None, None], weights[None, None], grad_x.array[None, None])
@@ -207,7 +207,7 @@ def dense_grad_weight(grad_y: Any, x: Any, *, out: np.ndarray | None = None) -> 
     if grad_y.shape[:-1] != x.shape[:-1]:
         raise ValueError(f"grad_y and x must have the same number of rows, got shapes {grad_y.shape} and {x.shape}")
     shape, dtype = (x.shape[-1], grad_y.shape[-1]), compute_dtype("x", x.dtype)
-    grad_w = allocate(shape, dtype, x.dtype, out, grad_y=grad_y, x=x)
+    grad_w = allocate(shape, dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
     gradient, values = np.atleast_2d(ready(grad_y, dtype)), np.atleast_2d(ready(x, dtype))
     if len(values) == 1:  # an outer product: twice as fast written directly as through BLAS
         np.multiply(values.T, gradient, out=grad_w.array)

@@ -93,7 +93,7 @@ def local2d(
         bias = array_argument("bias", bias)
         same_dtype("bias", bias, "w", w)
         expect_shape("bias", bias, problem.y_shape[1:], "one value for each output of an image")
-    y = allocate(problem.y_shape, problem.dtype, x.dtype, out, batchless, x=x, w=w, bias=bias)
+    y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x, "w": w, "bias": bias}, batchless)
     start = np.zeros(problem.y_shape[1:], problem.dtype) if bias is None else bias
     target = target_of(y.array, problem)
     run("forward", problem, nhwc(x, problem), ready(w, problem.dtype), target, nhwc(start, problem))
@@ -155,7 +155,7 @@ def local2d_grad_input(
     )  # fmt: skip
     expect_weights(w, problem)
     expect_grad_y(grad_y, problem, batchless)
-    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, batchless, grad_y=grad_y, w=w)
+    grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w}, batchless)
     target = target_of(grad_x.array, problem)
     run("grad_input", problem, target, ready(w, problem.dtype), nhwc(grad_y, problem))
     return deliver(grad_x, target, problem)
@@ -217,7 +217,7 @@ def local2d_grad_weight(
         "x", x.shape, "the kernel (kernel_size, grad_y)", windows, x.dtype, stride, padding, dilation, layout
     )
     expect_grad_y(grad_y, problem, batchless)
-    grad_w = allocate(weights_shape(problem), problem.dtype, x.dtype, out, grad_y=grad_y, x=x)
+    grad_w = allocate(weights_shape(problem), problem.dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
     run("grad_weight", problem, nhwc(x, problem), grad_w.array, nhwc(grad_y, problem))
     return grad_w.deliver()
 

@@ -89,7 +89,7 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     expect_shape("y", y, grad_y.shape, "the shape of grad_y")
     dtype = compute_dtype("grad_y", grad_y.dtype)
     others = {"y": y} if out is grad_y else {"y": y, "grad_y": grad_y}
-    grad_x = allocate(grad_y.shape, dtype, grad_y.dtype, out, **others)
+    grad_x = allocate(grad_y.shape, dtype, grad_y.dtype, out, others)
     gradient, values = ready(grad_y, dtype), ready(y, dtype)
     kernel = kernels.relu_gradient(dtype, gradient is grad_x.array)
     launch.run_flat(kernel, dtype, gradient, values, grad_x.array, values)

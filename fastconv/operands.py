@@ -113,10 +113,10 @@ def bias_argument(bias: ArrayLike | None, w: np.ndarray, problem: ConvProblem) -
 
 
 def allocate(
-    shape: tuple[int, ...], dtype: str, given: np.dtype, out: Any, batchless: bool = False,
-    **inputs: np.ndarray | None,
+    shape: tuple[int, ...], dtype: str, given: np.dtype, out: Any, inputs: dict[str, np.ndarray | None],
+    batchless: bool = False,
 ) -> Result:  # fmt: skip
-    """Check `out` against the result's shape and the inputs' dtype `given`, or make a new result.
+    """Check `out` against the result's shape, the inputs' dtype `given` and the inputs, or make a new result.
 
     `batchless` drops the first axis from what the caller gives and gets; `dtype` is what is computed in.
     """

@@ -254,7 +254,7 @@ def _forward(x: Any, size: Any, stride: Any, layout: str, out: Any, relu: int, *
     x = array_argument("x", x)
     window = _window("x", x.shape, size, stride, layout)
     dtype = compute_dtype("x", x.dtype)
-    y = allocate(window.y_shape, dtype, x.dtype, out, window.batchless, x=x)
+    y = allocate(window.y_shape, dtype, x.dtype, out, {"x": x}, window.batchless)
     if window.images:
         source = image(x, dtype)
         window.planned("forward", dtype, largest)(source, source, _start(dtype), y.array, relu)
@@ -268,7 +268,7 @@ def _backward(
     shape = window.y_shape[1:] if window.batchless else window.y_shape
     expect_shape("grad_y", grad_y, shape, "the shape of the pooled image")
     dtype = compute_dtype("grad_y", grad_y.dtype)
-    grad_x = allocate(window.x_shape, dtype, grad_y.dtype, out, window.batchless, **inputs)
+    grad_x = allocate(window.x_shape, dtype, grad_y.dtype, out, inputs, window.batchless)
     if window.images:
         gradient = image(grad_y, dtype)
         source = gradient if x is None else image(x, dtype)

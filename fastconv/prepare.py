@@ -78,7 +78,7 @@ class PreparedConv2d:
         if asked is None:
             asked = self._requests[x.shape] = self._request(x.shape, "x")
         problem, plan = asked.problem, asked.plan
-        y = allocate(problem.y_shape, problem.dtype, x.dtype, out, asked.batchless, x=x)
+        y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x}, asked.batchless)
         if problem.n:
             prepared = self._prepared.get(plan.operation)
             if prepared is None:

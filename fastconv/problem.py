@@ -122,6 +122,8 @@ def canonical_weights(w: np.ndarray, layout: str) -> np.ndarray:
 
 
 def _whole(name: str, value: Any, low: int) -> int:
+    if type(value) is int and low <= value <= MAX_SIZE:
+        return value
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:
@@ -136,7 +138,8 @@ def _whole(name: str, value: Any, low: int) -> int:
 def _is_sequence(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    # Asking an abstract class takes 0.3 us.
+    return type(value) is tuple or (isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
 
 
 def _pair(name: str, value: Any, low: int) -> IntPair:
@@ -199,7 +202,7 @@ def check_sizes(name: str, shape: Any) -> tuple[int, ...]:
     """A tuple of integers that are not negative."""
     if not _is_sequence(shape):
         raise TypeError(f"{name} must be a tuple of integers, got {shape!r}")
-    return tuple(_whole(name, size, 0) for size in shape)
+    return tuple([_whole(name, size, 0) for size in shape])
 
 
 def check_image_rank(name: str, shape: Any, layout: str) -> tuple[Any, bool]:

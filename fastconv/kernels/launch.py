@@ -103,9 +103,16 @@ _SERIAL_FLOPS = 2_000_000
 """Work that one thread does about as fast as several threads are started: some 10 microseconds."""
 
 
+@functools.cache
+def _thread_counter() -> Callable[[], int]:
+    """What tells the number of threads: Numba's own takes two locks first, 0.6 us, to see that its pool has started."""
+    numba.get_num_threads()
+    return getattr(numba.np.ufunc.parallel, "_get_num_threads", numba.get_num_threads)
+
+
 def max_threads() -> int:
     """Threads that a launch from this Python thread may use (`numba.set_num_threads`)."""
-    return numba.get_num_threads()
+    return _thread_counter()()
 
 
 def threads_for(flops: int) -> int:
@@ -199,8 +206,8 @@ class Launch:
     """
 
     __slots__ = (
-        "_compile", "_dtype", "_entry", "_keeping", "_own_bytes", "_plan", "grain", "keeps", "plan", "tasks", "threads",
-        "workspace_bytes",
+        "_apart", "_bytes", "_compile", "_dtype", "_entry", "_keeping", "_own_bytes", "_plan", "_serial_tasks", "grain",
+        "keeps", "plan", "tasks", "threads", "workspace_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -220,7 +227,10 @@ class Launch:
             plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
         self.keeps = keeps
-        self._keeping = (self.threads if keeps else 0, workspace_bytes)
+        # What every call passes on as it is.
+        self._serial_tasks = tasks if self.threads == 1 else 0
+        self._keeping, self._apart = (self.threads if keeps else 0), workspace_bytes
+        self._bytes = HEAD + self.workspace_bytes
 
     @property
     def entry(self) -> int:
@@ -241,14 +251,13 @@ class Launch:
     ) -> None:  # fmt: skip
         """Run all tasks."""
         entry = self._entry or self.entry
-        serial = self.threads == 1
-        buffer = lend(HEAD + self.workspace_bytes)
+        buffer = lend(self._bytes)
         try:
             own = _caller(self._dtype)(
-                entry, self._plan, self.tasks if serial else 0, relu, activation, failed,
-                *self._keeping, source, other, start, target, buffer,
+                entry, self._plan, self._serial_tasks, relu, activation, failed, self._keeping, self._apart,
+                source, other, start, target, buffer,
             )  # fmt: skip
-            if not serial:
+            if self.threads > 1:
                 _spread(entry, own, self.tasks, self.threads, self.grain)
         finally:
             take_back(buffer)

@@ -53,7 +53,7 @@ def dense2d(x: ArrayLike, w: ArrayLike, bias: ArrayLike | None = None, *, out: n
     expect_image("x", x, w.shape[2:], f"the last two axes of w, whose shape is {w.shape}")
     bias = bias_image(bias, "w", w)
     dtype = compute_dtype("x", x.dtype)
-    h = allocate((*x.shape[:-2], *w.shape[:2]), dtype, x.dtype, out, x=x, w=w, bias=bias)
+    h = allocate((*x.shape[:-2], *w.shape[:2]), dtype, x.dtype, out, {"x": x, "w": w, "bias": bias})
     # In dense's terms this is the gradient for the input, which takes W as it lies: row (i, j) by column (k, l).
     dense_grad_input(_flat(ready(x, dtype)), _matrix(ready(w, dtype)), out=_flat(h.array))
     if bias is not None:
@@ -93,7 +93,7 @@ def dense2d_grad_input(grad_h: ArrayLike, w: ArrayLike, *, out: np.ndarray | Non
     same_dtype("w", w, "grad_h", grad_h)
     expect_image("grad_h", grad_h, w.shape[:2], f"the first two axes of w, whose shape is {w.shape}")
     dtype = compute_dtype("grad_h", grad_h.dtype)
-    grad_x = allocate((*grad_h.shape[:-2], *w.shape[2:]), dtype, grad_h.dtype, out, grad_h=grad_h, w=w)
+    grad_x = allocate((*grad_h.shape[:-2], *w.shape[2:]), dtype, grad_h.dtype, out, {"grad_h": grad_h, "w": w})
     dense(_flat(ready(grad_h, dtype)), _matrix(ready(w, dtype)), out=_flat(grad_x.array))
     return grad_x.deliver()
 
@@ -129,7 +129,7 @@ def dense2d_grad_weight(grad_h: ArrayLike, x: ArrayLike, *, out: np.ndarray | No
     """
     grad_h, x = image_pair(grad_h, x)
     dtype = compute_dtype("x", x.dtype)
-    grad_w = allocate((*grad_h.shape[-2:], *x.shape[-2:]), dtype, x.dtype, out, grad_h=grad_h, x=x)
+    grad_w = allocate((*grad_h.shape[-2:], *x.shape[-2:]), dtype, x.dtype, out, {"grad_h": grad_h, "x": x})
     dense_grad_weight(_flat(ready(x, dtype)), _flat(ready(grad_h, dtype)), out=_matrix(grad_w.array))
     return grad_w.deliver()
 

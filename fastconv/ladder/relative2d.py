@@ -55,7 +55,7 @@ def relative2d(
     same_dtype("v", v, "x", x)
     expect_image("x", x, v.shape[2:], f"the last two axes of v, whose shape is {v.shape}")
     bias = bias_image(bias, "v", v)
-    h = allocate((*x.shape[:-2], *v.shape[:2]), x.dtype.name, x.dtype, out, x=x, v=v, bias=bias)
+    h = allocate((*x.shape[:-2], *v.shape[:2]), x.dtype.name, x.dtype, out, {"x": x, "v": v, "bias": bias})
     start = None if bias is None else bias[..., None]
     local2d(_repeated(x, v.shape[:2]), v[..., None, None], start, out=h.array[..., None])
     return h.deliver()
