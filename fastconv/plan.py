@@ -179,6 +179,12 @@ def _reason(chosen: str, estimates: dict[str, Estimate]) -> str:
     return "the shortest predicted time without transforming data, which would save too little, of"
 
 
+_LEAST_SHARED, _SURELY_SHARED = 200_000, 6_000_000
+"""Operations that several threads are never and always started for; between them, the predicted times decide."""
+_WORTH_SHARING = 0.9
+"""Share of one thread's predicted time above which several are not started: they wait where another program runs."""
+
+
 class Request:
     """What a caller asks for, checked, with a plan for each number of threads."""
 
@@ -195,11 +201,19 @@ class Request:
 
     @property
     def plan(self) -> Plan:
-        """The plan for the threads that this Python thread may use now."""
-        threads = launch.threads_for(self._work)
+        """The plan for the threads that this Python thread may use now: for one where others would save too little."""
+        threads = 1 if self._work < _LEAST_SHARED else launch.max_threads()
         plan = self._plans.get(threads)
         if plan is None:
-            plan = self._plans[threads] = plan_problem(self.problem, self.direction, self.algorithm, threads)
+            plan = self._plans[threads] = self._plan_for(threads)
+        return plan
+
+    def _plan_for(self, threads: int) -> Plan:
+        plan = plan_problem(self.problem, self.direction, self.algorithm, threads)
+        if threads > 1 and self._work < _SURELY_SHARED:
+            alone = plan_problem(self.problem, self.direction, self.algorithm, 1)
+            if plan.predicted_seconds > _WORTH_SHARING * alone.predicted_seconds:
+                return alone
         return plan
 
 

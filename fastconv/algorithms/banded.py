@@ -37,6 +37,8 @@ _VALUE_SECONDS = 0.1e-9
 """Turning one value, near the core that reads it next."""
 _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
+_GROUPS_SECONDS = 0.4e-6
+"""The same of a band of groups in a weight gradient."""
 _TURNED_SHARE = 0.15
 """Time of turning a row, over that of computing it."""
 
@@ -408,7 +410,7 @@ class BandedGradient(Operation):
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
         each = {
-            kind: step.seconds(rate) - model.launch_seconds(1) + self._values[kind] * _VALUE_SECONDS + _BAND_SECONDS
+            kind: step.seconds(rate) - model.launch_seconds(1) + self._values[kind] * _VALUE_SECONDS + _GROUPS_SECONDS
             for kind, step in self._kinds.items()
         }
         work = _most_loaded([each[part.problem] for part in self._parts], self._launch.threads)

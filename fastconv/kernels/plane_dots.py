@@ -20,12 +20,12 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
 from fastconv.kernels.simd import pointer, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside
-from fastconv.kernels.target import IN_FLIGHT, vector_bytes
+from fastconv.kernels.target import IN_FLIGHT
 
 PLANE_DOTS = record("""
     source_n source_d source_r source_rows source_columns
@@ -42,7 +42,7 @@ them are read: the CPU fetches nothing ahead of these."""
 
 @intrinsic(prefer_literal=True)
 def plane_row(
-    typingctx: Any, REAL: Any, VL: Any, KW: Any, S: Any, strips: Any, lines: Any, columns: Any,
+    typingctx: Any, REAL: Any, VL: Any, KW: Any, S: Any, ALONE: Any, strips: Any, lines: Any, columns: Any,
     first: Any, spread: Any, size: Any, source: Any, source_line: Any, gradient: Any, gradient_line: Any, target: Any,
 ) -> Any:  # fmt: skip
     """Sums of a kernel row's taps over `lines` rows: ``target[b] += sum of source[i, j S + b] gradient[i, j]``.
@@ -55,7 +55,7 @@ def plane_row(
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        strips, lines, columns, first, spread, size, source, source_line, gradient, gradient_line, target = args[4:]
+        strips, lines, columns, first, spread, size, source, source_line, gradient, gradient_line, target = args[5:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         groups = builder.udiv(lines, const(sets))
@@ -84,30 +84,41 @@ def plane_row(
 
             return emit.loop(builder.sub(lines, grouped), rest, emit.loop(groups, group, sums))
 
-        sums = emit.loop(strips, strip, [emit.constant(0.0)] * (taps * sets))
+        sums = _over_strips(emit, literal(ALONE), strips, strip, [emit.constant(0.0)] * (taps * sets))
         totals = sums[:taps]
         for k in range(1, sets):
             totals = [builder.fadd(*pair) for pair in zip(totals, sums[k * taps : (k + 1) * taps], strict=True)]
-        _add_totals(emit, totals, target)
+        _add_totals(emit, totals, taps, target, const(0))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KW, S, *[types.intp] * 11), codegen
+    return types.void(REAL, VL, KW, S, ALONE, *[types.intp] * 11), codegen
 
 
-def _add_totals(emit: Emitter, sums: list[Any], target: Any) -> None:
-    """Add the sums of the lanes to weights that lie side by side."""
+def _over_strips(emit: Emitter, alone: int, strips: Any, strip: Any, sums: list[Any]) -> list[Any]:
+    """Go over the strips of a plane. All masks of one that is `alone` are known before the planes are."""
+    return strip(emit.const(0), sums) if alone else emit.loop(strips, strip, sums)
+
+
+def _add_totals(emit: Emitter, sums: list[Any], taps: int, target: Any, target_line: Any) -> None:
+    """Add the sums of the lanes to rows of so many weights."""
     lanes = emit.vector.count
-    for first in range(0, len(sums), lanes):
-        total = emit.sums_of_lanes(sums[first : first + lanes])
-        place, there = emit.add(target, emit.const(first * emit.item)), emit.below(emit.const(len(sums)), first)
-        emit.store_masked(emit.builder.fadd(total, emit.load_masked(place, there)), place, there)
+    totals = [emit.sums_of_lanes(sums[first : first + lanes]) for first in range(0, len(sums), lanes)]
+    for row in range(len(sums) // taps):
+        for first in range(0, taps, lanes):
+            i, lane = divmod(row * taps + first, lanes)
+            pair = totals[i], totals[min(i + 1, len(totals) - 1)]
+            order = ir.Constant(ir.VectorType(I32, lanes), [lane + k for k in range(lanes)])
+            total = emit.builder.shuffle_vector(*pair, order)
+            place = emit.add(target, emit.builder.mul(target_line, emit.const(row)))
+            place, there = emit.add(place, emit.const(first * emit.item)), emit.below(emit.const(taps), first)
+            emit.store_masked(emit.builder.fadd(total, emit.load_masked(place, there)), place, there)
 
 
 @intrinsic(prefer_literal=True)
 def plane_rows(
-    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, SHARES: Any, strips: Any, begin: Any, end: Any,
-    lines: Any, columns: Any, first: Any, spread: Any, size: Any, source: Any, source_line: Any, gradient: Any,
-    gradient_line: Any, target: Any, target_line: Any,
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, SHARES: Any, ALONE: Any,
+    strips: Any, begin: Any, end: Any, lines: Any, columns: Any, first: Any, spread: Any, size: Any,
+    source: Any, source_line: Any, gradient: Any, gradient_line: Any, target: Any, target_line: Any,
 ) -> Any:  # fmt: skip
     """Sums of KH kernel rows' taps: ``target[a, b] += sum of source[i + a, j S + b] gradient[i, j]``.
 
@@ -119,8 +130,8 @@ def plane_rows(
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        strips, begin, end, lines, columns, first, spread, size = args[6:14]
-        source, source_line, gradient, gradient_line, target, target_line = args[14:]
+        strips, begin, end, lines, columns, first, spread, size = args[7:15]
+        source, source_line, gradient, gradient_line, target, target_line = args[15:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         nothing = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [0] * lanes)
@@ -168,24 +179,29 @@ def plane_rows(
             carried = rows_between(begin_all, end_all, carried, False)
             return rows_between(end_all, end, carried, True)[: height * taps]
 
-        sums = emit.loop(strips, strip, [emit.constant(0.0)] * (height * taps))
-        for a in range(height):
-            _add_totals(emit, sums[a * taps : (a + 1) * taps], add(target, multiply(target_line, const(a))))
+        sums = _over_strips(emit, literal(ALONE), strips, strip, [emit.constant(0.0)] * (height * taps))
+        _add_totals(emit, sums, taps, target, target_line)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KH, KW, S, SHARES, *[types.intp] * 14), codegen
+    return types.void(REAL, VL, KH, KW, S, SHARES, ALONE, *[types.intp] * 14), codegen
+
+
+@jit.inline
+def every(count, step):
+    """How many there are of every `step`-th of `count`, with the first."""
+    return count if step == 1 else (count + step - 1) // step
 
 
 @functools.cache
-def plane_dots(dtype: str, taps: int, step: int, height: int, shares: bool) -> CFunc:
+def plane_dots(dtype: str, lanes: int, taps: int, step: int, height: int, shares: bool, alone: bool) -> CFunc:
     """The kernel for kernel rows of so many taps and so many columns from window to window.
 
-    `height` kernel rows are summed at once, and their columns may share loads. Tasks are (slab of blocks of rows, part
-    of the channels).
+    `height` kernel rows are summed at once, and their columns may share loads. Of a plane whose rows are one vector,
+    this is `alone`. Tasks are (slab of blocks of rows, part of the channels).
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KH, KW, S, SHARES = vector_bytes() // ITEM, int(height), int(taps), int(step), int(shares)
+    VL, KH, KW, S, SHARES, ALONE = int(lanes), int(height), int(taps), int(step), int(shares), int(alone)
 
     def plane_dot_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -193,24 +209,29 @@ def plane_dots(dtype: str, taps: int, step: int, height: int, shares: bool) -> C
         strips = (p.columns + VL - 1) // VL
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
+            first_block, last_block = p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs
             for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
                 target = call.target + slab * p.slab_bytes + d * p.taps_r * KW * ITEM
                 carray(pointer(target), p.taps_r * KW, REAL)[:] = 0
-                for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
-                    image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
+                # Divisions take as long as rows of small planes do.
+                above = d if p.multiplier == 1 else d // p.multiplier
+                for block in range(first_block, last_block):
+                    image, first = block, 0
+                    if p.row_blocks > 1:
+                        image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
                     last = min(first + p.row_block, p.rows)
-                    source = call.source + image * p.source_n + d // p.multiplier * p.source_d
+                    source = call.source + image * p.source_n + above * p.source_d
                     gradient = call.other + image * p.gradient_n + d * p.gradient_d
                     if p.fetches != 0:
                         for line in range(first * p.gradient_r, last * p.gradient_r, LINE):
                             prefetch(gradient + line)
                         upper = max(0, p.first_row + first * p.row_step)
                         lower = p.first_row + (last - 1) * p.row_step + (p.taps_r - 1) * p.tap_rows + 1
-                        if d % p.multiplier == 0:
+                        if d == above * p.multiplier:
                             for line in range(upper * p.source_r, min(lower, p.source_rows) * p.source_r, LINE):
                                 prefetch(source + line)
                     for q in range(p.tap_step):
-                        rows = (p.taps_r - q + p.tap_step - 1) // p.tap_step
+                        rows = every(p.taps_r - q, p.tap_step)
                         for m in range(rows):
                             a = q + m * p.tap_step
                             row, weights = p.first_row + a * p.tap_rows, target + a * KW * ITEM
@@ -219,13 +240,13 @@ def plane_dots(dtype: str, taps: int, step: int, height: int, shares: bool) -> C
                                     continue  # the first of these rows has summed them all
                                 for phase in range(min(p.line_step, last - first)):
                                     upper = row + (first + phase) * p.row_step
-                                    lines = (last - first - phase + p.line_step - 1) // p.line_step
+                                    lines = every(last - first - phase, p.line_step)
                                     begin_line = first_inside(upper, p.source_step)
                                     end_line = end_inside(upper, p.source_step, p.source_rows, lines + KH - 1)
                                     if begin_line < end_line:
                                         plane_rows(
-                                            REAL, VL, KH, KW, S, SHARES, strips, begin_line, end_line, lines, p.columns,
-                                            p.first_column, p.tap_columns, p.source_columns,
+                                            REAL, VL, KH, KW, S, SHARES, ALONE, strips, begin_line, end_line, lines,
+                                            p.columns, p.first_column, p.tap_columns, p.source_columns,
                                             source + upper * p.source_r, p.source_step * p.source_r,
                                             gradient + (first + phase) * p.gradient_r, p.line_step * p.gradient_r,
                                             weights, p.tap_step * KW * ITEM,
@@ -235,7 +256,7 @@ def plane_dots(dtype: str, taps: int, step: int, height: int, shares: bool) -> C
                             bottom = end_inside(row, p.row_step, p.source_rows, last)
                             if top < bottom:
                                 plane_row(
-                                    REAL, VL, KW, S, strips, bottom - top, p.columns,
+                                    REAL, VL, KW, S, ALONE, strips, bottom - top, p.columns,
                                     p.first_column, p.tap_columns, p.source_columns,
                                     source + (row + top * p.row_step) * p.source_r, p.row_step * p.source_r,
                                     gradient + top * p.gradient_r, p.gradient_r, weights,

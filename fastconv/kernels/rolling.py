@@ -31,13 +31,14 @@ from fastconv.kernels.target import PairTile, RollingTile
 ROLLING = record("""
     source_d source_r source_rows source_columns target_d target_r rows columns
     first_row first_column row_step tap_rows tap_columns line_step source_step
-    weight_offset weight_r weight_c weight_d item multiplier channels row_block row_blocks
-    entry entry_narrow wide_strips strips vector_columns width
+    weight_offset weight_r weight_c weight_d item multiplier channels images row_block row_blocks
+    entry entry_narrow wide_strips strips vector_columns width whole
 """)
 """Strides are in bytes; `multiplier` of the target's planes read one source plane. Kernel rows lie `tap_rows` source
 rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apart, source rows lie `source_step` apart.
 Rows are cut into `strips`, the first `wide_strips` of which have `width` vectors of `vector_columns`, the others one
-less: `entry` and `entry_narrow` are the addresses of their parts."""
+less: `entry` and `entry_narrow` are the addresses of their parts. `whole` says that all tasks' planes are done by one
+call of a part: none is cut."""
 
 
 def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
@@ -102,7 +103,8 @@ def rolling_strip(
                 i = add(i, low)
                 sums = [*[begins] * width, *carried]
                 here = add(row, multiply(step, i))
-                for q in range(min(apart, height)):
+                # At an edge none of the rows that a line meets may be there: of one row, it is not.
+                for q in range(min(apart, height) if min(apart, height) > 1 or not edge else 0):
                     place = add(here, multiply(rows_apart, const(q)))
                     exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
                     place = add(source, multiply(place, source_line))
@@ -235,14 +237,29 @@ def pair_offsets(taps: int, odd: int) -> tuple[int, int]:
     return min(offsets), max(offsets)
 
 
+@jit.inline
+def operands_of(call, p, plane):
+    """Where the source, the weights, what sums begin with and the target of a target plane lie."""
+    channel, above = plane, plane
+    if p.images > 1:
+        channel = plane % p.channels
+    if p.multiplier > 1:
+        above = plane // p.multiplier
+    weights = call.other + p.weight_offset + channel * p.weight_d
+    return call.source + above * p.source_d, weights, call.start + channel * p.item, call.target + plane * p.target_d
+
+
 @functools.cache
 def strip(dtype: str, tile: RollingTile) -> CFunc:
-    """The part of the kernel that knows dtype and tile: a strip of the rows from `top` on, every `line_step`-th."""
+    """The part of the kernel that knows dtype and tile: a strip of the rows from `top` on, every `line_step`-th.
+
+    It does so for `planes` planes, one after another, which have all masks in common.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KH, KW, AT, S, NV, INNER = tile.VL, tile.KH, tile.KW, tile.AT, tile.S, tile.NV, tile.INNER
 
-    def rolling_rows(address, plan, source, weights, start, target, top, lines, left, columns):
+    def rolling_rows(address, plan, plane, planes, top, lines, left, columns):
         call = record_at(address, CALL)
         p = record_at(plan, ROLLING)
         row = top * p.row_step + p.first_row
@@ -251,36 +268,41 @@ def strip(dtype: str, tile: RollingTile) -> CFunc:
         all_lines = lines + (KH + AT - 1) // AT - 1
         begin = min(all_lines, first_inside(row, p.source_step))
         end = max(begin, end_inside(lowest_row, p.source_step, p.source_rows, all_lines))
-        here = target + top * p.target_r + left * ITEM
-        rolling_strip(
-            REAL, VL, KH, KW, AT, S, NV, INNER, lines, begin, end, columns,
-            left * S + p.first_column, p.tap_columns, p.source_columns,
-            source, p.source_r, row, p.tap_rows, p.source_step, p.source_rows,
-            weights, p.weight_r, p.weight_c, start, lowest, here, p.line_step * p.target_r,
-        )  # fmt: skip
-        if call.activation != 0:
-            for i in range(lines):
-                activate(call, here + i * p.line_step * p.target_r, columns)
+        for k in range(plane, plane + planes):
+            source, weights, start, target = operands_of(call, p, k)
+            here = target + top * p.target_r + left * ITEM
+            rolling_strip(
+                REAL, VL, KH, KW, AT, S, NV, INNER, lines, begin, end, columns,
+                left * S + p.first_column, p.tap_columns, p.source_columns,
+                source, p.source_r, row, p.tap_rows, p.source_step, p.source_rows,
+                weights, p.weight_r, p.weight_c, start, lowest, here, p.line_step * p.target_r,
+            )  # fmt: skip
+            if call.activation != 0:
+                for i in range(lines):
+                    activate(call, here + i * p.line_step * p.target_r, columns)
 
     return jit.part(rolling_rows)
 
 
 @functools.cache
 def pair_strip(dtype: str, tile: PairTile) -> CFunc:
-    """The part of the kernel for an input gradient of stride 2: a strip of pairs of rows, `top` of them before."""
+    """The same for an input gradient of stride 2: a strip of pairs of rows, `top` of them before."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KH, KW, PR, PC, NV, INNER = tile.VL, tile.KH, tile.KW, tile.PR, tile.PC, tile.NV, tile.INNER
     LEAST, MOST = pair_offsets(KH, PR)
 
-    def rolling_rows(address, plan, source, weights, start, target, top, lines, left, columns):
+    def rolling_rows(address, plan, plane, planes, top, lines, left, columns):
+        call = record_at(address, CALL)
         p = record_at(plan, ROLLING)
         row = top // 2 + p.first_row
-        rolling_pairs(
-            REAL, VL, KH, KW, PR, PC, NV, INNER, lines, LEAST, (lines + 1) // 2 + MOST, -row, p.source_rows - row,
-            columns, left // 2 + p.first_column, p.source_columns, source + row * p.source_r, p.source_r,
-            weights, p.weight_r, p.weight_c, target + top * p.target_r + left * ITEM, p.target_r,
-        )  # fmt: skip
+        for k in range(plane, plane + planes):
+            source, weights, _, target = operands_of(call, p, k)
+            rolling_pairs(
+                REAL, VL, KH, KW, PR, PC, NV, INNER, lines, LEAST, (lines + 1) // 2 + MOST, -row, p.source_rows - row,
+                columns, left // 2 + p.first_column, p.source_columns, source + row * p.source_r, p.source_r,
+                weights, p.weight_r, p.weight_c, target + top * p.target_r + left * ITEM, p.target_r,
+            )  # fmt: skip
 
     return jit.part(rolling_rows)
 
@@ -292,13 +314,12 @@ def rolling() -> CFunc:
     def rolling_planes(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, ROLLING)
-        for task in range(begin, end):
+        task = begin
+        while task < end:
             plane, first = task // p.row_blocks, task % p.row_blocks * p.row_block
-            last, channel = min(first + p.row_block, p.rows), plane % p.channels
-            source = call.source + plane // p.multiplier * p.source_d
-            target = call.target + plane * p.target_d
-            weights = call.other + p.weight_offset + channel * p.weight_d
-            start = call.start + channel * p.item
+            last = min(first + p.row_block, p.rows)
+            planes = end - begin if p.whole != 0 else 1
+            task += planes
             left = 0
             for number in range(p.strips):
                 width = p.width if number < p.wide_strips else p.width - 1
@@ -306,9 +327,7 @@ def rolling() -> CFunc:
                 columns = min(width * p.vector_columns, p.columns - left)
                 for phase in range(min(p.line_step, last - first)):
                     lines = (last - first - phase + p.line_step - 1) // p.line_step
-                    call_part(
-                        entry, (address, call.plan, source, weights, start, target, first + phase, lines, left, columns)
-                    )
+                    call_part(entry, (address, call.plan, plane, planes, first + phase, lines, left, columns))
                 left += columns
 
     return jit.kernel(rolling_planes)

@@ -19,6 +19,8 @@ from fastconv.kernels.subnormal import without_subnormals
 
 _LONG_ROW = 4
 """Squares of a row that is turned from a cache line on: a shorter one would have a square more for nothing."""
+_SET_BYTES = 1 << 12
+"""Lines that far apart share a set of the first cache level."""
 
 
 @intrinsic
@@ -222,6 +224,14 @@ def _row_starts(emit: Emitter, source: Any, first: Any, rows: Any, row_step: Any
     return starts
 
 
+def _lead(emit: Emitter, source: Any, columns: Any) -> Any:
+    """Values of a long row before the first that begins an aligned vector."""
+    builder, lanes = emit.builder, emit.vector.count
+    lead = builder.udiv(builder.sub(emit.const(0), source), emit.const(emit.item))
+    long = builder.icmp_signed(">=", columns, emit.const(_LONG_ROW * lanes))
+    return builder.select(long, builder.and_(lead, emit.const(lanes - 1)), emit.const(0))
+
+
 @intrinsic(prefer_literal=True)
 def turn_line(
     typingctx: Any, REAL: Any, VL: Any, MASKED: Any, source: Any, first: Any, rows: Any, row_step: Any, columns: Any,
@@ -232,7 +242,8 @@ def turn_line(
     Rows past the last repeat it; where MASKED is 1 they are not stored.
 
     Of every `period` columns the q-th is stored as a vector at `target` plus the q-th of `slots`, or nowhere if that is
-    negative; `target` then moves by `target_step`.
+    negative; `target` then moves by `target_step`. Where rows lie a multiple of 4 KiB apart, squares begin as those of
+    `turn_row` do.
     """
     lanes = literal(VL)
     real = REAL.dtype
@@ -250,31 +261,42 @@ def turn_line(
                 emit.store(vector, place)
 
         starts = _row_starts(emit, source, first, rows, row_step)
-        whole, rest = builder.sdiv(columns, const(lanes)), builder.srem(columns, const(lanes))
+        meet = builder.icmp_signed("==", builder.and_(row_step, const(_SET_BYTES - 1)), const(0))
+        lead = builder.select(meet, _lead(emit, source, columns), const(0))
+        left = builder.sub(columns, lead)
+        whole, rest = builder.sdiv(left, const(lanes)), builder.srem(left, const(lanes))
+        begin = builder.mul(lead, const(emit.item))
 
         def square(load: Callable[[Any], Any], along: Any, stored: Any, place: list[Any]) -> list[Any]:
             """Turn a square `along` bytes on and store its columns below `stored`; `place` is (slot, target)."""
-            slot, target = place
             for q, vector in enumerate(emit.transposed([load(add(start, along)) for start in starts])):
+                slot, target = place
                 offset = emit.load_int(add(slots, builder.mul(slot, const(8))))
-                wanted = builder.icmp_signed(">=", offset, const(0))
-                with builder.if_then(builder.and_(wanted, builder.icmp_signed("<", const(q), stored))):
+                inside = builder.icmp_signed("<", const(q), stored)
+                with builder.if_then(builder.and_(builder.icmp_signed(">=", offset, const(0)), inside)):
                     store(vector, add(target, offset))
-                slot = add(slot, const(1))
+                slot = builder.select(inside, add(slot, const(1)), slot)
                 turned = builder.icmp_signed("==", slot, period)
                 slot = builder.select(turned, const(0), slot)
-                target = builder.select(turned, add(target, target_step), target)
-            return [slot, target]
+                place = [slot, builder.select(turned, add(target, target_step), target)]
+            return place
+
+        def head(_: Any, place: list[Any]) -> list[Any]:
+            return square(emit.load, const(0), lead, place)
 
         def full(s: Any, place: list[Any]) -> list[Any]:
-            return square(emit.load, builder.mul(s, const(emit.vector_bytes)), const(lanes), place)
+            return square(emit.load, add(begin, builder.mul(s, const(emit.vector_bytes))), const(lanes), place)
 
         def tail(_: Any, place: list[Any]) -> list[Any]:
-            along, inside = builder.mul(whole, const(emit.vector_bytes)), emit.below(rest, 0)
+            along = add(begin, builder.mul(whole, const(emit.vector_bytes)))
+            inside = emit.below(rest, 0)
             return square(lambda start: emit.load_masked(start, inside), along, rest, place)
 
-        once = builder.zext(builder.icmp_signed(">", rest, const(0)), I64)
-        emit.loop(once, tail, emit.loop(whole, full, [const(0), target]))
+        def some(count: Any) -> Any:
+            return builder.zext(builder.icmp_signed(">", count, const(0)), I64)
+
+        place = emit.loop(some(lead), head, [const(0), target])
+        emit.loop(some(rest), tail, emit.loop(whole, full, place))
         return context.get_dummy_value()
 
     return types.void(REAL, VL, MASKED, *[types.intp] * 9), codegen
@@ -315,10 +337,7 @@ def turn_row(
                     emit.store(vector, add(target, multiply(const(q), target_step)))
             return nothing
 
-        # Values before the first that begins an aligned vector.
-        lead = builder.and_(builder.udiv(sub(const(0), source), const(emit.item)), const(lanes - 1))
-        long = builder.icmp_signed(">=", columns, const(_LONG_ROW * lanes))
-        lead = builder.select(long, lead, const(0))
+        lead = _lead(emit, source, columns)
         begins = builder.zext(builder.icmp_signed(">", lead, const(0)), I64)
         squares = add(begins, builder.sdiv(add(sub(columns, lead), const(lanes - 1)), const(lanes)))
         whole = builder.icmp_signed(">=", columns, const(lanes))

@@ -8,10 +8,12 @@ from fastconv.kernels import jit
 @jit.inline
 def first_inside(offset, step):
     """The first index >= 0 whose position is not before the image."""
-    return (max(-offset, 0) + step - 1) // step
+    before = max(-offset, 0)
+    return before if step == 1 else (before + step - 1) // step  # a division takes as long as a row of a small plane
 
 
 @jit.inline
 def end_inside(offset, step, size, end):
     """The end of the indices < `end` whose position is not behind the image."""
-    return min(end, max(0, (size - 1 - offset) // step + 1))
+    inside = size - offset if step == 1 else (size - 1 - offset) // step + 1
+    return min(end, max(0, inside))

@@ -55,6 +55,18 @@ def vector_bytes() -> int:
     return 64 if "zmm" in assembly else 32 if "ymm" in assembly else 16
 
 
+_LEAST_BYTES = 32
+"""Bytes of the narrowest vectors that have masks."""
+
+
+def lanes_for(count: int, item: int) -> int:
+    """Lanes of the vectors for rows of `count` values of `item` bytes: of short ones, as many as hold a row."""
+    widest, lanes = vector_bytes() // item, _LEAST_BYTES // item
+    while lanes < min(count, widest):
+        lanes *= 2
+    return lanes
+
+
 def lanes_dividing(lanes: int, item: int) -> int:
     """Lanes of the widest vectors of which a whole number makes up a row of so many, of `item` bytes each."""
     return min(lanes & -lanes, vector_bytes() // item)

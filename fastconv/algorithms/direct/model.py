@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, share_of
+from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, share_of, vector_bytes
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -113,14 +113,12 @@ MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
-WINDOW_LINE_SLOTS = 100
-"""Slots lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
 ROLLING_SHARE = 0.97
 """Share of what multiply-adds and loads allow that rolling sums reach."""
-PLANE_DOT_SHARE = 0.7
-"""Share of what multiply-adds and loads allow that weight gradients of planes reach, of short or strided rows."""
-PLANE_DOT_SLOTS = 6
-"""Slots of a vector of a plane besides its multiply-adds."""
+SPILLED_SHARE = 0.8
+"""The same of those whose weights and sums find too few registers."""
+PLANE_DOT_END_SHARE = 0.7
+"""Speed of adding up the lanes of weight gradients of planes: one sum waits for another."""
 STENCIL_SHARE = 0.95
 """Share of what multiply-adds and loads allow that a tile of a plane reaches."""
 STENCIL_PLANES = 6
@@ -163,6 +161,8 @@ class Costs(NamedTuple):
     """Speed of one that reads `STENCIL_CONFLICT_PLANES` planes which meet."""
     rolling_strip: float
     """Lost with every strip of rolling sums."""
+    rolling_plane: float
+    """The same of planes that are one strip, and have its masks in common."""
     pair_store: float
     """Interleaving two vectors and storing one."""
     depthwise_share: float
@@ -177,11 +177,18 @@ class Costs(NamedTuple):
     """Share of the peak that these reach, apart from the loads."""
     channel_dot_load: float
     """A load of these."""
+    pixel_dot_load: float
+    """Loading a vector of the pixels that a tap meets: most straddle two cache lines."""
     window_load: float
-    """Loading a vector of a window: most straddle two cache lines."""
-    long_dot_share: float
-    """Share of what multiply-adds and loads allow that weight gradients of planes reach, where the rows of stride 1 are
-    longer than a vector."""
+    """Loading a vector of a window's column."""
+    window_line: float
+    """Lost with every row that a window slides along: pixels beside the tiles, and the end of the loop."""
+    plane_dot_share: float
+    """Share of what multiply-adds allow that weight gradients of planes reach."""
+    plane_dot_slots: float
+    """Slots of a vector of a plane besides its multiply-adds, in these."""
+    plane_dot_load: float
+    """A load of these, where more than multiply-adds."""
     apart_share: float
     """Speed of a tile whose scalars lie in planes."""
     apart_conflict_share: float
@@ -206,16 +213,18 @@ class Costs(NamedTuple):
 
 _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
-    stencil_conflict_share=0.64, rolling_strip=300, pair_store=2.0, depthwise_share=0.74, channel_load=1.0,
-    depthwise_tile=68, hides_loads=False, channel_dot_share=0.74, channel_dot_load=1.0, window_load=2.1,
-    long_dot_share=PLANE_DOT_SHARE, apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
+    stencil_conflict_share=0.64, rolling_strip=300, rolling_plane=100, pair_store=2.0, depthwise_share=0.74,
+    channel_load=1.0, depthwise_tile=68, hides_loads=False, channel_dot_share=0.74, channel_dot_load=1.0,
+    pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
+    apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, dot=2.8, far_scatter_seconds=8e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
-    stencil_conflict_share=0.85, rolling_strip=90, pair_store=0.0, depthwise_share=0.88, channel_load=0.75,
-    depthwise_tile=45, hides_loads=True, channel_dot_share=0.93, channel_dot_load=1.7, window_load=1.4,
-    long_dot_share=1.0, apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
+    stencil_conflict_share=0.85, rolling_strip=90, rolling_plane=36, pair_store=1.0, depthwise_share=0.97,
+    channel_load=0.75, depthwise_tile=25, hides_loads=True, channel_dot_share=0.93, channel_dot_load=1.7,
+    pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
+    apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, dot=1.4, far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
@@ -229,6 +238,11 @@ def costs() -> Costs:
 def nominal_rate() -> float:
     """Slots a second of an ordinary core: to choose between passes, where only ratios matter, without a calibration."""
     return _CORE_HERTZ * (1 if halves_vectors() else 2)
+
+
+def vector_slots(lanes: int, item: int) -> float:
+    """Slots of a multiply-add of vectors of so many lanes, which may be narrower than the registers."""
+    return 0.5 if halves_vectors() and lanes * item < vector_bytes() else 1.0
 
 
 def launch_seconds(threads: int) -> float:

@@ -59,7 +59,7 @@ class PixelDotPass(SlabPass):
         vectors = problem.n * int(p["pixels"]) / self._lanes_share() / shape.VL
         blocks = int(p["image_blocks"] * p["pixel_blocks"])
         products = shape.MR * shape.NV
-        slots = tiles * vectors * max(products, model.costs().window_load * (shape.MR + shape.NV))
+        slots = tiles * vectors * max(products, model.costs().pixel_dot_load * (shape.MR + shape.NV))
         slots /= model.PATCH_DOT_SHARE if self.windows else model.costs().pixel_dot_share
         if p["source_k"] % model.CONFLICT_BYTES == 0:
             slots /= model.PIXEL_DOT_CONFLICT_SHARE

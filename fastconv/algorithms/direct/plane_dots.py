@@ -16,7 +16,7 @@ from fastconv.cost import far_bytes
 from fastconv.kernels import plane_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import Tile, registers, vector_bytes
+from fastconv.kernels.target import Tile, lanes_for, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS = 12
@@ -52,14 +52,14 @@ class PlaneDotPass(SlabPass):
         chains = [len(range(q, kh, int(p["tap_step"]))) for q in range(int(p["tap_step"]))]
         passes = sum(rows // self.tile.MR + rows % self.tile.MR for rows in chains)
         loads = passes * (kw * problem.stride[1] + 1)
-        slots = vectors * max(kh * kw + model.PLANE_DOT_SLOTS, model.costs().window_load * loads)
-        ends = problem.oc * int(p["blocks"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
+        costs = model.costs()
+        products = (kh * kw + costs.plane_dot_slots) / costs.plane_dot_share
+        slots = max(products * model.vector_slots(self.tile.VL, problem.itemsize), costs.plane_dot_load * loads)
+        ends = problem.oc * int(p["blocks"] * p["line_step"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
-        long_rows = problem.stride[1] == 1 and ow > self.tile.VL
-        share = model.costs().long_dot_share if long_rows else model.PLANE_DOT_SHARE
-        work = max((slots + ends) / share / rate, traffic) / self.threads
+        work = max((vectors * slots + ends / model.PLANE_DOT_END_SHARE) / rate, traffic) / self.threads
         # The more gradients one source plane has, the fewer planes are read again.
-        work += far_bytes(problem) * model.costs().dot_far_seconds * (2 - 1 / problem.oc_per_group)
+        work += far_bytes(problem) * costs.dot_far_seconds * (2 - 1 / problem.oc_per_group)
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total
@@ -108,8 +108,9 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
         fetches=far_bytes(problem) > 0,
     )  # fmt: skip
-    shape = Tile(VL=vector_bytes() // item, MR=height, NV=1)
+    lanes = lanes_for(columns.count, item)
+    shape = Tile(VL=lanes, MR=height, NV=1)
     shares = columns.step > 1 and problem.dilation[1] == 1 and len(columns.taps) <= _MOST_SHARING
-    kernel = problem.dtype, len(columns.taps), columns.step, height, shares
+    kernel = problem.dtype, lanes, len(columns.taps), columns.step, height, shares, columns.count <= lanes
     launch = Launch(lambda: kernels.plane_dots(*kernel), problem.dtype, plan, slabs * parts, threads)
     return PlaneDotPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype))

@@ -18,12 +18,13 @@ from fastconv.cost import far_bytes
 from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
-from fastconv.kernels.target import PairTile, RollingTile, registers, vector_bytes
+from fastconv.kernels.target import PairTile, RollingTile, lanes_for, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
-_MOST_TAPS = {1: 15, 2: 25}
-"""Taps of kernels, by stride: those whose weights find registers beside the sums, or that share their loads."""
-_MOST_PAIR_TAPS = 25
+_MOST_TAPS = 25
+"""Taps of kernels: from the first cache level, weights without registers come in time."""
+_MOST_STEP = 2
+"""Columns from one window to the next, at most."""
 _MOST_WIDE_PAIR_TAPS = 15
 """The same of strips of two vectors of an input gradient of stride 2."""
 _LEAST_ROWS = 16
@@ -54,28 +55,29 @@ class RollingPass(Pass):
         p, shape = self.launch.plan[0], self.tile
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // shape.VL)
-        products = shape.KH * shape.KW
+        met, depth = min(shape.AT, shape.KH), -(-shape.KH // shape.AT)
+        products = shape.KH * shape.KW * model.vector_slots(shape.VL, self.problem.itemsize)
+        spills = shape.KH * shape.KW + depth * shape.NV > registers() - 2
+        products /= model.SPILLED_SHARE if spills else model.ROLLING_SHARE
         # Of strided columns a pair of vectors is loaded and taken apart, and then shifted for the columns further on.
-        loads = min(shape.AT, shape.KH) * (shape.KW + (2 if shape.S > 1 else 0)) + 1
-        row = vectors * max(products, loads) / model.ROLLING_SHARE
-        rows = int(p["rows"]) + int(p["row_blocks"] * p["line_step"]) * (-(-shape.KH // shape.AT) - 1)
-        return self._seconds(planes * rows * row, rate)
-
-    def _strip_slots(self) -> float:
-        """Slots lost with every strip: a strided one has more to set up."""
-        return self.tile.S * model.costs().rolling_strip
+        loads = met * (shape.KW + (2 if shape.S > 1 else 0)) + 1
+        row = vectors * (products + loads if shape.S > 1 else max(products, loads))
+        # Where lines meet several source rows, some of these may be there at the edges.
+        edges = int(p["row_blocks"] * p["line_step"]) * (depth - 1) if met > 1 else 0
+        return self._seconds(planes * (int(p["rows"]) + edges) * row, rate)
 
     def _seconds(self, slots: float, rate: float) -> float:
         """The time of a launch whose rows take so many slots."""
-        p, problem = self.launch.plan[0], self.problem
+        p, problem, costs = self.launch.plan[0], self.problem, model.costs()
         lines = int(p["line_step"])  # where there are several, the rows of each lie apart
-        slots += self.launch.tasks * int(p["strips"]) * lines * min(lines, 2) * self._strip_slots()
-        traffic = model.planes_seconds(problem)
+        strip = costs.rolling_plane if p["whole"] else costs.rolling_strip
+        slots += self.launch.tasks * int(p["strips"]) * lines * min(lines, 2) * strip
         grains = -(-self.launch.tasks // self.launch.grain)
         share = model.balance(grains, self.threads) / self.threads
         far = p["strips"] > 1 and p["rows"] * p["target_r"] > _FAR_PLANE_BYTES
         apart = far_bytes(problem) * model.STREAM_SECONDS if far else 0.0
-        return model.launch_seconds(self.threads) + (slots / rate + traffic) * share + apart
+        work = max(slots / rate, model.planes_seconds(problem))
+        return model.launch_seconds(self.threads) + work * share + apart
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -89,16 +91,14 @@ class RollingPass(Pass):
 class PairPass(RollingPass):
     """The same for an input gradient of stride 2."""
 
-    def _strip_slots(self) -> float:
-        return model.costs().rolling_strip
-
     def seconds(self, rate: float) -> float:
         p, shape = self.launch.plan[0], self.tile
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // (2 * shape.VL))
         slots = shape.KH * shape.KW + shape.KW // 2 + 1 + 4 * model.costs().pair_store
-        rows = int(p["source_rows"]) + int(p["row_blocks"]) * (shape.KH // 2)
-        return self._seconds(planes * rows * vectors * slots / model.ROLLING_SHARE, rate)
+        slots *= model.vector_slots(shape.VL, self.problem.itemsize) / model.ROLLING_SHARE
+        rows = int(p["source_rows"]) + int(p["row_blocks"] - 1) * (shape.KH // 2)
+        return self._seconds(planes * rows * vectors * slots, rate)
 
 
 def _width(taps: int, depth: int, vectors: int) -> tuple[int, int]:
@@ -139,12 +139,12 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         return None  # vectors of 16 bytes have no masked loads
     taps = len(rows.taps) * len(columns.taps)
     spread_r, spread_c = even_step(rows.offsets), even_step(columns.offsets)
-    if (rows.every, columns.every) != (1, 1) or taps > _MOST_TAPS.get(columns.step, 0):
+    if (rows.every, columns.every) != (1, 1) or taps > _MOST_TAPS or columns.step > _MOST_STEP:
         return None
     assert spread_r is not None
     assert spread_c is not None
     tap_rows, tap_columns = abs(spread_r), abs(spread_c)
-    lanes = vector_bytes() // item
+    lanes = lanes_for(columns.count, item)
     if columns.step > 1 and (tap_columns > 1 or len(columns.taps) > lanes + 1):
         return None  # these share no loads
     # Kernel rows and columns in the order of the sources that they meet.
@@ -182,9 +182,10 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         tap_columns=tap_columns, line_step=line_step, source_step=source_step,
         weight_offset=offset, weight_r=w_r, weight_c=w_c,
         weight_d=part.weights[3] if part.channels > 1 else part.weight_group,
-        item=item, multiplier=part.channels, channels=problem.groups * part.channels,
+        item=item, multiplier=part.channels, channels=problem.groups * part.channels, images=problem.n,
         row_block=row_block, row_blocks=blocks, entry=0, entry_narrow=0,
         wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=lanes, width=width,
+        whole=int(strips * blocks * line_step == 1),
     )  # fmt: skip
 
     launch = _launch(kernels.strip, shape, problem, plan, planes * blocks, threads)
@@ -196,12 +197,12 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
     item, (kh, kw) = problem.itemsize, problem.kernel_size
     if problem.layout != "NCHW" or max(problem.ic_per_group, problem.oc_per_group) > 1 or vector_bytes() == 16:
         return None
-    if (problem.stride, problem.dilation) != ((2, 2), (1, 1)) or min(kh, kw) < 2 or kh * kw > _MOST_PAIR_TAPS:
+    if (problem.stride, problem.dilation) != ((2, 2), (1, 1)) or min(kh, kw) < 2 or kh * kw > _MOST_TAPS:
         return None
     part = roles(problem, "grad_input")
     (low_r, _), (low_c, _) = problem.padding
     rows, columns = problem.input_size
-    lanes = vector_bytes() // item
+    lanes = lanes_for(-(-columns // 2), item)
     least, most = kernels.pair_offsets(kw, low_c % 2)
     vectors = -(-columns // (2 * lanes))
     width = 2 if vectors > 1 and kh * kw <= _MOST_WIDE_PAIR_TAPS else 1
@@ -222,9 +223,9 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
         first_row=low_r // 2, first_column=low_c // 2, row_step=1, tap_rows=1, tap_columns=1, line_step=1,
         source_step=1,
         weight_offset=0, weight_r=part.weights[0], weight_c=part.weights[1], weight_d=part.weight_group,
-        item=item, multiplier=1, channels=problem.groups, row_block=row_block, row_blocks=blocks,
+        item=item, multiplier=1, channels=problem.groups, images=problem.n, row_block=row_block, row_blocks=blocks,
         entry=0, entry_narrow=0, wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=2 * lanes,
-        width=width,
+        width=width, whole=int(strips * blocks == 1),
     )  # fmt: skip
 
     launch = _launch(kernels.pair_strip, shape, problem, plan, planes * blocks, threads)

@@ -68,7 +68,7 @@ class WindowDotPass(Pass):
         chunks = kh // shape.KH + kh % shape.KH
         rounds, values = -(-outputs // max(1, shape.ND)), max(1, shape.ND)
         loads = rounds * (kh * min(shape.S, kw) + chunks * values / shape.NV)
-        lines = chunks * rounds * model.WINDOW_LINE_SLOTS / problem.output_size[1] / shape.NV
+        lines = chunks * rounds * model.costs().window_line / problem.output_size[1] / shape.NV
         slots = outputs * kh * kw + loads * model.costs().window_load + lines
         read = vectors * shape.VL * rounds * min(shape.S, kw) * shape.S + (outputs if shape.ND else vectors * shape.VL)
         work = max(pixels * vectors * slots / rate, pixels * read * problem.itemsize * model.PLANE_SECONDS)
