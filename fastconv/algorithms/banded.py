@@ -434,13 +434,13 @@ def plan_banded_gradient(
     problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, dense: bool, threads: int
 ) -> BandedGradient | None:
     """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none."""
-    one_image = _cut_groups(replace(problem, n=1), layout, _PARTS_OF_GRADIENT, dense)
-    if one_image is None:
+    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
+    fitting = max(1, _BAND_BYTES * problem.groups // (values * problem.itemsize))  # groups of all images
+    least = max(_PARTS_OF_GRADIENT, -(-problem.groups // fitting))
+    one_image = _cut_groups(replace(problem, n=1), layout, least, dense)
+    if one_image is None or max(part.problem.groups for part in one_image) > fitting:
         return None
-    n, count = problem.n, problem.n * max(part.problem.groups for part in one_image)
-    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // (n * problem.groups) * problem.itemsize
-    if each * count > _BAND_BYTES:
-        return None
+    n = problem.n
     parts = [Part(replace(part.band, last=n, problem=replace(part.problem, n=n)), part.group) for part in one_image]
     kinds: dict[ConvProblem, Any] = {}
     for part in parts:

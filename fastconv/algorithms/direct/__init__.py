@@ -196,9 +196,15 @@ def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | Non
         return None
     if problem.groups == problem.ic == problem.oc:
         return plan_banded_gradient(problem, lambda band: plan_window_dots(band, 1), "NHWC", False, threads)
-    if _kinds(replace(problem, layout="NHWC"), "grad_weight")[0] not in (plan_correlate, plan_channel_dots):
+    kind, lanes = _kinds(replace(problem, layout="NHWC"), "grad_weight")[0], vector_bytes() // problem.itemsize
+    if kind not in (plan_correlate, plan_channel_dots):
         return None
-    return plan_banded_gradient(problem, lambda band: plan_correlate(band, 1), "NHWC", True, threads)
+
+    def plan(band: ConvProblem) -> Pass | None:
+        # Pixels of fewer channels than a vector has lanes are turned value by value.
+        return kind(band, 1) if kind is plan_correlate or min(band.ic, band.oc) >= lanes else None
+
+    return plan_banded_gradient(problem, plan, "NHWC", True, threads)
 
 
 def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | None:

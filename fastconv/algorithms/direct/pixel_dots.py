@@ -33,6 +33,8 @@ _PATCH_PIXELS = 512
 """Pixels of a block of such panels at most."""
 _LEAST_PIXELS = 128
 """And at least."""
+_NEAR_PANEL_BYTES = 16 << 10
+"""Panels that stay in the first cache level beside the gradients."""
 _SLAB_PIXELS = 800
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 
@@ -61,6 +63,8 @@ class PixelDotPass(SlabPass):
         products = shape.MR * shape.NV
         slots = tiles * vectors * max(products, model.costs().pixel_dot_load * (shape.MR + shape.NV))
         slots /= model.PATCH_DOT_SHARE if self.windows else model.costs().pixel_dot_share
+        if self.windows and p["panel_bytes"] > _NEAR_PANEL_BYTES:
+            slots /= model.costs().patch_far_share
         if p["source_k"] % model.CONFLICT_BYTES == 0:
             slots /= model.PIXEL_DOT_CONFLICT_SHARE
         slots += tiles * blocks * (products * model.costs().dot + model.TILE_SLOTS)
