@@ -28,6 +28,7 @@ from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile, lanes_dividing, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
+from fastconv.kernels.transpose import MOST_INTERLEAVED, interleave_planes
 
 CORRELATE = record("""
     source_n source_r source_c source_k source_group source_rows source_columns
@@ -99,6 +100,10 @@ def pack_source(dtype: str) -> CFunc:
                 elif p.source_k == ITEM:
                     for c in range(begin, end):
                         copy_run(REAL, VL, line + c * step, place + c * p.pixel_bytes, channels)
+                elif step == ITEM and p.pixel_bytes == channels * ITEM and channels <= MOST_INTERLEAVED:
+                    interleave_planes(
+                        REAL, VL, channels, line + begin * ITEM, p.source_k, place + begin * p.pixel_bytes, end - begin
+                    )
                 elif step == ITEM and (p.joined == 0 or channels <= VL):
                     # Lanes past the last channel fall on what is not read, or on what is written after them.
                     for k in range(0, channels, VL):

@@ -9,8 +9,9 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import copy_run, interleave, record_at, turn_line
+from fastconv.kernels.simd import copy_run, record_at, turn_line
 from fastconv.kernels.target import vector_bytes
+from fastconv.kernels.transpose import MOST_INTERLEAVED, interleave_planes
 
 PAD = record("""
     entry source_group source_n source_r source_rows padded_rows top row_step row_bytes left copied right
@@ -42,12 +43,8 @@ def rows(dtype: str) -> CFunc:
             here, inside = source + image * q.source_n + row * q.source_r + q.source_first, place + q.left * ITEM
             if q.source_k == ITEM:
                 copy_run(REAL, VL, here, inside, q.copied)
-            elif q.channels == 2 and q.column_step == 1:
-                interleave(REAL, VL, 2, here, q.source_k, inside, q.columns)
-            elif q.channels == 3 and q.column_step == 1:
-                interleave(REAL, VL, 3, here, q.source_k, inside, q.columns)
-            elif q.channels == 4 and q.column_step == 1:
-                interleave(REAL, VL, 4, here, q.source_k, inside, q.columns)
+            elif q.channels <= MOST_INTERLEAVED and q.column_step == 1:
+                interleave_planes(REAL, VL, q.channels, here, q.source_k, inside, q.columns)
             else:
                 for k in range(0, q.channels, VL):
                     turn_line(

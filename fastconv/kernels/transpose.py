@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import copy_run, interleave, pointer, record_at
 from fastconv.kernels.target import vector_bytes
 
 TRANSPOSE = record("""
@@ -52,6 +52,23 @@ def transpose_square(
         return context.get_dummy_value()
 
     return types.void(REAL, VL, *[types.intp] * 5), codegen
+
+
+MOST_INTERLEAVED = 4
+"""Planes that are interleaved without wasted lanes."""
+
+
+@jit.inline
+def interleave_planes(REAL, VL, planes, source, plane_bytes, target, pixels):
+    """Write the pixels of up to `MOST_INTERLEAVED` planes one after another, the values of each side by side."""
+    if planes == 1:
+        copy_run(REAL, VL, source, target, pixels)
+    elif planes == 2:
+        interleave(REAL, VL, 2, source, plane_bytes, target, pixels)
+    elif planes == 3:
+        interleave(REAL, VL, 3, source, plane_bytes, target, pixels)
+    else:
+        interleave(REAL, VL, 4, source, plane_bytes, target, pixels)
 
 
 @jit.inline

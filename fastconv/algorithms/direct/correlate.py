@@ -24,6 +24,7 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.target import Tile, gradient_slots, gradient_tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
+from fastconv.kernels.transpose import MOST_INTERLEAVED
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 _PANEL_BYTES = 32 << 10
@@ -89,7 +90,9 @@ class CorrelatePass(Pass):
         add = tiles * blocks * panels * (shape.MR * shape.NR * each + model.TILE_SLOTS / rate)
         inputs = blocks * int(p["packed_rows"] * p["packed_columns"] * p["image_block"])
         channels, each = problem.ic_per_group, model.CORRELATE_COPY_SECONDS
-        if p["source_k"] != problem.itemsize:
+        beside = p["packed_column_step"] * p["source_c"] == problem.itemsize
+        few = channels <= MOST_INTERLEAVED and beside and p["pixel_bytes"] == channels * problem.itemsize
+        if p["source_k"] != problem.itemsize and not few:
             many = problem.ic > model.TURNED_PLANES
             channels = channels if many else -(-channels // shape.VL) * shape.VL
             each = model.MANY_LINES_SECONDS if many else model.CORRELATE_TURN_SECONDS

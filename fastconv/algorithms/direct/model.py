@@ -219,7 +219,8 @@ _WHOLE = Costs(
     channel_load=1.0, depthwise_tile=68, hides_loads=False, channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
     apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
-    gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9, dot_far_seconds=0.0,
+    gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
+    dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
@@ -227,7 +228,8 @@ _HALVED = Costs(
     channel_load=0.75, depthwise_tile=25, hides_loads=True, channel_dot_share=1.0, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
     apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
-    gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9, dot_far_seconds=0.04e-9,
+    gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,
+    dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 
