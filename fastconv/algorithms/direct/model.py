@@ -138,6 +138,8 @@ ARRAY_SECONDS = 1.5e-6
 """An operation of NumPy on small arrays."""
 _CALL_SECONDS = 3e-6
 """Arguments and tables."""
+_AGAIN_SECONDS = 1.5e-6
+"""The same of another launch in one call."""
 _START_SECONDS = 4e-6
 """Waking the other threads."""
 _CORE_HERTZ = 3.6e9
@@ -252,6 +254,11 @@ def vector_slots(lanes: int, item: int) -> float:
 def launch_seconds(threads: int) -> float:
     """What a launch takes besides its work."""
     return _CALL_SECONDS + (_START_SECONDS if threads > 1 else 0.0)
+
+
+def again_seconds(threads: int) -> float:
+    """The same of another launch in one call."""
+    return _AGAIN_SECONDS + (_START_SECONDS if threads > 1 else 0.0)
 
 
 def planes_seconds(problem: ConvProblem) -> float:

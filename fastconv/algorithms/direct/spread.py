@@ -57,7 +57,7 @@ class SpreadPass(Pass):
 
     def seconds(self, rate: float) -> float:
         times = -(-self.problem.n // self._runs.n)
-        each = sum(step.seconds(rate) for step in self.passes) + model.launch_seconds(self.threads)
+        each = sum(step.seconds(rate) for step in self.passes) + model.again_seconds(self.threads)
         work = self._bytes / self.problem.itemsize * model.SPREAD_SECONDS
         return times * (each + work / self.threads) + far_bytes(self.problem) * model.STREAM_SECONDS
 
