@@ -145,3 +145,29 @@ def transpose(dtype: str) -> CFunc:
                         turn_square(REAL, ITEM, VL, p, source, target, row, column)
 
     return jit.kernel(transpose_blocks)
+
+
+TURN_GROUPS = record("taps groups inputs outputs")
+"""Weights (taps, inputs, groups, outputs), of which (taps, outputs, groups, inputs) are made; all lie side by side."""
+
+
+@functools.cache
+def turn_groups(dtype: str) -> CFunc:
+    """Exchange the channels of each group of weights; tasks are taps."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+
+    def turn_taps(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, TURN_GROUPS)
+        size, row = p.inputs * p.groups * p.outputs, p.groups * p.outputs
+        for tap in range(begin, end):
+            source = carray(pointer(call.source + tap * size * ITEM), size, REAL)
+            target = carray(pointer(call.target + tap * size * ITEM), size, REAL)
+            for group in range(p.groups):
+                for d in range(p.outputs):
+                    first, there = group * p.outputs + d, (d * p.groups + group) * p.inputs
+                    for k in range(p.inputs):
+                        target[there + k] = source[first + k * row]
+
+    return jit.kernel(turn_taps)

@@ -123,31 +123,34 @@ class CorrelatePass(Pass):
 class Turn:
     """Lays gradients whose output channels lie side by side as the caller's lie.
 
-    Those of `joined` taps are in the order (row, column, input, output), as a tile's rows follow each other; they are
-    few. Others are in the order (input, row, column, output): for NCHW a matrix to transpose.
+    Those of `joined` taps are in the order (row, column, input, output), as a tile's rows follow each other: for NCHW a
+    matrix to transpose for each input. Others are in the order (input, row, column, output): one matrix.
     """
 
     def __init__(self, problem: ConvProblem, joined: bool, threads: int) -> None:
         kh, kw = problem.kernel_size
-        ic, oc = problem.ic_per_group, problem.oc
-        self._axes = ((2, 0, 1, 3) if problem.layout == CHANNELS_LAST else (3, 2, 0, 1)) if joined else None
+        ic, oc, taps, item = problem.ic_per_group, problem.oc, kh * kw, problem.itemsize
+        self._copies = joined and problem.layout == CHANNELS_LAST  # whole rows, of few weights
         self.shape = (kh, kw, ic, oc) if joined else (ic, kh, kw, oc)
         self.layout = "NHWC" if joined else CHANNELS_LAST
-        depth, item = ic * kh * kw, problem.itemsize
+        matrices, rows = (ic, taps) if joined else (1, ic * taps)
         self._launch = transposition(
-            problem.dtype, 1, depth, oc, (0, oc * item), (0, depth * item), threads, by_rows=True
-        )
+            problem.dtype, matrices, rows, oc, (oc * item, matrices * oc * item), (rows * item, ic * taps * item),
+            threads, by_rows=True,
+        )  # fmt: skip
         self._unused = np.zeros(1, problem.dtype)
-        self.seconds = depth * oc * (model.SCATTER_SECONDS if joined else model.TRANSPOSE_SECONDS)
+        self.seconds = ic * taps * oc * (model.SCATTER_SECONDS if joined else model.TRANSPOSE_SECONDS)
         """Of one thread."""
 
     def __call__(self, gradient: np.ndarray, result: np.ndarray) -> None:
-        if self._axes is not None:
-            result[...] = gradient.transpose(self._axes)
+        if self._copies:
+            result[...] = gradient.transpose(2, 0, 1, 3)
         else:
             self._launch(gradient, gradient, self._unused, result)
 
 
+_SHARED_WEIGHTS = 1 << 14
+"""Weights that are turned by several threads."""
 _EXCHANGED_SHARE = 0.95
 """Speed where the inputs' channels lie side by side: the fewer rows, the less a load is used."""
 _WAIT_SECONDS = 0.02e-9
@@ -162,6 +165,7 @@ class ExchangedPass(Pass):
     """
 
     other: CorrelatePass
+    turn: Launch
 
     @property
     def workspace_bytes(self) -> int:
@@ -177,7 +181,8 @@ class ExchangedPass(Pass):
         seconds = self.other.seconds(rate)
         if self.problem.layout == "NCHW":
             return seconds
-        turning = math.prod(self.problem.w_shape) * model.SCATTER_SECONDS
+        turning = math.prod(self.problem.w_shape) * model.TRANSPOSE_SECONDS / self.turn.threads
+        turning += model.again_seconds(self.turn.threads)
         return seconds / _EXCHANGED_SHARE + far_bytes(self.problem) * _WAIT_SECONDS + turning
 
     def run(
@@ -187,9 +192,10 @@ class ExchangedPass(Pass):
         if self.problem.layout == "NCHW":
             self.other.run(second, first, result)
             return
-        turned = np.empty(self.other.problem.w_shape, self.problem.dtype)
-        self.other.run(second, first, turned)
-        result.reshape(self.problem.ic, -1)[...] = turned.reshape(-1, self.problem.ic).T
+        with Buffer(result.nbytes) as buffer:
+            turned = buffer[: result.nbytes].view(result.dtype).reshape(self.other.problem.w_shape)
+            self.other.run(second, first, turned)
+            self.turn(turned, turned, self.other.unused, result)
 
 
 def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
@@ -207,7 +213,11 @@ def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
     if math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES and problem.layout != "NCHW":
         return None
     other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=problem.layout == "NCHW")
-    return ExchangedPass(problem, threads, other.tile, other.launch, other)
+    ic, oc, item = problem.ic, problem.oc, problem.itemsize
+    turn = transposition(
+        problem.dtype, 1, oc, ic, (0, ic * item), (0, oc * item), threads if ic * oc >= _SHARED_WEIGHTS else 1
+    )
+    return ExchangedPass(problem, threads, other.tile, other.launch, other, turn)
 
 
 def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) -> CorrelatePass:

@@ -21,10 +21,10 @@ from fastconv.algorithms.direct.grids import (
     targets_inside,
     workspace_offsets,
 )
-from fastconv.kernels import depthwise
+from fastconv.kernels import depthwise, transpose
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import address, fill, odd_lines
+from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem, IntPair
 
@@ -37,6 +37,10 @@ _NEAR_BYTES = 1 << 20
 _SHORT_ROWS = 3
 """An image of no more bytes stands twice as many, but for kernels of few rows and no groups: these have little to do
 for a line."""
+_TURN_SECONDS = 0.3e-9
+"""Moving one weight whose channels change places."""
+_SHARED_WEIGHTS = 1 << 14
+"""Weights whose channels are exchanged by several threads."""
 _GROUP_TIMES = 1.5
 """A larger image of groups stands so many times as many: these have more to do for a line than single channels."""
 
@@ -46,8 +50,8 @@ class DepthwisePass(Pass):
     """The launch of a depthwise forward pass or input gradient, planned."""
 
     tile: RowTile
-    turns: bool
-    """Whether the weights' two channels change places within groups: an input gradient sums over the outputs."""
+    turn: Launch | None
+    """What exchanges the weights' two channels within groups: an input gradient sums over the outputs."""
     zeros: np.ndarray
     """Padding, and what sums begin with where there is no bias."""
     tables: tuple[np.ndarray, ...]
@@ -56,8 +60,20 @@ class DepthwisePass(Pass):
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the threads' tables and of the weights whose channels have changed places."""
-        turned = math.prod(self.problem.w_shape) * self.problem.itemsize if self.turns else 0
-        return self.launch.workspace_bytes + turned
+        return self.launch.workspace_bytes + (self.turned_bytes if self.turn else 0)
+
+    @property
+    def turned_bytes(self) -> int:
+        """Bytes of all weights."""
+        return math.prod(self.problem.w_shape) * self.problem.itemsize
+
+    @property
+    def turning_seconds(self) -> float:
+        """The time of exchanging their channels."""
+        if self.turn is None:
+            return 0.0
+        weights = math.prod(self.problem.w_shape)
+        return model.again_seconds(self.turn.threads) + weights * _TURN_SECONDS / self.turn.threads
 
     def describe(self) -> str:
         tile = f"register tiles of {self.tile.MR} pixels with channels in the lanes"
@@ -86,8 +102,7 @@ class DepthwisePass(Pass):
         traffic = self.problem.n * int(p["source_n"]) + values * self.problem.itemsize
         work = max(multiply, traffic * model.PLANE_SECONDS) + around
         work *= model.balance(self.launch.tasks, self.threads) / self.threads
-        turn = math.prod(self.problem.w_shape) * model.TRANSPOSE_SECONDS + model.ARRAY_SECONDS if self.turns else 0.0
-        return model.launch_seconds(self.threads) + work + turn
+        return model.launch_seconds(self.threads) + work + self.turning_seconds
 
     def _work(self, rate: float) -> tuple[float, float]:
         """One thread's time of multiplying what lies in its caches, and of copies and of writing addresses."""
@@ -117,10 +132,13 @@ class DepthwisePass(Pass):
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         start = self.zeros if epilogue.bias is None else epilogue.bias
-        if self.turns:
-            by_group = second.reshape(*second.shape[:2], self.tile.T, -1, self.tile.G)
-            second = np.ascontiguousarray(by_group.swapaxes(2, 4)).reshape(*second.shape[:2], self.tile.G, -1)
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        if self.turn is None:
+            self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+            return
+        with Buffer(self.turned_bytes) as buffer:
+            turned = buffer[: self.turned_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+            self.turn(second, second, self.zeros, turned)
+            self.launch(first, turned, start, result)  # gradients are not activated
 
 
 def plan_depthwise(
@@ -201,7 +219,17 @@ def plan_depthwise(
         return depthwise.depthwise()
 
     launch = Launch(compiled, problem.dtype, template, tasks, threads, total)
-    return DepthwisePass(problem, threads, shape, launch, turns, zeros, (row_offsets, row_weights, given_rows))
+    turn = _turn(problem, group, others, threads) if turns else None
+    return DepthwisePass(problem, threads, shape, launch, turn, zeros, (row_offsets, row_weights, given_rows))
+
+
+def _turn(problem: ConvProblem, group: int, others: int, threads: int) -> Launch:
+    """The launch that exchanges the channels of groups with so many outputs and inputs."""
+    taps = math.prod(problem.kernel_size)
+    plan = fill(transpose.TURN_GROUPS, taps=taps, groups=problem.groups, inputs=others, outputs=group)
+    if math.prod(problem.w_shape) < _SHARED_WEIGHTS:
+        threads = 1
+    return Launch(lambda: transpose.turn_groups(problem.dtype), problem.dtype, plan, taps, threads)
 
 
 def _meets(source: tuple[int, int, int, int], size: IntPair, shape: RowTile, rows: Axis, columns: Axis) -> bool:

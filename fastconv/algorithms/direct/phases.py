@@ -16,6 +16,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.depthwise import DepthwisePass
 from fastconv.algorithms.direct.gather import GatherPass
 from fastconv.kernels.chain import Chain, Link, workspace_bytes
+from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer
 from fastconv.problem import ConvProblem
 
@@ -39,8 +40,10 @@ class PhasesPass(Pass):
         return f"{len(self.parts)} phases of the stride at once: {self.parts[0].describe()}"
 
     def seconds(self, rate: float) -> float:
-        waits = (len(self.parts) - 1) * model.launch_seconds(self.threads)
-        return sum(part.seconds(rate) for part in self.parts) - waits
+        part = self.parts[0]
+        shared = part.turning_seconds if isinstance(part, DepthwisePass) else 0.0
+        again = (len(self.parts) - 1) * (model.launch_seconds(self.threads) + shared)
+        return sum(part.seconds(rate) for part in self.parts) - again
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -54,17 +57,26 @@ class PhasesPass(Pass):
 
 def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> PhasesPass | None:
     """Chain the passes of a gradient's phases; None for one, for other kinds, or if all weights need too much room."""
-    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass) and _is_launch(part))
+    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass))
     if len(chained) < max(2, len(parts)):
         return None
-    launches, packs, multiplies, packed_bytes = [], [], [], 0
+    launches: list[Launch] = []
+    packs: list[Link] = []
+    multiplies: list[Link] = []
+    packed_bytes = 0
     for part in chained:
-        alone = part.launch if isinstance(part, DepthwisePass) else part.unpacked
+        if isinstance(part, DepthwisePass):
+            launches.append(part.launch)
+            if part.turn and not packs:  # one exchange of the weights' channels serves all phases
+                packs.append(Link(part.turn, part.zeros, target=0))
+                packed_bytes = -(-part.turned_bytes // LINE) * LINE
+            multiplies.append(Link(part.launch, part.zeros, other=0) if part.turn else Link(part.launch, part.zeros))
+            continue
+        alone = part.unpacked
         launches.append(alone or part.launch)
         if alone:  # it takes the weights as they lie
             multiplies.append(Link(alone, part.zeros))
             continue
-        assert isinstance(part, GatherPass)
         packs.append(Link(part.pack, part.zeros, target=packed_bytes))
         multiplies.append(Link(part.launch, part.zeros, other=packed_bytes))
         packed_bytes += -(-math.prod(part.packed_shape) * problem.itemsize // LINE) * LINE
@@ -75,8 +87,3 @@ def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> 
     multiply = Chain(multiplies, problem.dtype)
     tile, first = chained[0].tile, chained[0].launch
     return PhasesPass(problem, threads, tile, first, chained, multiply, pack, packed_bytes, room)
-
-
-def _is_launch(part: GatherPass | DepthwisePass) -> bool:
-    """Whether the pass is its launches alone."""
-    return not (isinstance(part, DepthwisePass) and part.turns)
