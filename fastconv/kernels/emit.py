@@ -107,6 +107,12 @@ class Emitter:
         bits = builder.select(builder.icmp_signed("<", low, high), builder.sub(high, low), self.const(0))
         return builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
 
+    def distinct(self, mask: Any) -> Any:
+        """The same mask, of which the compiler does not know that it is the same."""
+        builder, lanes = self.builder, mask.type.count
+        bits = builder.zext(builder.bitcast(mask, ir.IntType(lanes)), I64)
+        return builder.bitcast(builder.trunc(self.opaque(bits), ir.IntType(lanes)), mask.type)
+
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         """Store the lanes of a vector that a mask names, and touch no other place."""
         pointer = self.vector.as_pointer()

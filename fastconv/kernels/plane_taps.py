@@ -23,7 +23,7 @@ class PlaneTap:
     ) -> None:
         builder, const, lanes = emit.builder, emit.const, emit.vector.count
         self._emit, self._step, self._offset = emit, step, builder.mul(column, const(emit.item))
-        self._masks, self._inside = [None] * step, None
+        self._masks, self._adds = [None] * step, None
         if not masked:
             return
         before, behind = builder.neg(column), builder.sub(size, column)
@@ -32,9 +32,12 @@ class PlaneTap:
         if step > 1:  # lane l stands for position 2 l: half of these, rounded up
             before, behind = (builder.ashr(emit.add(end, const(1)), const(1)) for end in (before, behind))
         end = builder.select(builder.icmp_signed("<", behind, there), behind, there)
-        self._inside = emit.between(before, end)
+        inside = emit.between(before, end)
         if step == 1:
-            self._masks = [self._inside]
+            self._masks = [inside]
+        # LLVM 22 folds a load into a multiply-add of the same mask, and where it takes them apart again, the load has
+        # lost its mask and reads beyond the image: it must not see that they are the same.
+        self._adds = emit.distinct(inside)
 
     def load(self, row: Any, exists: Any = None) -> Any:
         """The lanes' values in a source row; those outside the image are anything. Nothing is read if not `exists`."""
@@ -51,7 +54,7 @@ class PlaneTap:
 
         None is added where `meets` is given and false.
         """
-        product, mask = self._emit.fma(value, weight, total), self._if(meets, self._inside)
+        product, mask = self._emit.fma(value, weight, total), self._if(meets, self._adds)
         return product if mask is None else self._emit.builder.select(mask, product, total)
 
     def _if(self, condition: Any, mask: Any) -> Any:

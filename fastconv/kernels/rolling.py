@@ -103,7 +103,7 @@ def rolling_strip(
                 i = add(i, low)
                 sums = [*[begins] * width, *carried]
                 here = add(row, multiply(step, i))
-                # At an edge none of the rows that a line meets may be there: of one row, it is not.
+                # At an edge, some of the rows that a line meets are not there: of one row, it is not.
                 for q in range(min(apart, height) if min(apart, height) > 1 or not edge else 0):
                     place = add(here, multiply(rows_apart, const(q)))
                     exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
@@ -186,24 +186,20 @@ def rolling_pairs(
         def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
             def line(i: Any, carried: list[Any]) -> list[Any]:
                 i = add(i, low)
-                exists = None
-                if edge:
-                    there = builder.icmp_signed(">=", i, args[11]), builder.icmp_signed("<", i, args[12])
-                    exists = builder.and_(*there)
                 place = add(source, multiply(i, source_line))
-                values = {key: tap.load(place, exists) for key, tap in every.items()}
+                values = {} if edge else {key: tap.load(place) for key, tap in every.items()}
                 following, begun = [], 0
                 for p, phase in enumerate(rows_of):
                     nearest, each = min(o for _, o in phase), 2 * width
                     before = carried[begun : begun + (depths[p] - 1) * each]
                     begun += len(before)
                     sums = [*[nothing] * each, *before]  # by target row, the newest first, column's phase and vector
-                    for a, o in phase:
+                    for a, o in () if edge else phase:  # no row at an edge is there
                         for q in range(2):
                             for b, shift in columns_of[q]:
                                 for v in vectors:
                                     k = (o - nearest) * each + q * width + v
-                                    sums[k] = every[v, shift].add(values[v, shift], kernel[a][b], sums[k], exists)
+                                    sums[k] = every[v, shift].add(values[v, shift], kernel[a][b], sums[k])
                     done = builder.sub(i, const(nearest + depths[p] - 1))
                     row = add(multiply(done, const(2)), const(p))
                     wanted = builder.and_(
