@@ -243,7 +243,7 @@ class BandedOperation(Operation):
         turn = groups.turn if groups else None
         starts = self._stages[0].zeros.size // next(iter(kinds)).groups  # values that the sums of a group begin with
         images = {part.problem: _images(problem, part.band)[:: 1 if forward else -1] for part in parts}
-        self._values = {kind: source.size + target.size for kind, (source, target) in images.items()}
+        self._values = {kind: source.in_squares + target.in_squares for kind, (source, target) in images.items()}
         _, at_source, at_target, at_weights, inner = workspace_offsets(
             CALL.itemsize + LINE,
             *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),
@@ -378,7 +378,7 @@ class BandedGradient(Operation):
         self._kinds = kinds
         item = problem.itemsize
         images = {part.problem: _images(problem, part.band) for part in parts}
-        self._values = {kind: x.size + y.size + math.prod(kind.w_shape) for kind, (x, y) in images.items()}
+        self._values = {kind: x.in_squares + y.in_squares + math.prod(kind.w_shape) for kind, (x, y) in images.items()}
         _, at_x, at_y, at_slabs, at_w, inner = workspace_offsets(
             CALL.itemsize + LINE,
             *(max(pair[side].size for pair in images.values()) * item for side in (0, 1)),

@@ -225,6 +225,8 @@ class Images:
         shared = pixels * item <= _SHARED_BYTES and channels >= 2 * threads * _SQUARE
         self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=not shared)
         self.size = math.prod(self.shape)
+        self.in_squares = self.size // max(1, pixels) * -(-pixels // _SQUARE) * _SQUARE
+        """Values of whole squares, in which planes are turned."""
 
     def seconds(self, threads: int) -> float:
         """Predicted time of one transposition."""
