@@ -116,8 +116,10 @@ class DepthwisePass(Pass):
         alone = shape.T == shape.VL  # the group fills a vector: a source channel is broadcast as it is loaded
         if shape.G * shape.T > 1:
             loads += (model.BROADCAST_SLOTS if alone else model.PERMUTE_SLOTS) * sources * shape.G
-        share = model.GROUP_SHARE if alone else model.costs().depthwise_share
-        slots = taps / share + (model.costs().channel_load * loads + model.costs().depthwise_tile) / shape.MR
+        costs = model.costs()
+        share = model.GROUP_SHARE if alone else costs.depthwise_share
+        ends = costs.group_tile if shape.G * shape.T > 1 else costs.depthwise_tile
+        slots = taps / share + (costs.channel_load * loads + ends) / shape.MR
         if shape.masked:
             slots /= model.MASKED_SHARE
         around = pixels / shape.MR / self._lanes_share() * sources * int(p["parts"]) * model.TRACE_SECONDS

@@ -58,8 +58,8 @@ class PlaneDotPass(SlabPass):
         ends = problem.oc * int(p["blocks"] * p["line_step"]) * (kh * kw * model.SUM_SLOTS + passes * model.TILE_SLOTS)
         traffic = max(model.planes_seconds(problem), _FAR_TIMES * model.far_seconds(problem))
         work = max((vectors * slots + ends / model.PLANE_DOT_END_SHARE) / rate, traffic) / self.threads
-        # The more gradients one source plane has, the fewer planes are read again.
-        work += far_bytes(problem) * costs.dot_far_seconds * (2 - 1 / problem.oc_per_group)
+        # The more gradients one source plane has, the more often it is read again.
+        work += far_bytes(problem) * costs.dot_far_seconds * (3 - 2 / problem.oc_per_group)
         work *= model.balance(self.launch.tasks, self.threads)
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
         return model.launch_seconds(self.threads) + work + total

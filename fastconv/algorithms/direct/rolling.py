@@ -21,8 +21,9 @@ from fastconv.kernels.params import fill
 from fastconv.kernels.target import PairTile, RollingTile, lanes_for, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
-_MOST_TAPS = 25
-"""Taps of kernels: from the first cache level, weights without registers come in time."""
+_MOST_TAPS, _MOST_FAR_TAPS = 25, 15
+"""Taps of kernels, also of those over planes beyond `_FAR_PLANE_BYTES` whose columns share no loads: a strip of these
+with few sums at once reads as many rows in pages of their own."""
 _MOST_STEP = 2
 """Columns from one window to the next, at most."""
 _MOST_WIDE_PAIR_TAPS = 15
@@ -156,6 +157,8 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         w_c, offset = -w_c, offset + (len(columns.taps) - 1) * w_c
     source_step = math.lcm(rows.step, tap_rows)
     tap_step, line_step = min(source_step // tap_rows, len(rows.taps)), source_step // rows.step
+    if columns.step == 1 and taps > _MOST_FAR_TAPS and rows.count * part.target[1] > _FAR_PLANE_BYTES:
+        return None
     vectors = -(-columns.count // lanes)
     width, strips = _width(taps, -(-len(rows.taps) // tap_step), vectors)
     first, size = min(columns.offsets), part.source_size[1]
