@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.algorithms.cuts import Band, row_band
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
-from fastconv.algorithms.transposed import Band, Images, row_band, transposition
+from fastconv.algorithms.turning import Images, transposition
 from fastconv.cost import traffic_seconds
 from fastconv.kernels import bands as kernels
 from fastconv.kernels.launch import Launch

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Operation, scratch_limit
-from fastconv.algorithms.transposed import MovingOperation, transposition, turning_seconds
+from fastconv.algorithms.transposed import MovingOperation
+from fastconv.algorithms.turning import transposition, turning_seconds
 from fastconv.kernels.params import Buffer, aligned
 from fastconv.problem import ConvProblem
 

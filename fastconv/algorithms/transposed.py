@@ -15,222 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastconv.algorithms import turning
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.algorithms.cuts import Band, Cut, bands_of, cut_of
+from fastconv.algorithms.turning import Images, transposition, waiting_seconds
 from fastconv.arrays import QUIET
-from fastconv.cost import far_bytes
-from fastconv.kernels import transpose as kernels
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, aligned, fill
+from fastconv.kernels.params import Buffer, aligned
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
 
-_VALUE_SECONDS = 0.2e-9
-"""Transposing one value, and fetching it from the cache of the thread that did."""
-_SHARED_SECONDS = 0.08e-9
-"""More of that for a value which several threads fetch."""
 _WEIGHT_SECONDS = 0.5e-9
-"""The same of a weight, of which each thread fetches more than it turned."""
-_LAUNCH_SECONDS = 3e-6
-_WAIT_SECONDS = 0.05e-9
-"""Moving a byte of images that do not stay in the caches: nothing is multiplied meanwhile."""
+"""Turning one weight, of which each thread fetches more than it turned."""
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
 _UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
 """Stands for what sums begin with, which moving has none of."""
-_SQUARE = 16
-"""Rows and columns of the widest squares that are turned in registers."""
-_WRITTEN_BYTES = 1 << 15
-"""What a task writes to rows that lie in many pages: it stays in the first cache level."""
-_READ_BYTES = 1 << 18
-"""What it reads of such rows: it stays in the second one."""
-_SHARED_BYTES = 8 << 10
-"""Planes that are written by one thread each: larger ones take several as long."""
-_GRAINS = 8
-"""Runs of tasks that a thread takes one after another."""
-_CHANNEL_BLOCKS = (64, 32, 16)
-"""Output channels of a block are a multiple of these: of the widest register tile's, or of narrower ones where those
-are too many."""
-_WEIGHTS_OF_SCRATCH = 4
-"""Least part of the scratch that the weights of a block may take."""
-_BAND_ROWS = 2
-"""Rows of a band for each row of the kernel: what bands overlap is transposed twice."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """Images `first` to `last`, the output rows `top` to `bottom` and the input rows `low` to `high`."""
-
-    first: int
-    last: int
-    top: int
-    bottom: int
-    low: int
-    high: int
-    problem: ConvProblem
-
-
-def _rows_read(problem: ConvProblem, top: int, bottom: int) -> tuple[int, int]:
-    """The input rows that the output rows from `top` to `bottom` read, those in the padding left out."""
-    before, step = problem.padding[0][0], problem.stride[0]
-    reach = (problem.kernel_size[0] - 1) * problem.dilation[0]
-    return max(top * step - before, 0), min((bottom - 1) * step - before + reach + 1, problem.input_size[0])
-
-
-def _rows_reaching(problem: ConvProblem, low: int, high: int) -> tuple[int, int]:
-    """The output rows that read any of the input rows from `low` to `high`, and begin no later than these."""
-    before, step = problem.padding[0][0], problem.stride[0]
-    reach = (problem.kernel_size[0] - 1) * problem.dilation[0]
-    top = min((low + before) // step, -(-(low + before - reach) // step))
-    return max(top, 0), min((high - 1 + before) // step + 1, problem.output_size[0])
-
-
-def row_band(problem: ConvProblem, direction: str, image: int, first: int, last: int, layout: str) -> Band | None:
-    """The part of one image that makes some rows of the result; None where that is no problem of its own."""
-    if direction == "forward":
-        (top, bottom), (low, high) = (first, last), _rows_read(problem, first, last)
-    else:
-        (low, high), (top, bottom) = (first, last), _rows_reaching(problem, first, last)
-        if last == problem.input_size[0]:
-            bottom = problem.output_size[0]  # tiles over the image's edge read further, and bits are to be theirs
-    if low >= high or top >= bottom:
-        return None
-    before, step = problem.padding[0][0], problem.stride[0]
-    begin = top * step - before
-    end = (bottom - 1) * step - before + (problem.kernel_size[0] - 1) * problem.dilation[0] + 1
-    padding = ((low - begin, max(end - high, 0)), problem.padding[1])
-    size = (high - low, problem.input_size[1])
-    part = replace(problem, n=1, input_size=size, padding=padding, layout=layout)
-    if part.output_size[0] != bottom - top:
-        return None
-    return Band(image, image + 1, top, bottom, low, high, part)
-
-
-def bands_of(problem: ConvProblem, direction: str, layout: str, together: int = 1) -> list[Band] | None:
-    """Cut a problem into bands whose scratch is small enough; None where that cannot be done.
-
-    `layout` is that of the bands' own problems, CHANNELS_LAST or IMAGES_LAST; bands are multiples of `together` rows.
-    """
-    limit = scratch_limit(replace(problem, n=1), 2)  # whatever the threads and the batch: bits depend on the bands
-    if layout == CHANNELS_LAST:
-        limit -= math.prod(problem.w_shape) * problem.itemsize
-    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
-    return _bands_within(problem, direction, layout, int(limit), each, together)
-
-
-def _bands_within(
-    problem: ConvProblem, direction: str, layout: str, limit: int, each: int, multiple: int = 1
-) -> list[Band] | None:  # fmt: skip
-    """Bands that take no more than `limit` bytes of scratch, where a whole image takes `each`."""
-    n, (ih, _), (oh, _) = problem.n, problem.input_size, problem.output_size
-    together = min(n, limit // each)
-    if together >= 1:
-        return [
-            Band(first, min(first + together, n), 0, oh, 0, ih,
-                  replace(problem, n=min(together, n - first), layout=layout))
-            for first in range(0, n, together)
-        ]  # fmt: skip
-    if limit <= 0:
-        return None
-    count = oh if direction == "forward" else ih
-    rows = -(-count // -(-each // limit) // multiple) * multiple
-    if rows < _BAND_ROWS * problem.kernel_size[0]:
-        return None
-    starts = [(image, first) for image in range(n) for first in range(0, count, rows)]
-    bands = [row_band(problem, direction, image, first, min(first + rows, count), layout) for image, first in starts]
-    return None if None in bands else bands  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a weight gradient is cut: the gradients of all bands are added, for some output channels after others."""
-
-    bands: tuple[Band, ...]
-    starts: tuple[int, ...]
-    """The first channel of each block of them, and the end of the last."""
-
-
-def cut_of(problem: ConvProblem) -> Cut | None:
-    """Cut a weight gradient so that its scratch is small enough; None where that cannot be done."""
-    cuts = (_cut(problem, block, whole) for block in _CHANNEL_BLOCKS for whole in (True, False))
-    return next((cut for cut in cuts if cut is not None), None)
-
-
-def _cut(problem: ConvProblem, block: int, whole: bool) -> Cut | None:
-    """The same in blocks of a multiple of `block` channels, whose images are `whole` or cut into bands."""
-    limit = int(scratch_limit(problem, 2))
-    w_bytes = math.prod(problem.w_shape) * problem.itemsize
-    parts = -(-w_bytes * _WEIGHTS_OF_SCRATCH // limit) if problem.groups == 1 else 1
-    width = -(-problem.oc // parts // block) * block
-    starts = list(range(0, problem.oc, width))
-    if problem.oc - starts[-1] < block and len(starts) > 1:
-        starts.pop()
-    width = max(end - start for start, end in itertools.pairwise((*starts, problem.oc)))
-    # One block's gradient, and that of a band which is added to it.
-    limit -= (1 if whole else 2) * (w_bytes * width // problem.oc)
-    each = math.prod(problem.x_shape) + math.prod(problem.y_shape) * width // problem.oc
-    bands = _bands_within(problem, "forward", CHANNELS_LAST, limit, each // problem.n * problem.itemsize)
-    if bands is None or (whole and len(bands) > 1):
-        return None
-    return Cut(tuple(bands), (*starts, problem.oc))
-
-
-def transposition(
-    dtype: str, matrices: int, rows: int, columns: int, source: tuple[int, ...], target: tuple[int, ...], threads: int,
-    by_rows: bool = False,
-) -> Launch:  # fmt: skip
-    """Plan `matrices` of rows x columns; `source` and `target` are the strides from matrix to matrix and row to row.
-
-    Tasks are blocks of columns, whose source rows are read along, or `by_rows`, whose target rows are written along.
-    """
-    long, across, most = (rows, columns, _READ_BYTES) if by_rows else (columns, rows, _WRITTEN_BYTES)
-    block = max(1, most // (across * np.dtype(dtype).itemsize) // _SQUARE) * _SQUARE
-    if threads > 1:
-        block = max(_SQUARE, min(block, -(-matrices * long // (4 * threads * _SQUARE)) * _SQUARE))
-    blocks = max(1, (long - _SQUARE) // block)  # the last one takes the rest: none is narrower than a square
-    plan = fill(
-        kernels.TRANSPOSE, rows=rows, columns=columns, source_matrix=source[0], source_row=source[1],
-        target_matrix=target[0], target_row=target[1], by_rows=by_rows, block=block, blocks=blocks,
-    )  # fmt: skip
-    tasks = matrices * blocks
-    return Launch(
-        lambda: kernels.transpose(dtype), dtype, plan, tasks, threads, grain=max(1, tasks // (_GRAINS * threads))
-    )
-
-
-def turning_seconds(values: int, threads: int) -> float:
-    """Predicted time of a launch that turns so many values."""
-    return _LAUNCH_SECONDS + values * _VALUE_SECONDS / threads
-
-
-def waiting_seconds(problem: ConvProblem, threads: int) -> float:
-    """Predicted time of waiting for images that are turned, by all threads together."""
-    values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
-    return values * _SHARED_SECONDS / threads + far_bytes(problem) * _WAIT_SECONDS
-
-
-class Images:
-    """Transposition of a band of images between NCHW and NHWC."""
-
-    def __init__(
-        self, n: int, channels: int, all_channels: int, rows: int, all_rows: int, columns: int, dtype: str, threads: int
-    ) -> None:
-        item = np.dtype(dtype).itemsize
-        pixels, whole = rows * columns, all_rows * columns
-        self.shape = (n, rows, columns, channels)
-        planes, flat = (all_channels * whole * item, whole * item), (pixels * channels * item, channels * item)
-        self.gather = transposition(dtype, n, channels, pixels, planes, flat, threads)
-        # Planes that each thread writes a part of would share lines, and each would fetch beyond its own part.
-        shared = pixels * item <= _SHARED_BYTES and channels >= 2 * threads * _SQUARE
-        self.scatter = transposition(dtype, n, pixels, channels, flat, planes, threads, by_rows=not shared)
-        self.size = math.prod(self.shape)
-        self.in_squares = self.size // max(1, pixels) * -(-pixels // _SQUARE) * _SQUARE
-        """Values of whole squares, in which planes are turned."""
-
-    def seconds(self, threads: int) -> float:
-        """Predicted time of one transposition."""
-        return turning_seconds(self.size, threads)
 
 
 class MovingOperation(Operation):
@@ -399,7 +201,7 @@ class TransposedGradient(MovingOperation):
         images = [block.x for block in self._blocks[: 1 if self._keeps_image() else None]]
         images += [block.y for block in self._blocks]
         weights = math.prod(self.problem.w_shape)
-        turned = (len(self._cut.starts) - 1) * _LAUNCH_SECONDS + weights * _VALUE_SECONDS / self._threads
+        turned = (len(self._cut.starts) - 1) * turning.LAUNCH_SECONDS + weights * turning.VALUE_SECONDS / self._threads
         added = weights * (len(self._cut.bands) - 1) * _ADD_SECONDS
         return (
             sum(each.seconds(self._threads) for each in images)

@@ -27,6 +27,7 @@ from fastconv.algorithms.banded import (
     plan_banded_gradient,
 )
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
+from fastconv.algorithms.cuts import bands_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.abreast import plan_abreast
 from fastconv.algorithms.direct.base import Pass
@@ -35,7 +36,8 @@ from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
 from fastconv.algorithms.direct.depthwise import DepthwisePass, plan_depthwise
 from fastconv.algorithms.direct.disjoint import DisjointOperation, plan_disjoint
 from fastconv.algorithms.direct.dots import plan_dots
-from fastconv.algorithms.direct.gather import GatherPass, plan_gather, plan_padded, plan_reduce
+from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
+from fastconv.algorithms.direct.gathered import GatherPass
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.algorithms.direct.lines import plan_lines
 from fastconv.algorithms.direct.phases import plan_phases
@@ -48,7 +50,8 @@ from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
 from fastconv.algorithms.direct.whole_window import WholeWindowOperation, as_one_pixel
 from fastconv.algorithms.direct.window_dots import plan_window_dots
-from fastconv.algorithms.transposed import Transposed, bands_of, transposed, transposition
+from fastconv.algorithms.transposed import Transposed, transposed
+from fastconv.algorithms.turning import transposition
 from fastconv.cost import traffic_seconds
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.target import vector_bytes

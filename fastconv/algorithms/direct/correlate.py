@@ -17,7 +17,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import Axis, even_step, forward_axis, met_share, workspace_offsets
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
-from fastconv.algorithms.transposed import transposition
+from fastconv.algorithms.turning import transposition
 from fastconv.cost import far_bytes
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch

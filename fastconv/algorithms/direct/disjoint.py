@@ -21,7 +21,8 @@ import numpy as np
 from fastconv.algorithms.base import PLAIN, Epilogue, Operation, canonical_strides, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
-from fastconv.algorithms.transposed import Images, MovingOperation
+from fastconv.algorithms.transposed import MovingOperation
+from fastconv.algorithms.turning import Images
 from fastconv.kernels import disjoint as kernels
 from fastconv.kernels import fold
 from fastconv.kernels.launch import Launch

@@ -14,7 +14,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.depthwise import DepthwisePass
-from fastconv.algorithms.direct.gather import GatherPass
+from fastconv.algorithms.direct.gathered import GatherPass
 from fastconv.kernels.chain import Chain, Link, workspace_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer

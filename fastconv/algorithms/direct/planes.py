@@ -21,7 +21,7 @@ from fastconv.algorithms.direct.copies import SET_BYTES, sets_of
 from fastconv.algorithms.direct.frames import Windows, windows_of
 from fastconv.algorithms.direct.gather import CONFLICT_BYTES
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
-from fastconv.algorithms.transposed import transposition
+from fastconv.algorithms.turning import transposition
 from fastconv.cost import far_bytes
 from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather

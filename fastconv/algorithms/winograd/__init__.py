@@ -21,8 +21,9 @@ from fastconv.algorithms.banded import (
     plan_banded_gradient,
 )
 from fastconv.algorithms.base import Algorithm, Operation
+from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.transposed import bands_of, cut_of, transposed
+from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd.forms import MOST_PIECES, form_of, has_form
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
