@@ -80,6 +80,46 @@ def test_vectors_of_every_second_column_end_with_the_row():
     assert run_python("-c", EVERY_SECOND) == "inside\n"
 
 
+PLANES = """
+import os
+import numpy as np
+from fastconv.algorithms.direct import plane_dots, rolling, sub_problems
+from fastconv.problem import problem_from
+from tests.guarded import guarded
+
+w = np.ones((3, 1, 3, 3), np.float32)
+runs = 0
+for number in range(6):
+    with guarded(number) as guard:
+        for stride in (1, 2):
+            for size in (3, 7, 8, 9, 15, 16, 17, 31, 33, 35, 50):
+                x = np.ones((2, 3, 7, size), np.float32)
+                padding = ((0, 1), (1, 0))
+                problem = problem_from(x.shape, w.shape, np.dtype("float32"), stride, padding, 1, 3, "NCHW")
+                y, forward, back = (np.ones(problem.y_shape, np.float32),
+                    *(sub_problems(problem, direction)[0] for direction in ("forward", "grad_input")))
+                steps = (
+                    (rolling.plan_rolling(problem, "forward", *forward, 1), (x, w, y)),
+                    (rolling.plan_pairs(problem, 1) if stride == 2 else
+                     rolling.plan_rolling(problem, "grad_input", *back, 1), (y, w, np.empty_like(x))),
+                    (plane_dots.plan_plane_dots(problem, 1), (y, x, np.empty_like(w))),
+                )
+                for step, arrays in steps:
+                    if step is not None:  # vectors of 16 bytes have no masked loads
+                        step.run(*arrays)
+                        runs += 1
+                guard.check()
+print("inside", runs in (0, 6 * 2 * 11 * 3), flush=True)
+os._exit(0)
+"""
+
+
+@needs_guards
+def test_planes_one_after_another_are_read_inside():
+    """Also where the compiler might take a load's mask away, as LLVM 22 does from some."""
+    assert run_python("-c", PLANES) == "inside True\n"
+
+
 NAIVE = """
 import sys
 import numpy as np
