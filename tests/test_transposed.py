@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastconv.algorithms import transposed
+from fastconv.algorithms import cuts, transposed
 from fastconv.algorithms.direct import Direct
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, problem_from
 
@@ -13,15 +13,16 @@ from .cases import CASES, data
 @pytest.mark.parametrize("layout", [CHANNELS_LAST, IMAGES_LAST])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])
 def test_bands_make_the_whole(direction, layout, monkeypatch):
-    monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
+    monkeypatch.setattr(cuts, "_BAND_ROWS", 0)
     in_rows = 0
     for case in CASES:
         x_shape, w_shape, _ = case.shapes("NCHW")
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
         given = data(case, "integers", "NCHW", "float32")
         for scratch in (1 << 10, 1 << 13):
-            monkeypatch.setattr(transposed, "scratch_limit", lambda *_, scratch=scratch: scratch)
-            bands = transposed.bands_of(problem, direction, layout)
+            for module in (cuts, transposed):
+                monkeypatch.setattr(module, "scratch_limit", lambda *_, scratch=scratch: scratch)
+            bands = cuts.bands_of(problem, direction, layout)
             if bands is None:
                 continue
             in_rows += len(bands) > problem.n
@@ -33,16 +34,17 @@ def test_bands_make_the_whole(direction, layout, monkeypatch):
 
 
 def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch):
-    monkeypatch.setattr(transposed, "_BAND_ROWS", 0)
-    monkeypatch.setattr(transposed, "_CHANNEL_BLOCKS", (16,))
+    monkeypatch.setattr(cuts, "_BAND_ROWS", 0)
+    monkeypatch.setattr(cuts, "_CHANNEL_BLOCKS", (16,))
     bands, blocks, both = 0, 0, 0
     for case in CASES:
         x_shape, w_shape, _ = case.shapes("NCHW")
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
         given = data(case, "integers", "NCHW", "float32")
         for scratch in (1 << 11, 1 << 14):
-            monkeypatch.setattr(transposed, "scratch_limit", lambda *_, scratch=scratch: scratch)
-            cut = transposed.cut_of(problem)
+            for module in (cuts, transposed):
+                monkeypatch.setattr(module, "scratch_limit", lambda *_, scratch=scratch: scratch)
+            cut = cuts.cut_of(problem)
             if cut is None:
                 continue
             bands += len(cut.bands) > problem.n
