@@ -24,7 +24,7 @@ from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
 from fastconv.kernels.simd import pointer, prefetch, record_at
-from fastconv.kernels.spans import end_inside, first_inside
+from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import IN_FLIGHT
 
 PLANE_DOTS = record("""
@@ -186,12 +186,6 @@ def plane_rows(
     return types.void(REAL, VL, KH, KW, S, SHARES, ALONE, *[types.intp] * 14), codegen
 
 
-@jit.inline
-def every(count, step):
-    """How many there are of every `step`-th of `count`, with the first."""
-    return count if step == 1 else (count + step - 1) // step
-
-
 @functools.cache
 def plane_dots(dtype: str, lanes: int, taps: int, step: int, height: int, shares: bool, alone: bool) -> CFunc:
     """The kernel for kernel rows of so many taps and so many columns from window to window.
@@ -231,7 +225,7 @@ def plane_dots(dtype: str, lanes: int, taps: int, step: int, height: int, shares
                             for line in range(upper * p.source_r, min(lower, p.source_rows) * p.source_r, LINE):
                                 prefetch(source + line)
                     for q in range(p.tap_step):
-                        rows = every(p.taps_r - q, p.tap_step)
+                        rows = steps_in(p.taps_r - q, p.tap_step)
                         for m in range(rows):
                             a = q + m * p.tap_step
                             row, weights = p.first_row + a * p.tap_rows, target + a * KW * ITEM
@@ -240,7 +234,7 @@ def plane_dots(dtype: str, lanes: int, taps: int, step: int, height: int, shares
                                     continue  # the first of these rows has summed them all
                                 for phase in range(min(p.line_step, last - first)):
                                     upper = row + (first + phase) * p.row_step
-                                    lines = every(last - first - phase, p.line_step)
+                                    lines = steps_in(last - first - phase, p.line_step)
                                     begin_line = first_inside(upper, p.source_step)
                                     end_line = end_inside(upper, p.source_step, p.source_rows, lines + KH - 1)
                                     if begin_line < end_line:

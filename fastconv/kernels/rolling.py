@@ -25,7 +25,7 @@ from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
 from fastconv.kernels.simd import call_part, record_at
-from fastconv.kernels.spans import end_inside, first_inside
+from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PairTile, RollingTile
 
 ROLLING = record("""
@@ -76,7 +76,7 @@ def rolling_strip(
         weights, weight_r, weight_c, start, floor, target, target_line = args[21:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
-        vectors = range(width)
+        vectors, met_rows = range(width), min(apart, height)
         kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
         every = [
@@ -104,7 +104,7 @@ def rolling_strip(
                 sums = [*[begins] * width, *carried]
                 here = add(row, multiply(step, i))
                 # At an edge, some of the rows that a line meets are not there: of one row, it is not.
-                for q in range(min(apart, height) if min(apart, height) > 1 or not edge else 0):
+                for q in range(0 if edge and met_rows == 1 else met_rows):
                     place = add(here, multiply(rows_apart, const(q)))
                     exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
                     place = add(source, multiply(place, source_line))
@@ -322,7 +322,7 @@ def rolling() -> CFunc:
                 entry = p.entry if number < p.wide_strips else p.entry_narrow
                 columns = min(width * p.vector_columns, p.columns - left)
                 for phase in range(min(p.line_step, last - first)):
-                    lines = (last - first - phase + p.line_step - 1) // p.line_step
+                    lines = steps_in(last - first - phase, p.line_step)
                     call_part(entry, (address, call.plan, plane, planes, first + phase, lines, left, columns))
                 left += columns
 

@@ -6,10 +6,15 @@ from fastconv.kernels import jit
 
 
 @jit.inline
+def steps_in(count, step):
+    """How many there are of every `step`-th of `count`, with the first."""
+    return count if step == 1 else (count + step - 1) // step  # a division takes as long as a row of a small plane
+
+
+@jit.inline
 def first_inside(offset, step):
     """The first index >= 0 whose position is not before the image."""
-    before = max(-offset, 0)
-    return before if step == 1 else (before + step - 1) // step  # a division takes as long as a row of a small plane
+    return steps_in(max(-offset, 0), step)
 
 
 @jit.inline

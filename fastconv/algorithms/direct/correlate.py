@@ -149,8 +149,6 @@ class Turn:
             self._launch(gradient, gradient, self._unused, result)
 
 
-_SHARED_WEIGHTS = 1 << 14
-"""Weights that are turned by several threads."""
 _EXCHANGED_SHARE = 0.95
 """Speed where the inputs' channels lie side by side: the fewer rows, the less a load is used."""
 _WAIT_SECONDS = 0.02e-9
@@ -165,12 +163,12 @@ class ExchangedPass(Pass):
     """
 
     other: CorrelatePass
-    turn: Launch
+    turn: Launch | None
 
     @property
     def workspace_bytes(self) -> int:
         """What the exchanged layer takes, and its gradient."""
-        turned = 0 if self.problem.layout == "NCHW" else math.prod(self.problem.w_shape) * self.problem.itemsize
+        turned = math.prod(self.problem.w_shape) * self.problem.itemsize if self.turn else 0
         return self.other.workspace_bytes + turned
 
     def describe(self) -> str:
@@ -179,7 +177,7 @@ class ExchangedPass(Pass):
 
     def seconds(self, rate: float) -> float:
         seconds = self.other.seconds(rate)
-        if self.problem.layout == "NCHW":
+        if self.turn is None:
             return seconds
         turning = math.prod(self.problem.w_shape) * model.TRANSPOSE_SECONDS / self.turn.threads
         turning += model.again_seconds(self.turn.threads)
@@ -189,7 +187,7 @@ class ExchangedPass(Pass):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        if self.problem.layout == "NCHW":
+        if self.turn is None:
             self.other.run(second, first, result)
             return
         with Buffer(result.nbytes) as buffer:
@@ -212,11 +210,12 @@ def plan_exchanged(problem: ConvProblem, threads: int) -> ExchangedPass | None:
         return None
     if math.prod(problem.w_shape) * problem.itemsize > SLABS_BYTES and problem.layout != "NCHW":
         return None
-    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=problem.layout == "NCHW")
-    ic, oc, item = problem.ic, problem.oc, problem.itemsize
-    turn = transposition(
-        problem.dtype, 1, oc, ic, (0, ic * item), (0, oc * item), threads if ic * oc >= _SHARED_WEIGHTS else 1
-    )
+    in_planes, turn = problem.layout == "NCHW", None
+    other = plan_correlate(replace(problem, ic=problem.oc, oc=problem.ic), threads, exchanged=in_planes)
+    if not in_planes:
+        ic, oc, item = problem.ic, problem.oc, problem.itemsize
+        sharing = threads if ic * oc >= model.SHARED_WEIGHTS else 1
+        turn = transposition(problem.dtype, 1, oc, ic, (0, ic * item), (0, oc * item), sharing)
     return ExchangedPass(problem, threads, other.tile, other.launch, other, turn)
 
 

@@ -39,8 +39,6 @@ _SHORT_ROWS = 3
 for a line."""
 _TURN_SECONDS = 0.3e-9
 """Moving one weight whose channels change places."""
-_SHARED_WEIGHTS = 1 << 14
-"""Weights whose channels are exchanged by several threads."""
 _GROUP_TIMES = 1.5
 """A larger image of groups stands so many times as many: these have more to do for a line than single channels."""
 
@@ -229,7 +227,7 @@ def _turn(problem: ConvProblem, group: int, others: int, threads: int) -> Launch
     """The launch that exchanges the channels of groups with so many outputs and inputs."""
     taps = math.prod(problem.kernel_size)
     plan = fill(transpose.TURN_GROUPS, taps=taps, groups=problem.groups, inputs=others, outputs=group)
-    if math.prod(problem.w_shape) < _SHARED_WEIGHTS:
+    if math.prod(problem.w_shape) < model.SHARED_WEIGHTS:
         threads = 1
     return Launch(lambda: transpose.turn_groups(problem.dtype), problem.dtype, plan, taps, threads)
 

@@ -48,6 +48,8 @@ PACK_SECONDS = 0.12e-9
 """Packing one weight or output gradient."""
 FAR_WEIGHT_SECONDS = 0.025e-9
 """Waiting for a byte of weights that lie farther than the second cache level."""
+SHARED_WEIGHTS = 1 << 14
+"""Weights whose order several threads change, instead of one."""
 FETCH_SECONDS = 0.5e-9
 """Reading one of them that another core has packed, and taking its line back there."""
 COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}

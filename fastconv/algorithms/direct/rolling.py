@@ -27,7 +27,7 @@ with few sums at once reads as many rows in pages of their own."""
 _MOST_STEP = 2
 """Columns from one window to the next, at most."""
 _MOST_WIDE_PAIR_TAPS = 15
-"""The same of strips of two vectors of an input gradient of stride 2."""
+"""Taps up to which strips of an input gradient of stride 2 have two vectors."""
 _LEAST_ROWS = 16
 """Rows of a block, whose beginning and end read some rows twice."""
 _MOST_VECTORS = 4
