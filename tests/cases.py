@@ -317,6 +317,8 @@ CASES: tuple[Case, ...] = (
     Case("depthwise-12-side-by-side", 12, 12, (5, 6), (3, 4), padding=1, groups=12),
     Case("depthwise-blocks-of-rows", 3, 6, (75, 64), (3, 3), (1, 2), padding=1, groups=3, n=2),
     Case("depthwise-stride2", 16, 16, (9, 11), (3, 3), stride=2, padding=1, groups=16),
+    Case("depthwise-stride2-5x4", 33, 33, (12, 13), (5, 4), stride=2, padding=((2, 1), (1, 2)), groups=33),
+    Case("depthwise-stride2-2x3", 16, 16, (9, 15), (2, 3), stride=2, padding=((3, 0), (2, 5)), groups=16),
     Case("depthwise-dilated", 18, 18, (11, 10), (3, 3), padding=2, dilation=2, groups=18),
     Case("depthwise-7x7", 24, 24, (9, 10), (7, 7), padding=3, groups=24),
     Case("depthwise-5x5-uneven", 17, 17, (9, 12), (5, 5), padding=((0, 3), (4, 1)), groups=17, n=2),

@@ -39,6 +39,8 @@ MODULES = {
     "plane_taps": "plan_plane_dots plan_rolling",
     "pixel_dots": "plan_pixel_dots plan_patch_dots",
     "rolling": "plan_rolling plan_pairs",
+    "rolling_rows": "plan_rolling plan_pairs",
+    "rolling_pixels": "plan_rolling_pixels plan_pixel_pairs test_passes",
     "reduce": "plan_reduce test_layers",
     "spans": "plan_correlate plan_dots",
     "addresses": "plan_gather plan_depthwise plan_stencil",

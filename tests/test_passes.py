@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from fastconv.algorithms import direct
-from fastconv.algorithms.direct import copies, correlate, depthwise, window_dots
+from fastconv.algorithms.direct import copies, correlate, depthwise, rolling_pixels, window_dots
+from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
 
-from .cases import CASES, data
+from .cases import CASES, Case, data
 from .passes import KINDS, compare_all
 
 _EVERY = 4
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
-_RARE = ("plan_spread", "plan_abreast", "plan_exchanged", "plan_pairs", "plan_pixel_dots")
+_RARE = ("plan_spread", "plan_abreast", "plan_exchanged", "plan_pairs", "plan_pixel_pairs", "plan_pixel_dots")
 """Kinds that few of the cases are for."""
 
 
@@ -65,6 +66,31 @@ def test_depthwise_tiles_of_copied_channels(strip, monkeypatch):
     monkeypatch.setitem(KINDS, "plan_depthwise", plan)
     assert compare_all("plan_depthwise", CASES) >= 4 or vector_bytes() == 16
     assert max(planned) > 1 or vector_bytes() == 16
+
+
+ROLLING = (
+    Case("rolling", 19, 19, (13, 8), (3, 3), padding=((1, 0), (2, 1)), groups=19, n=2),
+    Case("rolling-dilated", 16, 16, (17, 12), (2, 3), padding=((2, 3), (3, 4)), dilation=(3, 4), groups=16),
+    Case("rolling-pairs", 18, 18, (11, 13), (3, 3), stride=2, padding=((1, 0), (0, 1)), groups=18, n=2),
+)
+
+
+def test_sums_that_roll_down_blocks_of_rows(monkeypatch):
+    """Blocks begin and end inside the image, and the last strip of a row overlaps the one before."""
+    monkeypatch.setattr(rolling_pixels, "_LEAST_ROWS", 3)
+    monkeypatch.setattr(rolling_pixels, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(rolling_pixels, "_STRIP_SLOTS", 1000)  # wide strips
+    for case in ROLLING:
+        problem = problem_from(*case.shapes("NHWC")[:2], np.dtype("float32"), **case.arguments, layout="NHWC")
+        if case.stride == 1:
+            step = rolling_pixels.plan_rolling_pixels(problem, "forward", *sub_problems(problem, "forward")[0], 2)
+        else:
+            step = rolling_pixels.plan_pixel_pairs(problem, 2)
+        plan = step.launch.plan[0]
+        assert plan["row_blocks"] > 2
+        assert plan["columns"] % (plan["phases"] * plan["width"])
+    assert compare_all("plan_rolling_pixels", ROLLING) == 5
+    assert compare_all("plan_pixel_pairs", ROLLING) == 1
 
 
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])

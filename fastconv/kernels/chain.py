@@ -123,7 +123,7 @@ class Chain:
         self._tasks = int(ends[-1])
         self._records = np.zeros(len(links), LINK)
         for link, to, end in zip(links, self._records, ends, strict=True):
-            if workspace:
+            if link.launch.workspace_bytes:
                 link.launch.plan["workspace_bytes"] = workspace
             to["plan"], to["start"] = link.launch.plan.ctypes.data, address(link.start)
             to["other"], to["target"], to["first"], to["end"] = link.other, link.target, end - link.launch.tasks, end

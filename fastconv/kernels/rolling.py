@@ -11,6 +11,7 @@ even and of odd columns, which are stored side by side.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
+from fastconv.kernels.rolling_rows import PairRows, Product, Rows, pair_offsets, pair_phases, roll_pairs, roll_rows
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PairTile, RollingTile
@@ -67,7 +69,7 @@ def rolling_strip(
     is 1, only the first and the last vector meet columns outside.
     """
     lanes, height, taps, apart, column_step, width = (literal(value) for value in (VL, KH, KW, AT, S, NV))
-    inner, depth = literal(INNER), -(-literal(KH) // literal(AT))
+    inner = literal(INNER)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -76,7 +78,7 @@ def rolling_strip(
         weights, weight_r, weight_c, start, floor, target, target_line = args[21:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
-        vectors, met_rows = range(width), min(apart, height)
+        vectors = range(width)
         kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
         every = [
@@ -98,41 +100,21 @@ def rolling_strip(
         )
         strided = StridedTaps(emit, first, taps, width, size, bool(inner)) if column_step == 2 else None
 
-        def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
-            def line(i: Any, carried: list[Any]) -> list[Any]:
-                i = add(i, low)
-                sums = [*[begins] * width, *carried]
-                here = add(row, multiply(step, i))
-                # At an edge, some of the rows that a line meets are not there: of one row, it is not.
-                for q in range(0 if edge and met_rows == 1 else met_rows):
-                    place = add(here, multiply(rows_apart, const(q)))
-                    exists = builder.icmp_unsigned("<", place, source_rows) if edge else None
-                    place = add(source, multiply(place, source_line))
-                    if strided is not None:
-                        met = strided.in_row(place, exists)
-                    for v, b in order:
-                        value = every[v][b].load(place, exists) if strided is None else met(v, b)
-                        for m, a in enumerate(range(q, height, apart)):
-                            k = m * width + v
-                            sums[k] = every[v][b].add(value, kernel[a][b], sums[k], exists)
-                done = builder.sub(i, const(depth - 1))
-                with builder.if_then(builder.icmp_signed(">=", done, const(0))):
-                    there = add(target, multiply(done, target_line))
-                    for v, total in enumerate(sums[(depth - 1) * width :]):
-                        # An ordered "<" is false for NaN, which therefore passes.
-                        value = builder.select(builder.fcmp_ordered("<", total, lowest), lowest, total)
-                        to = add(there, const(v * emit.vector_bytes))
-                        if v == width - 1:
-                            emit.store_masked(value, to, last)
-                        else:
-                            emit.store(value, to)
-                return sums[: (depth - 1) * width]
+        def products(place: Any, exists: Any) -> Iterator[Product]:
+            met = None if strided is None else strided.in_row(place, exists)
+            for v, b in order:
+                value = every[v][b].load(place, exists) if met is None else met(v, b)
+                yield v, b, functools.partial(every[v][b].add, value, meets=exists)
 
-            return emit.loop(builder.sub(high, low), line, carried)
+        def store(v: int, value: Any, there: Any) -> None:
+            place = add(there, const(v * emit.vector_bytes))
+            if v == width - 1:
+                emit.store_masked(value, place, last)
+            else:
+                emit.store(value, place)
 
-        carried = rows_between(const(0), begin, [begins] * ((depth - 1) * width), True)
-        carried = rows_between(begin, end, carried, False)
-        rows_between(end, add(lines, const(depth - 1)), carried, True)
+        rows = Rows(lines, begin, end, row, rows_apart, step, source, source_line, source_rows, target, target_line)
+        roll_rows(emit, rows, kernel, apart, width, begins, lowest, products, store)
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
@@ -156,18 +138,14 @@ def rolling_pairs(
     lanes, heights, width, inner = literal(VL), (literal(KH), literal(KW)), literal(NV), literal(INNER)
     parity = literal(PR), literal(PC)
     real = REAL.dtype
-    # The taps of each phase along both axes, with what they read.
-    rows_of, columns_of = (
-        [[(a, (p + odd - a) // 2) for a in range(count) if (p + odd - a) % 2 == 0] for p in range(2)]
-        for count, odd in zip(heights, parity, strict=True)
-    )
-    shifts = sorted({shift for phase in columns_of for _, shift in phase})
+    phases = pair_phases(heights[0], parity[0]), pair_phases(heights[1], parity[1])
+    shifts = sorted({shift for phase in phases[1] for _, shift in phase})
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lines, begin, end, low, high, columns, first, size = args[8:16]
         source, source_line, weights, weight_r, weight_c, target, target_line = args[16:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        const, add, multiply = emit.const, emit.add, builder.mul
+        const, add = emit.const, emit.add
         vectors, half = range(width), lanes // 2
         kernel = _weights(emit, heights, weights, weight_r, weight_c)
         every = {
@@ -180,57 +158,21 @@ def rolling_pairs(
         lanes_of = [[i for lane in range(h * half, (h + 1) * half) for i in (lane, lanes + lane)] for h in range(2)]
         interleaved = [ir.Constant(ir.VectorType(I32, lanes), order) for order in lanes_of]
         masks = [emit.below(columns, k * lanes) for k in range(2 * width)]
-        nothing = emit.constant(0.0)
-        depths = [max(o for _, o in phase) - min(o for _, o in phase) + 1 for phase in rows_of]
 
-        def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
-            def line(i: Any, carried: list[Any]) -> list[Any]:
-                i = add(i, low)
-                place = add(source, multiply(i, source_line))
-                values = {} if edge else {key: tap.load(place) for key, tap in every.items()}
-                following, begun = [], 0
-                for p, phase in enumerate(rows_of):
-                    nearest, each = min(o for _, o in phase), 2 * width
-                    before = carried[begun : begun + (depths[p] - 1) * each]
-                    begun += len(before)
-                    sums = [*[nothing] * each, *before]  # by target row, the newest first, column's phase and vector
-                    for a, o in () if edge else phase:  # no row at an edge is there
-                        for q in range(2):
-                            for b, shift in columns_of[q]:
-                                for v in vectors:
-                                    k = (o - nearest) * each + q * width + v
-                                    sums[k] = every[v, shift].add(values[v, shift], kernel[a][b], sums[k])
-                    done = builder.sub(i, const(nearest + depths[p] - 1))
-                    row = add(multiply(done, const(2)), const(p))
-                    wanted = builder.and_(
-                        builder.icmp_signed(">=", done, const(0)), builder.icmp_signed("<", row, lines)
-                    )
-                    with builder.if_then(wanted):
-                        here = add(target, multiply(row, target_line))
-                        complete = sums[(depths[p] - 1) * each :]
-                        for k in range(each):
-                            pair = complete[k // 2], complete[width + k // 2]
-                            value = builder.shuffle_vector(*pair, interleaved[k % 2])
-                            emit.store_masked(value, add(here, const(k * emit.vector_bytes)), masks[k])
-                    following += sums[: (depths[p] - 1) * each]
-                return following
+        def products(place: Any) -> Iterator[Product]:
+            for (v, shift), tap in every.items():
+                yield v, shift, functools.partial(tap.add, tap.load(place))
 
-            return emit.loop(builder.sub(high, low), line, carried)
+        def store(sums: list[Any], place: Any) -> None:
+            for k in range(2 * width):
+                value = builder.shuffle_vector(sums[k // 2], sums[width + k // 2], interleaved[k % 2])
+                emit.store_masked(value, add(place, const(k * emit.vector_bytes)), masks[k])
 
-        begin_there = emit.limited(low, begin, end)
-        end_there = emit.limited(high, begin_there, end)
-        carried = rows_between(begin, begin_there, [nothing] * sum(2 * width * (depth - 1) for depth in depths), True)
-        carried = rows_between(begin_there, end_there, carried, False)
-        rows_between(end_there, end, carried, True)
+        rows = PairRows(lines, begin, end, low, high, source, source_line, target, target_line)
+        roll_pairs(emit, rows, kernel, phases, width, products, store)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KH, KW, PR, PC, NV, INNER, *[types.intp] * 15), codegen
-
-
-def pair_offsets(taps: int, odd: int) -> tuple[int, int]:
-    """How far before and behind its own a pair of targets reads sources: the least and the largest offset."""
-    offsets = [(p + odd - a) // 2 for p in range(2) for a in range(taps) if (p + odd - a) % 2 == 0]
-    return min(offsets), max(offsets)
 
 
 @jit.inline

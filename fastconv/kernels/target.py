@@ -442,10 +442,20 @@ class RollingTile:
 
 
 @dataclass(frozen=True)
-class PairTile:
-    """The same for an input gradient of stride 2: NV vectors of pairs of pixels, from PR, PC columns' and rows' parity.
+class PixelStripTile:
+    """The same of pixels whose channels lie side by side: NV neighbours of VL channels run down the rows."""
 
-    PR and PC are 1 where the padding before the image is odd.
+    VL: int
+    KH: int
+    KW: int
+    NV: int
+
+
+@dataclass(frozen=True)
+class PairTile:
+    """Strips of planes of an input gradient of stride 2: NV vectors of pairs of pixels.
+
+    PR and PC are 1 where the padding of rows and columns before the image is odd.
     """
 
     VL: int
@@ -455,6 +465,18 @@ class PairTile:
     PC: int
     NV: int
     INNER: int
+
+
+@dataclass(frozen=True)
+class PixelPairTile:
+    """The same of pixels whose channels lie side by side: NV neighbouring pairs of pixels."""
+
+    VL: int
+    KH: int
+    KW: int
+    PR: int
+    PC: int
+    NV: int
 
 
 def mixed_vectors(dtype: str, channels: int) -> int:

@@ -45,6 +45,7 @@ from fastconv.algorithms.direct.pixel_dots import plan_patch_dots, plan_pixel_do
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import PlanePass, plan_planes
 from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
+from fastconv.algorithms.direct.rolling_pixels import RollingPixelsPass, plan_pixel_pairs, plan_rolling_pixels
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
@@ -63,8 +64,9 @@ if TYPE_CHECKING:
 
 PIXEL_KINDS = (
     plan_gather, plan_padded, plan_reduce, plan_planes, plan_lines, plan_strips, plan_depthwise, plan_rolling,
+    plan_rolling_pixels,
 )  # fmt: skip
-TOGETHER = (plan_stencil, plan_spread, plan_pairs)
+TOGETHER = (plan_stencil, plan_spread, plan_pairs, plan_pixel_pairs)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
     plan_pixel_dots, plan_patch_dots,
@@ -119,8 +121,8 @@ def plan_together(kind: Any, problem: ConvProblem, direction: str, threads: int)
     """The plan of one of the kinds that do all sub-problems in one pass."""
     if kind is plan_spread:
         return plan_spread(problem, threads, plan_passes) if direction == "grad_input" else None
-    if kind is plan_pairs:
-        return plan_pairs(problem, threads) if direction == "grad_input" else None
+    if kind in (plan_pairs, plan_pixel_pairs):
+        return kind(problem, threads) if direction == "grad_input" else None
     return plan_stencil(problem, direction, sub_problems(problem, direction), threads)
 
 
@@ -216,7 +218,7 @@ def _banded_groups(problem: ConvProblem, direction: str, threads: int) -> Banded
     if direction == "grad_input" and max(group, others) > 1:  # its weights' channels would change places in groups
         return None
     whole = replace(_typical(problem, direction), layout="NHWC")
-    if set(_kinds(whole, direction)) != {plan_depthwise}:
+    if not set(_kinds(whole, direction)) <= {plan_depthwise, plan_rolling_pixels}:
         return None
 
     def stages(band: ConvProblem) -> tuple[Stage, ...] | None:
@@ -244,7 +246,10 @@ def _order_of_sums(operation: Operation | None) -> type[Pass] | None:
     elif isinstance(operation, DirectOperation):
         alone = operation.problem.kernel_size == (1, 1)
         steps = [part for step in operation.passes for part in getattr(step, "parts", (step,))]
-        orders = {GatherPass if alone and type(step) is PlanePass else type(step) for step in steps}
+        same: dict[type[Pass], type[Pass]] = {RollingPixelsPass: DepthwisePass}
+        if alone:
+            same[PlanePass] = GatherPass
+        orders = {same.get(type(step), type(step)) for step in steps}
     else:
         return None
     return orders.pop() if len(orders) == 1 and orders <= {GatherPass, DepthwisePass} else None

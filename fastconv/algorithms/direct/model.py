@@ -167,6 +167,8 @@ class Costs(NamedTuple):
     """Lost with every strip of rolling sums."""
     rolling_plane: float
     """The same of planes that are one strip, and have its masks in common."""
+    pixel_store: float
+    """Storing a vector of channels of a pixel."""
     pair_store: float
     """Interleaving two vectors and storing one."""
     depthwise_share: float
@@ -221,8 +223,9 @@ class Costs(NamedTuple):
 
 _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
-    stencil_conflict_share=0.64, rolling_strip=300, rolling_plane=100, pair_store=2.0, depthwise_share=0.74,
-    channel_load=1.0, depthwise_tile=68, group_tile=68, hides_loads=False, channel_dot_share=0.74, channel_dot_load=1.0,
+    stencil_conflict_share=0.64, rolling_strip=300, rolling_plane=100, pixel_store=2.0, pair_store=2.0,
+    depthwise_share=0.74, channel_load=1.0, depthwise_tile=68, group_tile=68, hides_loads=False,
+    channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
     apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
@@ -230,8 +233,9 @@ _WHOLE = Costs(
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
-    stencil_conflict_share=0.85, rolling_strip=90, rolling_plane=36, pair_store=1.0, depthwise_share=0.97,
-    channel_load=0.75, depthwise_tile=25, group_tile=45, hides_loads=True, channel_dot_share=0.93, channel_dot_load=1.7,
+    stencil_conflict_share=0.85, rolling_strip=90, rolling_plane=36, pixel_store=1.5, pair_store=1.0,
+    depthwise_share=0.97, channel_load=0.75, depthwise_tile=25, group_tile=45, hides_loads=True,
+    channel_dot_share=0.93, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
     apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,

@@ -15,6 +15,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.depthwise import DepthwisePass
 from fastconv.algorithms.direct.gathered import GatherPass
+from fastconv.algorithms.direct.rolling_pixels import RollingPixelsPass
 from fastconv.kernels.chain import Chain, Link, workspace_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer
@@ -25,7 +26,7 @@ from fastconv.problem import ConvProblem
 class PhasesPass(Pass):
     """The chained launches of all phases, and those that pack the weights of the phases whose tasks do not."""
 
-    parts: tuple[GatherPass | DepthwisePass, ...]
+    parts: tuple[GatherPass | DepthwisePass | RollingPixelsPass, ...]
     multiply: Chain
     pack: Chain | None
     packed_bytes: int
@@ -57,7 +58,7 @@ class PhasesPass(Pass):
 
 def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> PhasesPass | None:
     """Chain the passes of a gradient's phases; None for one, for other kinds, or if all weights need too much room."""
-    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass))
+    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass | RollingPixelsPass))
     if len(chained) < max(2, len(parts)):
         return None
     launches: list[Launch] = []
@@ -65,6 +66,10 @@ def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> 
     multiplies: list[Link] = []
     packed_bytes = 0
     for part in chained:
+        if isinstance(part, RollingPixelsPass):
+            launches.append(part.launch)
+            multiplies.append(Link(part.launch, part.zeros))
+            continue
         if isinstance(part, DepthwisePass):
             launches.append(part.launch)
             if part.turn and not packs:  # one exchange of the weights' channels serves all phases

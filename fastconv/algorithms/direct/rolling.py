@@ -18,6 +18,7 @@ from fastconv.cost import far_bytes
 from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
+from fastconv.kernels.rolling_rows import pair_offsets
 from fastconv.kernels.target import PairTile, RollingTile, lanes_for, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
@@ -206,7 +207,7 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
     (low_r, _), (low_c, _) = problem.padding
     rows, columns = problem.input_size
     lanes = lanes_for(-(-columns // 2), item)
-    least, most = kernels.pair_offsets(kw, low_c % 2)
+    least, most = pair_offsets(kw, low_c % 2)
     vectors = -(-columns // (2 * lanes))
     width = 2 if vectors > 1 and kh * kw <= _MOST_WIDE_PAIR_TAPS else 1
     strips = -(-vectors // width)

@@ -1,0 +1,258 @@
+"""Depthwise convolution with channels in the lanes, row after row: sums roll down a strip of neighbouring pixels.
+
+A strip is one vector of channels of some target columns. Each source pixel is loaded once and added to all sums that it
+reaches (`rolling_rows`), with all of the kernel's weights in registers. Columns outside the image are a row of zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastconv.kernels import jit
+from fastconv.kernels.activation import activate
+from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.params import CALL, record
+from fastconv.kernels.rolling_rows import PairRows, Product, Rows, pair_offsets, pair_phases, roll_pairs, roll_rows
+from fastconv.kernels.simd import call_part, record_at
+from fastconv.kernels.spans import end_inside, first_inside, steps_in
+from fastconv.kernels.target import PixelPairTile, PixelStripTile
+
+ROLLING_PIXELS = record("""
+    source_n source_r source_c source_rows source_columns
+    target_offset target_n target_r target_c
+    weight_offset weight_r weight_c zeros
+    rows columns target_columns first_row first_column row_step phases
+    channels vectors overlapping row_block row_blocks strips parts entry width
+""")
+"""Strides are in bytes. Kernel rows lie `tap_rows` source rows apart; target rows are summed `line_step` apart, source
+rows lie `source_step` apart. The columns of each phase are `phases` apart, in source and target alike, and strips have
+`width` of them: the last of a row overlaps the one before, as the one vector `overlapping` the last of `vectors` does
+where channels do not fill it. `entry` is the address of the compiled `strip`."""
+
+
+class Columns:
+    """Neighbouring source pixels of a vector of channels, each with where it lies in a row; those outside are `zeros`.
+
+    Column q is the source's `first` + `spread` q, of `size`; they lie `step` bytes apart.
+    """
+
+    def __init__(self, emit: Emitter, count: int, first: Any, spread: Any, size: Any, step: Any, zeros: Any) -> None:
+        builder, self._emit = emit.builder, emit
+        self._places = []
+        for q in range(count):
+            column = emit.add(first, builder.mul(spread, emit.const(q)))
+            inside = builder.icmp_unsigned("<", column, size)
+            # The optimiser would make a loop of its own for each side of a choice.
+            mask = emit.opaque(builder.sext(inside, I64))
+            self._places.append((mask, builder.select(inside, builder.mul(column, step), zeros)))
+
+    def in_row(self, row: Any) -> Iterator[Any]:
+        """The vectors of the row at an address, one after another."""
+        for mask, offset in self._places:
+            yield self._emit.load(self._emit.add(self._emit.builder.and_(row, mask), offset))
+
+
+def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
+    """The weights of a vector of channels, of a kernel of so many rows and columns."""
+
+    def weight(a: int, b: int) -> Any:
+        along = emit.add(emit.builder.mul(weight_r, emit.const(a)), emit.builder.mul(weight_c, emit.const(b)))
+        return emit.load(emit.add(weights, along))
+
+    return [[weight(a, b) for b in range(size[1])] for a in range(size[0])]
+
+
+@intrinsic(prefer_literal=True)
+def rolling_columns(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, NV: Any,
+    lines: Any, begin: Any, end: Any, first: Any, spread: Any, size: Any,
+    source: Any, source_line: Any, source_c: Any, zeros: Any, row: Any, step: Any, source_rows: Any,
+    weights: Any, weight_r: Any, weight_c: Any, start: Any, floor: Any, target: Any, target_line: Any, target_c: Any,
+    again: Any,
+) -> Any:  # fmt: skip
+    """Sums of `lines` rows of NV pixels: ``target[i, v] = max(start + sum w[a, b] source[i + a, v + b], floor)``.
+
+    The rows are those of `rolling_strip`. Source columns lie `source_c` bytes apart, of which target pixel v meets
+    `first` + `spread` (v + b) by kernel column b, of `size`; the others are at `zeros`. The first `again` pixels, which
+    another strip has, are not stored.
+    """
+    lanes, height, taps, width = (literal(value) for value in (VL, KH, KW, NV))
+    real = REAL.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lines, begin, end, first, spread, size = args[5:11]
+        source, source_line, source_c, zeros, row, step, source_rows = args[11:18]
+        weights, weight_r, weight_c, start, floor, target, target_line, target_c, again = args[18:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        columns = Columns(emit, width + taps - 1, first, spread, size, source_c, zeros)
+
+        def products(place: Any, exists: Any) -> Iterator[Product]:
+            for q, value in enumerate(columns.in_row(place)):
+                for v in range(max(0, q - taps + 1), min(width, q + 1)):
+                    yield v, q - v, functools.partial(emit.fma, value)
+
+        # A pixel of another strip, which may be another thread's, goes to the place of the first that is not.
+        places = [emit.limited(emit.const(v), again, emit.const(width - 1)) for v in range(width)]
+        offsets = [emit.opaque(builder.mul(target_c, place)) for place in places]
+
+        def store(v: int, value: Any, there: Any) -> None:
+            emit.store(value, emit.add(there, offsets[v]))
+
+        kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
+        rows = Rows(lines, begin, end, row, emit.const(0), step, source, source_line, source_rows, target, target_line)
+        roll_rows(emit, rows, kernel, 1, width, emit.load(start), emit.broadcast(floor), products, store)
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 17
+    return types.void(REAL, VL, KH, KW, NV, *integers, real, *[types.intp] * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rolling_column_pairs(
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, PR: Any, PC: Any, NV: Any,
+    lines: Any, begin: Any, end: Any, low: Any, high: Any, columns: Any, first: Any, size: Any,
+    source: Any, source_line: Any, source_c: Any, zeros: Any, weights: Any, weight_r: Any, weight_c: Any,
+    target: Any, target_line: Any, target_c: Any, again: Any,
+) -> Any:  # fmt: skip
+    """Sums of `lines` target rows of NV pairs of pixels, as `fastconv.kernels.rolling.rolling_pairs` has vectors.
+
+    Source columns lie `source_c` bytes apart; pair v meets those from `first` + v on, of `size`. Of the target there
+    are `columns`, of which the last pair may lack one; the first `again` pairs are not stored.
+    """
+    lanes, heights, width, parity = literal(VL), (literal(KH), literal(KW)), literal(NV), (literal(PR), literal(PC))
+    real = REAL.dtype
+    phases = pair_phases(heights[0], parity[0]), pair_phases(heights[1], parity[1])
+    least, most = pair_offsets(heights[1], parity[1])
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lines, begin, end, low, high, count, first, size = args[7:15]
+        source, source_line, source_c, zeros, weights, weight_r, weight_c = args[15:22]
+        target, target_line, target_c, again = args[22:]
+        emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add = emit.const, emit.add
+        met = Columns(emit, width + most - least, add(first, const(least)), const(1), size, source_c, zeros)
+        # What is not to be stored goes to the place of something that is, and is stored after it: pairs of another
+        # strip, and the last pixel where there is none.
+        offsets: list[list[Any]] = [[], []]
+        for q in range(2):
+            for v in range(width):
+                pair = emit.limited(const(v), again, const(width - 1))
+                pixel = add(pair, add(pair, const(q)))
+                there = builder.icmp_signed("<", pixel, count)
+                pixel = builder.select(there, pixel, builder.sub(pixel, const(q)))
+                offsets[q].append(emit.opaque(builder.mul(target_c, pixel)))
+
+        def products(place: Any) -> Iterator[Product]:
+            for q, value in enumerate(met.in_row(place)):
+                for v in range(width):
+                    if least <= q - v + least <= most:
+                        yield v, q - v + least, functools.partial(emit.fma, value)
+
+        def store(sums: list[Any], place: Any) -> None:
+            for q in (1, 0):
+                for v in range(width):
+                    emit.store(sums[q * width + v], add(place, offsets[q][v]))
+
+        kernel = _weights(emit, heights, weights, weight_r, weight_c)
+        rows = PairRows(lines, begin, end, low, high, source, source_line, target, target_line)
+        roll_pairs(emit, rows, kernel, phases, width, products, store)
+        return context.get_dummy_value()
+
+    return types.void(REAL, VL, KH, KW, PR, PC, NV, *[types.intp] * 19), codegen
+
+
+@functools.cache
+def strip(dtype: str, tile: PixelStripTile) -> CFunc:
+    """The part of the kernel that knows dtype and tile: a strip's vectors of channels, from `begin` to `end`.
+
+    Its rows are every `row_step`-th from `top` on, its columns those from `left` on, but for those done `again`.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KH, KW, NV = tile.VL, tile.KH, tile.KW, tile.NV
+
+    def rolling_vectors(address, image, top, lines, left, again, begin, end):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, ROLLING_PIXELS)
+        row = top + p.first_row
+        lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
+        all_lines = lines + KH - 1
+        inside = min(all_lines, first_inside(row, p.row_step))
+        outside = max(inside, end_inside(row, p.row_step, p.source_rows, all_lines))
+        source = call.source + image * p.source_n
+        target = call.target + p.target_offset + image * p.target_n + top * p.target_r + left * p.target_c
+        for v in range(begin, end):
+            offset = min(v * VL, p.channels - VL) * ITEM
+            rolling_columns(
+                REAL, VL, KH, KW, NV, lines, inside, outside,
+                left + p.first_column, p.phases, p.source_columns,
+                source + offset, p.source_r, p.source_c, p.zeros + offset, row, p.row_step,
+                p.source_rows, call.other + p.weight_offset + offset, p.weight_r, p.weight_c, call.start + offset,
+                lowest, target + offset, p.row_step * p.target_r, p.phases * p.target_c, again,
+            )  # fmt: skip
+            if call.activation != 0:
+                for i in range(lines):
+                    for m in range(again, NV):
+                        place = target + offset + i * p.row_step * p.target_r + m * p.phases * p.target_c
+                        activate(call, place, VL)
+
+    return jit.part(rolling_vectors)
+
+
+@functools.cache
+def pair_strip(dtype: str, tile: PixelPairTile) -> CFunc:
+    """The same for an input gradient of stride 2: a strip of pairs of pixels, `left` of them before."""
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    VL, KH, KW, PR, PC, NV = tile.VL, tile.KH, tile.KW, tile.PR, tile.PC, tile.NV
+    LEAST, MOST = pair_offsets(KH, PR)
+
+    def rolling_vectors(address, image, top, lines, left, again, begin, end):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, ROLLING_PIXELS)
+        row = top // 2 + p.first_row
+        source = call.source + image * p.source_n + row * p.source_r
+        target = call.target + image * p.target_n + top * p.target_r + 2 * left * p.target_c
+        for v in range(begin, end):
+            offset = min(v * VL, p.channels - VL) * ITEM
+            rolling_column_pairs(
+                REAL, VL, KH, KW, PR, PC, NV, lines, LEAST, (lines + 1) // 2 + MOST, -row, p.source_rows - row,
+                p.target_columns - 2 * left, left + p.first_column, p.source_columns,
+                source + offset, p.source_r, p.source_c, p.zeros + offset, call.other + offset, p.weight_r, p.weight_c,
+                target + offset, p.target_r, p.target_c, again,
+            )  # fmt: skip
+
+    return jit.part(rolling_vectors)
+
+
+@functools.cache
+def rolling_pixels() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (image, block of rows, strip, part of the channels)."""
+
+    def rolling_strips(address, begin, end, thread):
+        call = record_at(address, CALL)
+        p = record_at(call.plan, ROLLING_PIXELS)
+        for task in range(begin, end):
+            part, strip = task % p.parts, task // p.parts
+            block, strip = strip // p.strips, strip % p.strips
+            image, block = block // p.row_blocks, block % p.row_blocks
+            first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
+            if part == p.parts - 1:
+                last += p.overlapping
+            top, bottom = block * p.row_block, min((block + 1) * p.row_block, p.rows)
+            phase, number = strip % p.phases, strip // p.phases
+            columns = steps_in(p.columns - phase, p.phases)
+            before = min(number * p.width, columns - p.width)
+            left, again = phase + before * p.phases, number * p.width - before
+            for k in range(min(p.row_step, bottom - top)):
+                lines = steps_in(bottom - top - k, p.row_step)
+                call_part(p.entry, (address, image, top + k, lines, left, again, first, last))
+
+    return jit.kernel(rolling_strips)
