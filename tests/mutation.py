@@ -41,6 +41,8 @@ MODULES = {
     "rolling": "plan_rolling plan_pairs",
     "rolling_rows": "plan_rolling plan_pairs",
     "rolling_pixels": "plan_rolling_pixels plan_pixel_pairs test_passes",
+    "rolling_dots": "plan_rolling_dots test_passes",
+    "pixel_columns": "plan_rolling_pixels plan_pixel_pairs",
     "reduce": "plan_reduce test_layers",
     "spans": "plan_correlate plan_dots",
     "addresses": "plan_gather plan_depthwise plan_stencil",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastconv.algorithms import direct
-from fastconv.algorithms.direct import copies, correlate, depthwise, rolling_pixels, window_dots
+from fastconv.algorithms.direct import copies, correlate, depthwise, rolling_dots, rolling_pixels, window_dots
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
@@ -16,7 +16,15 @@ from .passes import KINDS, compare_all
 
 _EVERY = 4
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
-_RARE = ("plan_spread", "plan_abreast", "plan_exchanged", "plan_pairs", "plan_pixel_pairs", "plan_pixel_dots")
+_RARE = (
+    "plan_spread",
+    "plan_abreast",
+    "plan_exchanged",
+    "plan_pairs",
+    "plan_pixel_pairs",
+    "plan_rolling_dots",
+    "plan_pixel_dots",
+)
 """Kinds that few of the cases are for."""
 
 
@@ -75,11 +83,20 @@ ROLLING = (
 )
 
 
+DILATED_BEYOND = Case("rolling-dilated-beyond", 16, 16, (4, 5), (3, 3), padding=(1, 7), dilation=(1, 7), groups=16)
+
+
+@pytest.mark.parametrize("name", ["plan_rolling_pixels", "plan_rolling_dots"])
+def test_sums_of_columns_that_some_phases_have_not(name):
+    assert compare_all(name, (DILATED_BEYOND,)) > 0
+
+
 def test_sums_that_roll_down_blocks_of_rows(monkeypatch):
     """Blocks begin and end inside the image, and the last strip of a row overlaps the one before."""
     monkeypatch.setattr(rolling_pixels, "_LEAST_ROWS", 3)
     monkeypatch.setattr(rolling_pixels, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(rolling_pixels, "_STRIP_SLOTS", 1000)  # wide strips
+    monkeypatch.setattr(rolling_pixels, "STRIP_SLOTS", 1000)  # wide strips
+    monkeypatch.setattr(rolling_dots, "_SLAB_PIXELS", 20)
     for case in ROLLING:
         problem = problem_from(*case.shapes("NHWC")[:2], np.dtype("float32"), **case.arguments, layout="NHWC")
         if case.stride == 1:
@@ -89,8 +106,13 @@ def test_sums_that_roll_down_blocks_of_rows(monkeypatch):
         plan = step.launch.plan[0]
         assert plan["row_blocks"] > 2
         assert plan["columns"] % (plan["phases"] * plan["width"])
+        weights = rolling_dots.plan_rolling_dots(problem, 2)
+        if case.stride == 1:
+            assert weights.launch.plan["row_blocks"][0] > 2
+            assert weights.slabs.count > 2
     assert compare_all("plan_rolling_pixels", ROLLING) == 5
     assert compare_all("plan_pixel_pairs", ROLLING) == 1
+    assert compare_all("plan_rolling_dots", ROLLING) == 2
 
 
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])

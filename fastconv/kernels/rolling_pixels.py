@@ -17,8 +17,9 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
+from fastconv.kernels.pixel_columns import PixelColumns
 from fastconv.kernels.rolling_rows import PairRows, Product, Rows, pair_offsets, pair_phases, roll_pairs, roll_rows
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
@@ -35,28 +36,6 @@ ROLLING_PIXELS = record("""
 rows lie `source_step` apart. The columns of each phase are `phases` apart, in source and target alike, and strips have
 `width` of them: the last of a row overlaps the one before, as the one vector `overlapping` the last of `vectors` does
 where channels do not fill it. `entry` is the address of the compiled `strip`."""
-
-
-class Columns:
-    """Neighbouring source pixels of a vector of channels, each with where it lies in a row; those outside are `zeros`.
-
-    Column q is the source's `first` + `spread` q, of `size`; they lie `step` bytes apart.
-    """
-
-    def __init__(self, emit: Emitter, count: int, first: Any, spread: Any, size: Any, step: Any, zeros: Any) -> None:
-        builder, self._emit = emit.builder, emit
-        self._places = []
-        for q in range(count):
-            column = emit.add(first, builder.mul(spread, emit.const(q)))
-            inside = builder.icmp_unsigned("<", column, size)
-            # The optimiser would make a loop of its own for each side of a choice.
-            mask = emit.opaque(builder.sext(inside, I64))
-            self._places.append((mask, builder.select(inside, builder.mul(column, step), zeros)))
-
-    def in_row(self, row: Any) -> Iterator[Any]:
-        """The vectors of the row at an address, one after another."""
-        for mask, offset in self._places:
-            yield self._emit.load(self._emit.add(self._emit.builder.and_(row, mask), offset))
 
 
 def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
@@ -91,7 +70,7 @@ def rolling_columns(
         source, source_line, source_c, zeros, row, step, source_rows = args[11:18]
         weights, weight_r, weight_c, start, floor, target, target_line, target_c, again = args[18:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        columns = Columns(emit, width + taps - 1, first, spread, size, source_c, zeros)
+        columns = PixelColumns(emit, width + taps - 1, first, spread, size, source_c, zeros)
 
         def products(place: Any, exists: Any) -> Iterator[Product]:
             for q, value in enumerate(columns.in_row(place)):
@@ -137,7 +116,7 @@ def rolling_column_pairs(
         target, target_line, target_c, again = args[22:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
-        met = Columns(emit, width + most - least, add(first, const(least)), const(1), size, source_c, zeros)
+        met = PixelColumns(emit, width + most - least, add(first, const(least)), const(1), size, source_c, zeros)
         # What is not to be stored goes to the place of something that is, and is stored after it: pairs of another
         # strip, and the last pixel where there is none.
         offsets: list[list[Any]] = [[], []]

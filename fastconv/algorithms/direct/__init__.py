@@ -45,6 +45,7 @@ from fastconv.algorithms.direct.pixel_dots import plan_patch_dots, plan_pixel_do
 from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import PlanePass, plan_planes
 from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
+from fastconv.algorithms.direct.rolling_dots import plan_rolling_dots
 from fastconv.algorithms.direct.rolling_pixels import RollingPixelsPass, plan_pixel_pairs, plan_rolling_pixels
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
@@ -69,7 +70,7 @@ PIXEL_KINDS = (
 TOGETHER = (plan_stencil, plan_spread, plan_pairs, plan_pixel_pairs)
 WEIGHT_KINDS = (
     plan_correlate, plan_exchanged, plan_abreast, plan_dots, plan_channel_dots, plan_window_dots, plan_plane_dots,
-    plan_pixel_dots, plan_patch_dots,
+    plan_pixel_dots, plan_patch_dots, plan_rolling_dots,
 )  # fmt: skip
 
 

@@ -22,15 +22,15 @@ _MOST_TAPS = 16
 """Taps of a kernel whose weights stay in registers, or few of which do not."""
 _MOST_PAIR_TAPS = 25
 """The same of an input gradient of stride 2, where each sum meets a part of them."""
-_MOST_WIDTH = 7
+MOST_WIDTH = 7
 """Pixels of a strip at most."""
-_STRIP_SLOTS = 6
+STRIP_SLOTS = 6
 """Lost with every row of a strip, its pixels and the loads beside them aside."""
 _LEAST_ROWS = 16
 """Rows of a block, at the beginning and end of which some source rows are read twice."""
 _BLOCK_BYTES = 512 << 10
 """Source bytes of a strip's block, of all channels: a vector's lines are fetched with those of the one before."""
-_MEETING_SHARE = 0.7
+MEETING_SHARE = 0.7
 """Speed of strips whose pixels meet in one set of a cache."""
 
 
@@ -51,7 +51,7 @@ class RollingPixelsPass(Pass):
         p, shape = self.launch.plan[0], self.tile
         blocks, height = int(p["row_blocks"]), shape.KH - 1
         there = int(p["source_rows"]) + height * (blocks - 1)
-        row = shape.NV * (shape.KH * shape.KW + _around(1)) + shape.KW - 1 + _STRIP_SLOTS
+        row = shape.NV * (shape.KH * shape.KW + _around(1)) + shape.KW - 1 + STRIP_SLOTS
         return min(int(p["rows"]) + height * blocks * int(p["row_step"]), there), row
 
     def seconds(self, rate: float) -> float:
@@ -60,7 +60,7 @@ class RollingPixelsPass(Pass):
         rows, row = self._row()
         work = strips * (rows * row + int(p["row_blocks"] * p["row_step"]) * costs.rolling_plane) / rate
         if sets_of(int(p["source_c"])) == 1:
-            work /= _MEETING_SHARE
+            work /= MEETING_SHARE
         work = max(work, model.planes_seconds(problem)) * model.balance(self.launch.tasks, self.threads) / self.threads
         return model.launch_seconds(self.threads) + work
 
@@ -82,7 +82,7 @@ class PixelPairsPass(RollingPixelsPass):
     def _row(self) -> tuple[int, float]:
         p, shape = self.launch.plan[0], self.tile
         rows = int(p["source_rows"]) + int(p["row_blocks"] - 1) * (shape.KH // 2)
-        return rows, shape.NV * (shape.KH * shape.KW + _around(4)) + shape.KW // 2 + _STRIP_SLOTS
+        return rows, shape.NV * (shape.KH * shape.KW + _around(4)) + shape.KW // 2 + STRIP_SLOTS
 
 
 def _around(targets: int) -> float:
@@ -97,8 +97,8 @@ def _width(taps: int, sums: int, columns: int, slots: float) -> int:
     that takes the fewest slots, also for what is computed twice.
     """
     room = registers() - min(taps, registers() // 4)
-    most = max(1, min(_MOST_WIDTH, room // sums, columns))
-    return min(range(most, 0, -1), key=lambda width: -(-columns // width) * (width * slots + _STRIP_SLOTS))
+    most = max(1, min(MOST_WIDTH, room // sums, columns))
+    return min(range(most, 0, -1), key=lambda width: -(-columns // width) * (width * slots + STRIP_SLOTS))
 
 
 def plan_rolling_pixels(
@@ -108,7 +108,7 @@ def plan_rolling_pixels(
     part = roles(problem, direction)
     rows, columns = met_taps(rows, part.source_size[0]), met_taps(columns, part.source_size[1])
     taps = len(rows.taps) * len(columns.taps)
-    if not _is_depthwise(problem) or (rows.step, columns.step) != (1, 1) or taps > _MOST_TAPS:
+    if not is_depthwise(problem) or (rows.step, columns.step) != (1, 1) or taps > _MOST_TAPS:
         return None
     (w_r, spread_r, offset_r), (w_c, spread_c, offset_c) = (
         _ascending(axis, step) for axis, step in zip((rows, columns), part.weights[:2], strict=True)
@@ -117,7 +117,7 @@ def plan_rolling_pixels(
     lanes = vector_bytes() // problem.itemsize
     shape = PixelStripTile(VL=lanes, KH=len(rows.taps), KW=len(columns.taps), NV=width)
     strips = sum(-(-len(range(phase, columns.count, spread_c)) // width) for phase in range(spread_c))
-    row_block = _row_block(rows.count, (width + len(columns.taps) - 1) * part.source[2], 1)
+    row_block = row_block_of(rows.count, (width + len(columns.taps) - 1) * part.source[2], 1)
     zeros = np.zeros(problem.groups, problem.dtype)
     plan, tasks = _planned(
         problem, part, threads,
@@ -139,7 +139,7 @@ def plan_rolling_pixels(
 def plan_pixel_pairs(problem: ConvProblem, threads: int) -> PixelPairsPass | None:
     """Plan the launch of an input gradient of stride 2, all phases at once; None for others, as the above."""
     kh, kw = problem.kernel_size
-    if not _is_depthwise(problem) or (problem.stride, problem.dilation) != ((2, 2), (1, 1)):
+    if not is_depthwise(problem) or (problem.stride, problem.dilation) != ((2, 2), (1, 1)):
         return None
     if min(kh, kw) < 2 or kh * kw > _MOST_PAIR_TAPS:
         return None
@@ -150,7 +150,7 @@ def plan_pixel_pairs(problem: ConvProblem, threads: int) -> PixelPairsPass | Non
     width = _width(kh * kw, 2 * kh, pairs, kh * kw + _around(4))
     lanes = vector_bytes() // problem.itemsize
     shape = PixelPairTile(VL=lanes, KH=kh, KW=kw, PR=low_r % 2, PC=low_c % 2, NV=width)
-    row_block = _row_block(rows, (width + kw // 2) * part.source[2] // 2, 2)
+    row_block = row_block_of(rows, (width + kw // 2) * part.source[2] // 2, 2)
     zeros = np.zeros(problem.groups, problem.dtype)
     plan, tasks = _planned(
         problem, part, threads,
@@ -167,14 +167,14 @@ def plan_pixel_pairs(problem: ConvProblem, threads: int) -> PixelPairsPass | Non
     return PixelPairsPass(problem, threads, shape, Launch(compiled, problem.dtype, plan, tasks, threads), zeros)
 
 
-def _is_depthwise(problem: ConvProblem) -> bool:
+def is_depthwise(problem: ConvProblem) -> bool:
     """Whether pixels of single channels with kernels of their own fill vectors."""
     alone = max(problem.ic_per_group, problem.oc_per_group) == 1
     lanes = vector_bytes() // problem.itemsize
     return alone and problem.groups >= lanes and problem.layout in ("NHWC", CHANNELS_LAST)
 
 
-def _row_block(rows: int, row_bytes: int, together: int) -> int:
+def row_block_of(rows: int, row_bytes: int, together: int) -> int:
     """Rows of a block, a multiple of `together`, each of which has so many source bytes in a strip."""
     blocks = max(1, rows // max(_LEAST_ROWS, _BLOCK_BYTES // row_bytes))
     return -(-rows // (blocks * together)) * together

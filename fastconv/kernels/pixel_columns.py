@@ -1,0 +1,30 @@
+"""What strips of pixels read in a row: neighbouring source pixels of a vector of channels, zeros outside the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastconv.kernels.emit import I64, Emitter
+
+
+class PixelColumns:
+    """Neighbouring source pixels of a vector of channels, each with where it lies in a row; those outside are `zeros`.
+
+    Column q is the source's `first` + `spread` q, of `size`; they lie `step` bytes apart.
+    """
+
+    def __init__(self, emit: Emitter, count: int, first: Any, spread: Any, size: Any, step: Any, zeros: Any) -> None:
+        builder, self._emit = emit.builder, emit
+        self._places = []
+        for q in range(count):
+            column = emit.add(first, builder.mul(spread, emit.const(q)))
+            inside = builder.icmp_unsigned("<", column, size)
+            # The optimiser would make a loop of its own for each side of a choice.
+            mask = emit.opaque(builder.sext(inside, I64))
+            self._places.append((mask, builder.select(inside, builder.mul(column, step), zeros)))
+
+    def in_row(self, row: Any) -> Iterator[Any]:
+        """The vectors of the row at an address, one after another."""
+        for mask, offset in self._places:
+            yield self._emit.load(self._emit.add(self._emit.builder.and_(row, mask), offset))
