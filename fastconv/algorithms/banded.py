@@ -20,7 +20,7 @@ from fastconv.algorithms.cuts import Band, row_band
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.turning import Images, transposition
-from fastconv.cost import traffic_seconds
+from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import bands as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import CALL, LINE, Buffer, address, aligned, fill
@@ -285,7 +285,8 @@ class BandedOperation(Operation):
         packs = [(pack, stage) for pack, stage in zip(self._packs, self._stages, strict=True) if pack]
         packing = sum(model.launch_seconds(pack.threads) + stage.pack_seconds / pack.threads for pack, stage in packs)
         fetching = self._packed_bytes / self.problem.itemsize * model.FETCH_SECONDS if threads > 1 else 0.0
-        return model.launch_seconds(threads) + work + packing + fetching
+        far = far_bytes(self.problem) * model.PLANES_FAR_SECONDS / threads
+        return model.launch_seconds(threads) + work + packing + fetching + far
 
     def estimate(self, machine: Machine) -> Estimate:
         lanes = vector_bytes() // self.problem.itemsize

@@ -77,7 +77,7 @@ class GatherPass(Pass):
         weights = math.prod(self.packed_shape)
         far = max(0, weights * self.problem.itemsize - _NEAR_WEIGHTS_BYTES) * model.FAR_WEIGHT_SECONDS
         if self.packing is None:
-            others = weights * model.FETCH_SECONDS * (self.threads - 1)
+            others = weights * model.FETCH_MANY_SECONDS * (self.threads - 1)
             return (self._packing_seconds() + others) / self.threads + far
         # Threads that share a group pack it each for itself.
         sharing = self.packed_shape[0] if self.packing.keeps else self.packing.tasks
@@ -89,7 +89,8 @@ class GatherPass(Pass):
         p, (_, _, taps, reduction, _) = self.pack.plan[0], self.packed_shape
         apart = p["source_d"] != self.problem.itemsize
         read = int(p["lines"] * p["line"]) if apart else 0
-        return math.prod(self.packed_shape) * max(1.0, read / (taps * reduction))
+        least = model.PACK_TAPS_SHARE if apart and taps > 1 else 1.0
+        return math.prod(self.packed_shape) * max(least, read / (taps * reduction))
 
     def _packing_seconds(self) -> float:
         """The time of packing all weights on one thread."""
@@ -116,16 +117,20 @@ class GatherPass(Pass):
         trace += self.launch.tasks * self.copying
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
-            value = model.TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
+            value = model.TILE_TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
             scatter = tiles * self.tile.MR * int(p["channels"]) * value
-        apart = far_bytes(self.problem) * model.STREAM_SECONDS if p["source_k"] != self.problem.itemsize else 0.0
-        return (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads) / self.threads + apart
+        work = (multiply + trace + scatter) * model.balance(self.launch.tasks, self.threads)
+        if self.problem.layout == "NCHW":
+            work += far_bytes(self.problem) * model.PLANES_FAR_SECONDS
+        return work / self.threads
 
     def _apart_share(self) -> float:
         """Speed of a tile whose scalars lie in planes, of which each tap reads the same lines again."""
         p = self.launch.plan[0]
         if p["source_k"] % model.CONFLICT_BYTES == 0:
             return model.costs().apart_conflict_share
+        if p["column_step"] * p["source_c"] >= LINE // 2:
+            return model.costs().apart_lines_share
         lines = int(p["reduction"]) * min(self.tile.MR, self.tile.MR * int(p["column_step"] * p["source_c"]) / LINE + 1)
         meet = int(p["taps_r"] * p["taps_c"]) > 1 and lines / sets_of(int(p["source_k"])) > model.APART_LINES
         return model.costs().apart_far_share if meet else model.costs().apart_share

@@ -12,6 +12,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
+from fastconv.cost import NEAR_IMAGES_BYTES
 from fastconv.kernels import lines as kernels
 from fastconv.kernels.columns import MOST_STEPS
 from fastconv.kernels.launch import Launch
@@ -53,7 +54,9 @@ class LinePass(Pass):
         slots = int(p["steps"]) * panel_slots(shape, int(p["columns"]), model.LINE_SHARE)
         slots += int(p["panels"]) * model.LINE_TILE_SLOTS
         work = rows * tiles * slots / rate + copied * int(p["parts"]) * _VALUE_SECONDS
-        return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
+        work *= model.balance(self.launch.tasks, self.threads)
+        work += max(0, copied * self.problem.itemsize - NEAR_IMAGES_BYTES) * model.PLANES_FAR_SECONDS
+        return model.launch_seconds(self.threads) + work / self.threads
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,

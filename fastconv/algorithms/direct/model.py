@@ -35,8 +35,6 @@ STRIP_RUN_SLOTS = 20
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
 APART_LINES = 8
 """Lines of a set of the first cache level that the scalars of a tile may take before they are lost."""
-ROW_APART_SHARE = 0.9
-"""Speed of a tile of weights whose rows lie apart so."""
 SPREAD_BYTES = 2 << 20
 SPREAD_SHARE = 0.97
 """Speed of a tile that reads planes in place, each in pages of its own, over more bytes than that."""
@@ -46,12 +44,16 @@ TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.12e-9
 """Packing one weight or output gradient."""
+PACK_TAPS_SHARE = 1.5
+"""How many times as long it takes where several taps lie between one channel's weights and the next's."""
 FAR_WEIGHT_SECONDS = 0.025e-9
 """Waiting for a byte of weights that lie farther than the second cache level."""
 SHARED_WEIGHTS = 1 << 14
 """Weights whose order several threads change, instead of one."""
 FETCH_SECONDS = 0.5e-9
 """Reading one of them that another core has packed, and taking its line back there."""
+FETCH_MANY_SECONDS = 0.2e-9
+"""The same of more than threads keep each for themselves."""
 COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
 COLUMN_RUN_SECONDS = 1.5e-9
@@ -99,6 +101,8 @@ STRIP_TILE_SECONDS = 24e-9
 """What a tile with pixels in the lanes takes besides its multiply-adds."""
 TURN_SECONDS = 0.1e-9
 """Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
+TILE_TURN_SECONDS = 0.17e-9
+"""Moving one value of a tile with channels in the lanes to a plane, in which the tile has a few pixels."""
 TRANSPOSE_SECONDS = 0.15e-9
 """Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.56e-9
@@ -132,6 +136,8 @@ STREAM_SECONDS = 0.05e-9
 """Moving a byte of an image that does not stay in a core's caches."""
 PLANE_SECONDS = 0.012e-9
 """Moving a byte of an image that is read in the order in which it lies."""
+PLANES_FAR_SECONDS = 0.08e-9
+"""Moving a byte of an image that comes from beyond the caches, and whose planes are read in turn."""
 FAR_BYTES = 32 << 20
 """Images that no cache keeps from one use to the next."""
 SPREAD_SECONDS = 0.05e-9
@@ -203,6 +209,12 @@ class Costs(NamedTuple):
     """The same where they meet in few cache lines."""
     apart_far_share: float
     """The same where more than `APART_LINES` lines share a set of the first cache level."""
+    apart_lines_share: float
+    """The same where each of them lies in a line of its own, or nearly so."""
+    plane_share: float
+    """Speed of a tile of weights by pixels of a plane, beside one of pixels by channels."""
+    row_apart_share: float
+    """Speed of a tile of weights whose rows lie apart so."""
     sum_share: float
     """Share of the peak that a tile whose lanes are added up reaches, as far as its loads allow."""
     gather_run: float
@@ -227,7 +239,8 @@ _WHOLE = Costs(
     depthwise_share=0.74, channel_load=1.0, depthwise_tile=68, group_tile=68, hides_loads=False,
     channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
-    apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, sum_share=0.66,
+    apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9,
+    plane_share=1.0, row_apart_share=0.9, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
     dot_far_seconds=0.0,
 )  # fmt: skip
@@ -237,7 +250,8 @@ _HALVED = Costs(
     depthwise_share=0.97, channel_load=0.75, depthwise_tile=25, group_tile=45, hides_loads=True,
     channel_dot_share=0.93, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
-    apart_share=0.91, apart_conflict_share=0.86, apart_far_share=0.91, sum_share=0.9,
+    apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85,
+    plane_share=1.03, row_apart_share=1.0, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,
     dot_far_seconds=0.04e-9,
 )  # fmt: skip

@@ -92,7 +92,7 @@ class PlanePass(Pass):
         panels = -(-pixels // shape.NR)
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
         slots += panels * model.PLANE_TILE_SLOTS
-        pack, multiply = 0.0, tiles * slots / rate
+        pack, multiply = 0.0, tiles * slots / rate / model.costs().plane_share
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
         else:
@@ -100,13 +100,14 @@ class PlanePass(Pass):
             multiply /= model.SPREAD_SHARE if reduction * step > model.SPREAD_BYTES else 1.0
             multiply /= model.MEETING_SHARE if reduction // sets_of(step) > _MOST_SHARING else 1.0
         if p["source_k"] % CONFLICT_BYTES == 0:
-            multiply /= model.ROW_APART_SHARE
+            multiply /= model.costs().row_apart_share
         work = (multiply + pack) * model.balance(self.launch.tasks, self.threads)
         turn = 0.0
         if self.turn:
             turned = math.prod(self.problem.w_shape) * model.PACK_SECONDS
             turn = model.launch_seconds(self.turn.threads) + turned / self.turn.threads
-        far = 0.0 if p["in_place"] else far_bytes(self.problem) * model.STREAM_SECONDS
+        times = 1 if p["in_place"] else 2
+        far = far_bytes(self.problem) * times * model.PLANES_FAR_SECONDS / self.threads
         return model.launch_seconds(self.threads) + work / self.threads + far + turn
 
     def run(
