@@ -68,7 +68,7 @@ def conv2d(
         Order of the axes of x, w and the result.
     algorithm : str, default "auto"
         One of `conv2d_algorithms`. "auto" takes the one with the shortest predicted time (winograd and fft only where
-        that saves 15 % and 20 microseconds), "exact" the same among those that sum the plain products only; a name
+        that saves 11 % and 5 microseconds), "exact" the same among those that sum the plain products only; a name
         runs that algorithm or raises ValueError.
     activation : None, "relu" or a scalar function compiled with `numba.njit`
         Applied to each output value before it is stored.
@@ -108,6 +108,8 @@ def conv2d(
     problem = asked.problem
     bias = bias_argument(bias, w, problem)
     check_activation(activation)
+    if out is None and bias is None and activation is None and asked.takes(x, w):
+        return asked.run(x, w)
     plan = asked.plan
     y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x, "w": w, "bias": bias}, asked.batchless)
     run_forward(plan, x, w, epilogue_for(bias, activation, problem.dtype), y.array)
@@ -185,6 +187,8 @@ def conv2d_grad_input(
 
 
 def _grad_input(asked: Request, grad_y: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    if out is None and asked.takes(grad_y, w):
+        return asked.run(grad_y, w)
     problem = asked.problem
     grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w}, asked.batchless)
     if problem.n:
@@ -258,6 +262,8 @@ def conv2d_grad_weight(
 
 
 def _grad_weight(asked: Request, grad_y: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    if out is None and asked.takes(grad_y, x):
+        return asked.run(grad_y, x)
     problem = asked.problem
     grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
     if problem.n:

@@ -78,7 +78,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[st
             raise ValueError(f"out must not overlap with {name}: the result would overwrite it while it is read")
 
 
-def _takes_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> bool:
+def takes_result(out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray | None]) -> bool:
     """Whether an `out` is plainly fit: a look in half the time of asking for each way in which it might not be."""
     if type(out) is not np.ndarray or out.dtype is not dtype or out.shape != shape:
         return False
@@ -122,7 +122,7 @@ def allocate(
     """
     if out is not None:
         wanted = shape[1:] if batchless else shape
-        if not _takes_result(out, wanted, given, inputs):
+        if not takes_result(out, wanted, given, inputs):
             check_out(out, wanted, given, inputs)
     return Result(shape, dtype, given, out, batchless)
 

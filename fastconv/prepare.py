@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.algorithms.base import Operation
+from fastconv.algorithms.base import Epilogue, Operation
 from fastconv.arrays import ready
 from fastconv.conv2d import run_forward
 from fastconv.epilogue import check_activation, epilogue_for
-from fastconv.operands import ArrayLike, allocate, array_argument, bias_argument, same_dtype, weights_argument
+from fastconv.operands import (
+    ArrayLike,
+    allocate,
+    array_argument,
+    bias_argument,
+    same_dtype,
+    takes_result,
+    weights_argument,
+)
 from fastconv.plan import Plan, Request, conv2d_algorithms, request
 from fastconv.problem import (
     check_choice,
@@ -41,6 +49,8 @@ class PreparedConv2d:
         self._requests: dict[tuple[int, ...], Request] = {}
         self._prepared: dict[Operation, Any] = {}
         self._packed: dict[tuple[Any, ...], Any] = {}
+        self._known: dict[tuple[int, ...], tuple[Request, Epilogue]] = {}
+        """Of shapes that were given before, what a call needs, unless its activation may fail."""
 
     def plan(self, input_shape: Sequence[int]) -> Plan:
         """What a call with an input of that shape does."""
@@ -72,6 +82,14 @@ class PreparedConv2d:
         array
             The output, of the inputs' dtype.
         """
+        if type(x) is np.ndarray and (known := self._known.get(x.shape)) and known[0].takes(x, self._w):
+            earlier, epilogue = known
+            operation = earlier.plan.operation
+            shape, prepared = earlier.problem.y_shape, self._prepared.get(operation)
+            if prepared is not None and (out is None or takes_result(out, shape, x.dtype, {"x": x})):
+                result = np.empty(shape, x.dtype) if out is None else out
+                operation.run(x, self._w, result, epilogue, prepared)
+                return result
         x = array_argument("x", x)
         same_dtype("x", x, "w", self._w)
         asked = self._requests.get(x.shape)
@@ -85,6 +103,8 @@ class PreparedConv2d:
                 prepared = self._prepare(plan)
             epilogue = epilogue_for(self._bias, self._activation, problem.dtype)
             run_forward(plan, x, self._w, epilogue, y.array, prepared)
+            if epilogue.function is None:
+                self._known[x.shape] = asked, epilogue
         return y.deliver()
 
 
