@@ -32,10 +32,11 @@ ROLLING_PIXELS = record("""
     rows columns target_columns first_row first_column row_step phases
     channels vectors overlapping row_block row_blocks strips parts entry width
 """)
-"""Strides are in bytes. Kernel rows lie `tap_rows` source rows apart; target rows are summed `line_step` apart, source
-rows lie `source_step` apart. The columns of each phase are `phases` apart, in source and target alike, and strips have
-`width` of them: the last of a row overlaps the one before, as the one vector `overlapping` the last of `vectors` does
-where channels do not fill it. `entry` is the address of the compiled `strip`."""
+"""Strides are in bytes. Kernel rows lie `row_step` source rows apart, and so do the target rows that roll together; the
+columns of each phase are `phases` apart, in source and target alike. Of `strips` in a row each has `width` columns of a
+phase: the last one overlaps the one before, as the one vector `overlapping` the last of `vectors` does where channels
+do not fill it. Of an input gradient of stride 2 `columns` are pairs, of `target_columns`. `entry` is the address of
+the compiled `strip` or `pair_strip`."""
 
 
 def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:

@@ -46,7 +46,7 @@ from fastconv.algorithms.direct.plane_dots import plan_plane_dots
 from fastconv.algorithms.direct.planes import PlanePass, plan_planes
 from fastconv.algorithms.direct.rolling import plan_pairs, plan_rolling
 from fastconv.algorithms.direct.rolling_dots import plan_rolling_dots
-from fastconv.algorithms.direct.rolling_pixels import RollingPixelsPass, plan_pixel_pairs, plan_rolling_pixels
+from fastconv.algorithms.direct.rolling_pixels import plan_pixel_pairs, plan_rolling_pixels
 from fastconv.algorithms.direct.spread import plan_spread
 from fastconv.algorithms.direct.stencils import plan_stencil
 from fastconv.algorithms.direct.strips import plan_strips
@@ -247,10 +247,7 @@ def _order_of_sums(operation: Operation | None) -> type[Pass] | None:
     elif isinstance(operation, DirectOperation):
         alone = operation.problem.kernel_size == (1, 1)
         steps = [part for step in operation.passes for part in getattr(step, "parts", (step,))]
-        same: dict[type[Pass], type[Pass]] = {RollingPixelsPass: DepthwisePass}
-        if alone:
-            same[PlanePass] = GatherPass
-        orders = {same.get(type(step), type(step)) for step in steps}
+        orders = {GatherPass if alone and type(step) is PlanePass else type(step) for step in steps}
     else:
         return None
     return orders.pop() if len(orders) == 1 and orders <= {GatherPass, DepthwisePass} else None

@@ -89,7 +89,7 @@ class GatherPass(Pass):
         p, (_, _, taps, reduction, _) = self.pack.plan[0], self.packed_shape
         apart = p["source_d"] != self.problem.itemsize
         read = int(p["lines"] * p["line"]) if apart else 0
-        least = model.PACK_TAPS_SHARE if apart and taps > 1 else 1.0
+        least = model.PACK_TAPS_TIMES if apart and taps > 1 else 1.0
         return math.prod(self.packed_shape) * max(least, read / (taps * reduction))
 
     def _packing_seconds(self) -> float:

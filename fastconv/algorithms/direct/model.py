@@ -44,7 +44,7 @@ TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
 PACK_SECONDS = 0.12e-9
 """Packing one weight or output gradient."""
-PACK_TAPS_SHARE = 1.5
+PACK_TAPS_TIMES = 1.5
 """How many times as long it takes where several taps lie between one channel's weights and the next's."""
 FAR_WEIGHT_SECONDS = 0.025e-9
 """Waiting for a byte of weights that lie farther than the second cache level."""
