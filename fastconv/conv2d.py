@@ -108,8 +108,8 @@ def conv2d(
     problem = asked.problem
     bias = bias_argument(bias, w, problem)
     check_activation(activation)
-    if out is None and bias is None and activation is None and asked.takes(x, w):
-        return asked.run(x, w)
+    if bias is None and activation is None and asked.takes(x, w, out):
+        return asked.run(x, w, out)
     plan = asked.plan
     y = allocate(problem.y_shape, problem.dtype, x.dtype, out, {"x": x, "w": w, "bias": bias}, asked.batchless)
     run_forward(plan, x, w, epilogue_for(bias, activation, problem.dtype), y.array)
@@ -187,8 +187,8 @@ def conv2d_grad_input(
 
 
 def _grad_input(asked: Request, grad_y: np.ndarray, w: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    if out is None and asked.takes(grad_y, w):
-        return asked.run(grad_y, w)
+    if asked.takes(grad_y, w, out):
+        return asked.run(grad_y, w, out)
     problem = asked.problem
     grad_x = allocate(problem.x_shape, problem.dtype, grad_y.dtype, out, {"grad_y": grad_y, "w": w}, asked.batchless)
     if problem.n:
@@ -262,8 +262,8 @@ def conv2d_grad_weight(
 
 
 def _grad_weight(asked: Request, grad_y: np.ndarray, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    if out is None and asked.takes(grad_y, x):
-        return asked.run(grad_y, x)
+    if asked.takes(grad_y, x, out):
+        return asked.run(grad_y, x, out)
     problem = asked.problem
     grad_w = allocate(problem.w_shape, problem.dtype, x.dtype, out, {"grad_y": grad_y, "x": x})
     if problem.n:

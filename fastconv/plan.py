@@ -15,6 +15,7 @@ from fastconv.algorithms.base import Estimate, Operation
 from fastconv.arrays import NATIVE
 from fastconv.cost import conv_bytes, conv_flops, conv_parameters
 from fastconv.kernels import launch
+from fastconv.operands import takes_result
 from fastconv.problem import (
     DIRECTIONS,
     ConvProblem,
@@ -204,14 +205,16 @@ class Request:
         # Of arrays that need no look at each: what is computed is what the caller gets.
         self._dtype = None if batchless or problem.n == 0 else NATIVE[problem.dtype]
 
-    def takes(self, first: np.ndarray, second: np.ndarray) -> bool:
-        """Whether `run` is for these operands, whose shapes fit the problem: kernels read them as they are."""
+    def takes(self, first: np.ndarray, second: np.ndarray, out: Any = None) -> bool:
+        """Whether `run` is for these arrays: operands whose shapes fit, and an `out` that plainly does."""
         dtype = self._dtype
-        return first.dtype is dtype and second.dtype is dtype and first.flags.carray and second.flags.carray
+        if not (first.dtype is dtype and second.dtype is dtype and first.flags.carray and second.flags.carray):
+            return False
+        return out is None or takes_result(out, self._result_shape, first.dtype, {"first": first, "second": second})
 
-    def run(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """A new array with the result: a microsecond sooner than where operands must be looked at and converted."""
-        result = np.empty(self._result_shape, self._dtype)
+    def run(self, first: np.ndarray, second: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """The result in `out`, or in a new array: a microsecond sooner than where arrays must be looked at."""
+        result = np.empty(self._result_shape, self._dtype) if out is None else out
         self.plan.operation.run(first, second, result)
         return result
 
