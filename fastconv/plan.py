@@ -214,9 +214,13 @@ class Request:
 
     def run(self, first: np.ndarray, second: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The result in `out`, or in a new array: a microsecond sooner than where arrays must be looked at."""
-        result = np.empty(self._result_shape, self._dtype) if out is None else out
+        result = self.result(out)
         self.plan.operation.run(first, second, result)
         return result
+
+    def result(self, out: np.ndarray | None) -> np.ndarray:
+        """Where `run` computes: in `out`, or in a new array."""
+        return np.empty(self._result_shape, self._dtype) if out is None else out
 
     @property
     def plan(self) -> Plan:

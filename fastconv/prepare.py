@@ -6,20 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 
-from fastconv.algorithms.base import Epilogue, Operation
+from fastconv.algorithms.base import Operation
 from fastconv.arrays import ready
 from fastconv.conv2d import run_forward
 from fastconv.epilogue import check_activation, epilogue_for
-from fastconv.operands import (
-    ArrayLike,
-    allocate,
-    array_argument,
-    bias_argument,
-    same_dtype,
-    takes_result,
-    weights_argument,
-)
+from fastconv.operands import ArrayLike, allocate, array_argument, bias_argument, same_dtype, weights_argument
 from fastconv.plan import Plan, Request, conv2d_algorithms, request
 from fastconv.problem import (
     check_choice,
@@ -27,6 +20,7 @@ from fastconv.problem import (
     check_layout,
     check_pair,
     check_sizes,
+    compute_dtype,
     problem_from,
 )
 
@@ -49,8 +43,9 @@ class PreparedConv2d:
         self._requests: dict[tuple[int, ...], Request] = {}
         self._prepared: dict[Operation, Any] = {}
         self._packed: dict[tuple[Any, ...], Any] = {}
-        self._known: dict[tuple[int, ...], tuple[Request, Epilogue]] = {}
-        """Of shapes that were given before, what a call needs, unless its activation may fail."""
+        may_fail = isinstance(activation, Dispatcher)
+        self._epilogue = None if may_fail else epilogue_for(bias, activation, compute_dtype("w", w.dtype))
+        """What all calls have in common, unless each must note whether its activation failed."""
 
     def plan(self, input_shape: Sequence[int]) -> Plan:
         """What a call with an input of that shape does."""
@@ -82,12 +77,13 @@ class PreparedConv2d:
         array
             The output, of the inputs' dtype.
         """
-        if type(x) is np.ndarray and (known := self._known.get(x.shape)) and known[0].takes(x, self._w):
-            earlier, epilogue = known
-            operation = earlier.plan.operation
-            shape, prepared = earlier.problem.y_shape, self._prepared.get(operation)
-            if prepared is not None and (out is None or takes_result(out, shape, x.dtype, {"x": x})):
-                result = np.empty(shape, x.dtype) if out is None else out
+        epilogue = self._epilogue
+        known = self._requests.get(x.shape) if type(x) is np.ndarray else None
+        if known is not None and epilogue is not None and known.takes(x, self._w, out):
+            operation = known.plan.operation
+            prepared = self._prepared.get(operation)
+            if prepared is not None:
+                result = known.result(out)
                 operation.run(x, self._w, result, epilogue, prepared)
                 return result
         x = array_argument("x", x)
@@ -101,10 +97,8 @@ class PreparedConv2d:
             prepared = self._prepared.get(plan.operation)
             if prepared is None:
                 prepared = self._prepare(plan)
-            epilogue = epilogue_for(self._bias, self._activation, problem.dtype)
+            epilogue = epilogue or epilogue_for(self._bias, self._activation, problem.dtype)
             run_forward(plan, x, self._w, epilogue, y.array, prepared)
-            if epilogue.function is None:
-                self._known[x.shape] = asked, epilogue
         return y.deliver()
 
 

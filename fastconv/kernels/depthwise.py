@@ -23,7 +23,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import pitched_places, trace_places
 from fastconv.kernels.copies import copy_pixels
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.groups import GroupLanes
+from fastconv.kernels.groups import GroupLanes, vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at
 from fastconv.kernels.target import RowTile, vector_bytes
@@ -197,9 +197,7 @@ def depthwise() -> CFunc:
             block = task // p.parts % p.row_blocks
             image = task // p.parts // p.row_blocks
             source, other = call.source + image * p.source_n, call.other
-            first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
-            if part == p.parts - 1:
-                last += p.overlapping
+            first, last = vectors_of_part(p, part)
             begin_row, end_row = block * p.row_block, min((block + 1) * p.row_block, p.rows)
             if p.copies != 0:
                 at, count = first * p.lane_bytes, min(last * p.lane_bytes, p.channel_bytes) - first * p.lane_bytes

@@ -6,7 +6,17 @@ from typing import Any
 
 from llvmlite import ir
 
+from fastconv.kernels import jit
 from fastconv.kernels.emit import I32, Emitter
+
+
+@jit.inline
+def vectors_of_part(p, part):
+    """The vectors of channels from the first to the last of a part; the last part has the one that overlaps as well."""
+    first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
+    if part == p.parts - 1:
+        last += p.overlapping
+    return first, last
 
 
 class GroupLanes:

@@ -11,20 +11,26 @@ from fastconv.kernels.emit import I64, Emitter
 class PixelColumns:
     """Neighbouring source pixels of a vector of channels, each with where it lies in a row; those outside are `zeros`.
 
-    Column q is the source's `first` + `spread` q, of `size`; they lie `step` bytes apart.
+    Pixel v of `width` meets column v + b by each of the kernel's `taps`. Column q is the source's `first` + `spread` q,
+    of `size`; they lie `step` bytes apart.
     """
 
-    def __init__(self, emit: Emitter, count: int, first: Any, spread: Any, size: Any, step: Any, zeros: Any) -> None:
+    def __init__(
+        self, emit: Emitter, width: int, taps: int, first: Any, spread: Any, size: Any, step: Any, zeros: Any
+    ) -> None:
         builder, self._emit = emit.builder, emit
+        self._width, self._taps = width, taps
         self._places = []
-        for q in range(count):
+        for q in range(width + taps - 1):
             column = emit.add(first, builder.mul(spread, emit.const(q)))
             inside = builder.icmp_unsigned("<", column, size)
             # The optimiser would make a loop of its own for each side of a choice.
             mask = emit.opaque(builder.sext(inside, I64))
             self._places.append((mask, builder.select(inside, builder.mul(column, step), zeros)))
 
-    def in_row(self, row: Any) -> Iterator[Any]:
-        """The vectors of the row at an address, one after another."""
-        for mask, offset in self._places:
-            yield self._emit.load(self._emit.add(self._emit.builder.and_(row, mask), offset))
+    def in_row(self, row: Any) -> Iterator[tuple[int, int, Any]]:
+        """What pixels meet in the row at an address: each pixel, tap and source vector, which is loaded once."""
+        for q, (mask, offset) in enumerate(self._places):
+            value = self._emit.load(self._emit.add(self._emit.builder.and_(row, mask), offset))
+            for v in range(max(0, q - self._taps + 1), min(self._width, q + 1)):
+                yield v, q - v, value

@@ -25,7 +25,16 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
-from fastconv.kernels.rolling_rows import PairRows, Product, Rows, pair_offsets, pair_phases, roll_pairs, roll_rows
+from fastconv.kernels.rolling_rows import (
+    PairRows,
+    Product,
+    Rows,
+    kernel_weights,
+    pair_offsets,
+    pair_phases,
+    roll_pairs,
+    roll_rows,
+)
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PairTile, RollingTile
@@ -41,16 +50,6 @@ rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apa
 Rows are cut into `strips`, the first `wide_strips` of which have `width` vectors of `vector_columns`, the others one
 less: `entry` and `entry_narrow` are the addresses of their parts. `whole` says that all tasks' planes are done by one
 call of a part: none is cut."""
-
-
-def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
-    """The weights of a kernel of so many rows and columns, each in all lanes."""
-
-    def weight(a: int, b: int) -> Any:
-        along = emit.add(emit.builder.mul(weight_r, emit.const(a)), emit.builder.mul(weight_c, emit.const(b)))
-        return emit.load_broadcast(emit.add(weights, along))
-
-    return [[weight(a, b) for b in range(size[1])] for a in range(size[0])]
 
 
 @intrinsic(prefer_literal=True)
@@ -79,7 +78,7 @@ def rolling_strip(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         vectors = range(width)
-        kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
+        kernel = kernel_weights(emit, (height, taps), emit.load_broadcast, weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
         every = [
             [
@@ -147,7 +146,7 @@ def rolling_pairs(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         vectors, half = range(width), lanes // 2
-        kernel = _weights(emit, heights, weights, weight_r, weight_c)
+        kernel = kernel_weights(emit, heights, emit.load_broadcast, weights, weight_r, weight_c)
         every = {
             (v, shift): PlaneTap(
                 emit, add(first, const(v * lanes + shift)), 1, size, const(lanes), not inner or v in (0, width - 1)

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.groups import vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.pixel_columns import PixelColumns
 from fastconv.kernels.simd import call_part, pointer, record_at
@@ -29,12 +30,14 @@ from fastconv.kernels.target import PixelStripTile
 ROLLING_DOTS = record("""
     source_n source_r source_c source_rows source_columns gradient_n gradient_r gradient_c zeros
     rows columns first_row first_column row_step phases
-    channels vectors overlapping row_block row_blocks strips width units slabs slab_bytes parts entry entry_narrow
+    channels vectors overlapping lane_bytes channel_bytes taps
+    row_block row_blocks strips width units slabs slab_bytes parts entry entry_narrow
 """)
 """Strides are in bytes. Kernel rows lie `row_step` source rows apart, kernel columns `phases` columns, as the pixels of
 a strip do: of each phase there are `strips`, the first of `width` pixels, the others of one less. `entry` and
 `entry_narrow` are the addresses of the compiled `strip` for both. A slab has some of the `units`, each the strip of a
-block of rows; the last part of the channels also has the vector `overlapping` the one before."""
+block of rows; the last part of the channels also has the vector `overlapping` the one before. A vector of channels
+takes `lane_bytes`, all of them `channel_bytes`."""
 
 
 @intrinsic(prefer_literal=True)
@@ -59,18 +62,16 @@ def rolling_sums(
         target, target_row, target_step, known = args[18:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
-        columns = PixelColumns(emit, width + taps - 1, first, spread, size, source_c, zeros)
+        columns = PixelColumns(emit, width, taps, first, spread, size, source_c, zeros)
         offsets = [emit.opaque(multiply(gradient_c, const(v))) for v in range(width)]
         kept = (height - 1) * width
 
         def with_row(row: Any, tap_rows: range, gradients: list[Any], sums: list[Any]) -> list[Any]:
             """The sums with the products of a source row added, which these kernel rows meet."""
             sums = list(sums)
-            for q, value in enumerate(columns.in_row(row)):
-                for v in range(max(0, q - taps + 1), min(width, q + 1)):
-                    for a in tap_rows:
-                        k = a * taps + q - v
-                        sums[k] = emit.fma(value, gradients[a * width + v], sums[k])
+            for v, b, value in columns.in_row(row):
+                for a in tap_rows:
+                    sums[a * taps + b] = emit.fma(value, gradients[a * width + v], sums[a * taps + b])
             return sums
 
         def rows_between(begin: Any, end: Any, carried: list[Any], edge: bool) -> list[Any]:
@@ -145,23 +146,19 @@ def strip(dtype: str, tile: PixelStripTile) -> CFunc:
 
 
 @functools.cache
-def rolling_dots(dtype: str, tile: PixelStripTile) -> CFunc:
-    """The kernel for a dtype and a tile, whatever its width; its tasks are (slab, part of the channels)."""
-    ITEM = np.dtype(dtype).itemsize
-    VL, TAPS = tile.VL, tile.KH * tile.KW
+def rolling_dots() -> CFunc:
+    """The kernel for all dtypes and tiles; its tasks are (slab, part of the channels)."""
 
     def rolling_strips(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, ROLLING_DOTS)
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
-            first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
-            if part == p.parts - 1:
-                last += p.overlapping
+            first, last = vectors_of_part(p, part)
             target = call.target + slab * p.slab_bytes
-            begin_byte, end_byte = first * VL * ITEM, min(last * VL, p.channels) * ITEM
-            for tap in range(TAPS):
-                sums = carray(pointer(target + tap * p.channels * ITEM), p.channels * ITEM, np.uint8)
+            begin_byte, end_byte = first * p.lane_bytes, min(last * p.lane_bytes, p.channel_bytes)
+            for tap in range(p.taps):
+                sums = carray(pointer(target + tap * p.channel_bytes), p.channel_bytes, np.uint8)
                 sums[begin_byte:end_byte] = 0
             for unit in range(p.units * slab // p.slabs, p.units * (slab + 1) // p.slabs):
                 number, block = unit % p.strips, unit // p.strips

@@ -18,9 +18,19 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.groups import vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.pixel_columns import PixelColumns
-from fastconv.kernels.rolling_rows import PairRows, Product, Rows, pair_offsets, pair_phases, roll_pairs, roll_rows
+from fastconv.kernels.rolling_rows import (
+    PairRows,
+    Product,
+    Rows,
+    kernel_weights,
+    pair_offsets,
+    pair_phases,
+    roll_pairs,
+    roll_rows,
+)
 from fastconv.kernels.simd import call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PixelPairTile, PixelStripTile
@@ -37,16 +47,6 @@ columns of each phase are `phases` apart, in source and target alike. Of `strips
 phase: the last one overlaps the one before, as the one vector `overlapping` the last of `vectors` does where channels
 do not fill it. Of an input gradient of stride 2 `columns` are pairs, of `target_columns`. `entry` is the address of
 the compiled `strip` or `pair_strip`."""
-
-
-def _weights(emit: Emitter, size: tuple[int, int], weights: Any, weight_r: Any, weight_c: Any) -> list[list[Any]]:
-    """The weights of a vector of channels, of a kernel of so many rows and columns."""
-
-    def weight(a: int, b: int) -> Any:
-        along = emit.add(emit.builder.mul(weight_r, emit.const(a)), emit.builder.mul(weight_c, emit.const(b)))
-        return emit.load(emit.add(weights, along))
-
-    return [[weight(a, b) for b in range(size[1])] for a in range(size[0])]
 
 
 @intrinsic(prefer_literal=True)
@@ -71,12 +71,11 @@ def rolling_columns(
         source, source_line, source_c, zeros, row, step, source_rows = args[11:18]
         weights, weight_r, weight_c, start, floor, target, target_line, target_c, again = args[18:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        columns = PixelColumns(emit, width + taps - 1, first, spread, size, source_c, zeros)
+        columns = PixelColumns(emit, width, taps, first, spread, size, source_c, zeros)
 
         def products(place: Any, exists: Any) -> Iterator[Product]:
-            for q, value in enumerate(columns.in_row(place)):
-                for v in range(max(0, q - taps + 1), min(width, q + 1)):
-                    yield v, q - v, functools.partial(emit.fma, value)
+            for v, b, value in columns.in_row(place):
+                yield v, b, functools.partial(emit.fma, value)
 
         # A pixel of another strip, which may be another thread's, goes to the place of the first that is not.
         places = [emit.limited(emit.const(v), again, emit.const(width - 1)) for v in range(width)]
@@ -85,7 +84,7 @@ def rolling_columns(
         def store(v: int, value: Any, there: Any) -> None:
             emit.store(value, emit.add(there, offsets[v]))
 
-        kernel = _weights(emit, (height, taps), weights, weight_r, weight_c)
+        kernel = kernel_weights(emit, (height, taps), emit.load, weights, weight_r, weight_c)
         rows = Rows(lines, begin, end, row, emit.const(0), step, source, source_line, source_rows, target, target_line)
         roll_rows(emit, rows, kernel, 1, width, emit.load(start), emit.broadcast(floor), products, store)
         return context.get_dummy_value()
@@ -117,7 +116,9 @@ def rolling_column_pairs(
         target, target_line, target_c, again = args[22:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
-        met = PixelColumns(emit, width + most - least, add(first, const(least)), const(1), size, source_c, zeros)
+        met = PixelColumns(
+            emit, width, most - least + 1, add(first, const(least)), const(1), size, source_c, zeros
+        )  # fmt: skip
         # What is not to be stored goes to the place of something that is, and is stored after it: pairs of another
         # strip, and the last pixel where there is none.
         offsets: list[list[Any]] = [[], []]
@@ -130,17 +131,15 @@ def rolling_column_pairs(
                 offsets[q].append(emit.opaque(builder.mul(target_c, pixel)))
 
         def products(place: Any) -> Iterator[Product]:
-            for q, value in enumerate(met.in_row(place)):
-                for v in range(width):
-                    if least <= q - v + least <= most:
-                        yield v, q - v + least, functools.partial(emit.fma, value)
+            for v, tap, value in met.in_row(place):
+                yield v, tap + least, functools.partial(emit.fma, value)
 
         def store(sums: list[Any], place: Any) -> None:
             for q in (1, 0):
                 for v in range(width):
                     emit.store(sums[q * width + v], add(place, offsets[q][v]))
 
-        kernel = _weights(emit, heights, weights, weight_r, weight_c)
+        kernel = kernel_weights(emit, heights, emit.load, weights, weight_r, weight_c)
         rows = PairRows(lines, begin, end, low, high, source, source_line, target, target_line)
         roll_pairs(emit, rows, kernel, phases, width, products, store)
         return context.get_dummy_value()
@@ -223,9 +222,7 @@ def rolling_pixels() -> CFunc:
             part, strip = task % p.parts, task // p.parts
             block, strip = strip // p.strips, strip % p.strips
             image, block = block // p.row_blocks, block % p.row_blocks
-            first, last = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
-            if part == p.parts - 1:
-                last += p.overlapping
+            first, last = vectors_of_part(p, part)
             top, bottom = block * p.row_block, min((block + 1) * p.row_block, p.rows)
             phase, number = strip % p.phases, strip // p.phases
             columns = steps_in(p.columns - phase, p.phases)

@@ -16,6 +16,18 @@ Product = tuple[int, int, Callable[[Any, Any], Any]]
 """The number of a target vector, that of a kernel column, and what adds their product: (weight, sum) to sum."""
 
 
+def kernel_weights(
+    emit: Emitter, size: tuple[int, int], load: Callable[[Any], Any], weights: Any, weight_r: Any, weight_c: Any
+) -> list[list[Any]]:
+    """The weights of a kernel of so many rows and columns, each a vector that `load` gets from its address."""
+
+    def weight(a: int, b: int) -> Any:
+        along = emit.add(emit.builder.mul(weight_r, emit.const(a)), emit.builder.mul(weight_c, emit.const(b)))
+        return load(emit.add(weights, along))
+
+    return [[weight(a, b) for b in range(size[1])] for a in range(size[0])]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of a strip.

@@ -54,6 +54,21 @@ class Pass(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class ZerosPass(Pass):
+    """A pass whose sums begin with the bias, or with as many zeros."""
+
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
+
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        start = self.zeros if epilogue.bias is None else epilogue.bias
+        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+
+
+@dataclass(frozen=True, eq=False)
 class SlabPass(Pass):
     """A weight gradient whose slabs are summed apart, and added up in order."""
 

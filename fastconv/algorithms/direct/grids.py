@@ -79,6 +79,19 @@ def even_step(values: tuple[int, ...]) -> int | None:
     return (steps or {1}).pop() if len(steps) <= 1 else None
 
 
+def spread_of(axis: Axis) -> int:
+    """The source positions from one tap to the next."""
+    spread = even_step(axis.offsets)
+    assert spread is not None  # of a kernel's taps, or those of a phase, it is the same for all
+    return spread
+
+
+def tap_order(axis: Axis, stride: int) -> tuple[int, int]:
+    """Where the weights of the first tap lie and how far apart they are, in the order of the sources they meet."""
+    step = (even_step(axis.taps) or 1) * stride
+    return (axis.taps[-1] * stride, -step) if spread_of(axis) < 0 else (axis.taps[0] * stride, step)
+
+
 def workspace_offsets(*sizes: int) -> tuple[int, ...]:
     """Where the parts of a workspace begin, each on a cache line, and its whole size."""
     return tuple(itertools.accumulate(sizes, lambda end, size: -(-(end + size) // 64) * 64, initial=0))

@@ -21,12 +21,14 @@ from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer
 from fastconv.problem import ConvProblem
 
+_Part = GatherPass | DepthwisePass | RollingPixelsPass
+
 
 @dataclass(frozen=True, eq=False)
 class PhasesPass(Pass):
     """The chained launches of all phases, and those that pack the weights of the phases whose tasks do not."""
 
-    parts: tuple[GatherPass | DepthwisePass | RollingPixelsPass, ...]
+    parts: tuple[_Part, ...]
     multiply: Chain
     pack: Chain | None
     packed_bytes: int
@@ -58,7 +60,7 @@ class PhasesPass(Pass):
 
 def plan_phases(problem: ConvProblem, parts: tuple[Pass, ...], threads: int) -> PhasesPass | None:
     """Chain the passes of a gradient's phases; None for one, for other kinds, or if all weights need too much room."""
-    chained = tuple(part for part in parts if isinstance(part, GatherPass | DepthwisePass | RollingPixelsPass))
+    chained = tuple(part for part in parts if isinstance(part, _Part))
     if len(chained) < max(2, len(parts)):
         return None
     launches: list[Launch] = []

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import ZerosPass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles
 from fastconv.cost import far_bytes
 from fastconv.kernels import rolling as kernels
@@ -40,11 +39,8 @@ _TASK_BYTES = 32 << 10
 
 
 @dataclass(frozen=True, eq=False)
-class RollingPass(Pass):
+class RollingPass(ZerosPass):
     """The launch of a depthwise convolution of planes, planned."""
-
-    zeros: np.ndarray
-    """What sums begin with where there is no bias."""
 
     def _lanes_share(self) -> float:
         return model.filled(int(self.launch.plan["columns"][0]), self.tile.VL)
@@ -80,13 +76,6 @@ class RollingPass(Pass):
         apart = far_bytes(problem) * model.STREAM_SECONDS if far else 0.0
         work = max(slots / rate, model.planes_seconds(problem))
         return model.launch_seconds(self.threads) + work * share + apart
-
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        start = self.zeros if epilogue.bias is None else epilogue.bias
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
 
 
 @dataclass(frozen=True, eq=False)

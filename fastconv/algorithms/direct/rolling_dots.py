@@ -11,14 +11,13 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import canonical_strides
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import SlabPass
-from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, forward_axis
 from fastconv.algorithms.direct.rolling_pixels import (
-    MEETING_SHARE,
     MOST_WIDTH,
     STRIP_SLOTS,
     is_depthwise,
     row_block_of,
+    strips_seconds,
 )
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
 from fastconv.kernels import rolling_dots as kernels
@@ -48,12 +47,9 @@ class RollingDotsPass(SlabPass):
         # The first and last rows of a strip are loaded anew for each of the kernel's.
         loads = strips * (rows + 2 * shape.KH) * (shape.KW + STRIP_SLOTS)
         slots = math.prod(problem.y_shape[:3]) * (taps + 1 + costs.channel_load) + loads
-        work = vectors * (slots + strips * (costs.rolling_plane + 2 * taps)) / rate
-        if sets_of(int(p["source_c"])) == 1:
-            work /= MEETING_SHARE
-        work = max(work, model.planes_seconds(problem)) * model.balance(self.launch.tasks, self.threads) / self.threads
+        slots = vectors * (slots + strips * (costs.rolling_plane + 2 * taps))
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
-        return model.launch_seconds(self.threads) + work + total
+        return strips_seconds(self, slots, rate) + total
 
 
 def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | None:
@@ -86,7 +82,8 @@ def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | N
         source_columns=problem.input_size[1], gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], zeros=address(zeros),
         rows=rows.count, columns=columns.count, first_row=rows.offsets[0], first_column=columns.offsets[0],
         row_step=row_step, phases=phases, channels=channels, vectors=vectors,
-        overlapping=int(channels % lanes > 0), row_block=row_block, row_blocks=blocks, strips=strips, width=width,
+        overlapping=int(channels % lanes > 0), lane_bytes=lanes * item,
+        channel_bytes=channels * item, taps=kh * kw, row_block=row_block, row_blocks=blocks, strips=strips, width=width,
         units=units, slabs=slabs, slab_bytes=partial.bytes_each, parts=parts, entry=0, entry_narrow=0,
     )  # fmt: skip
 
@@ -94,7 +91,7 @@ def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | N
         plan["entry"] = kernels.strip(problem.dtype, shape).address
         if width > 1 and columns.count < phases * strips * width:
             plan["entry_narrow"] = kernels.strip(problem.dtype, replace(shape, NV=width - 1)).address
-        return kernels.rolling_dots(problem.dtype, shape)
+        return kernels.rolling_dots()
 
     launch = Launch(compiled, problem.dtype, plan, slabs * parts, threads)
     return RollingDotsPass(problem, threads, shape, launch, partial, np.zeros(1, problem.dtype), zeros)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import Pass, ZerosPass
 from fastconv.algorithms.direct.copies import sets_of
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, even_step, met_taps, roles
+from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, met_taps, roles, spread_of, tap_order
 from fastconv.kernels import rolling_pixels as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -30,16 +29,13 @@ _LEAST_ROWS = 16
 """Rows of a block, at the beginning and end of which some source rows are read twice."""
 _BLOCK_BYTES = 512 << 10
 """Source bytes of a strip's block, of all channels: a vector's lines are fetched with those of the one before."""
-MEETING_SHARE = 0.7
+_MEETING_SHARE = 0.7
 """Speed of strips whose pixels meet in one set of a cache."""
 
 
 @dataclass(frozen=True, eq=False)
-class RollingPixelsPass(Pass):
-    """The launch of a depthwise pass whose sums roll, planned."""
-
-    zeros: np.ndarray
-    """Padding, and what sums begin with where there is no bias."""
+class RollingPixelsPass(ZerosPass):
+    """The launch of a depthwise pass whose sums roll, planned; the zeros are padding, too."""
 
     def describe(self) -> str:
         p, width = self.launch.plan[0], self.tile.NV
@@ -55,21 +51,10 @@ class RollingPixelsPass(Pass):
         return min(int(p["rows"]) + height * blocks * int(p["row_step"]), there), row
 
     def seconds(self, rate: float) -> float:
-        p, problem, costs = self.launch.plan[0], self.problem, model.costs()
-        strips = problem.n * int(p["strips"] * (p["vectors"] + p["overlapping"]))
-        rows, row = self._row()
-        work = strips * (rows * row + int(p["row_blocks"] * p["row_step"]) * costs.rolling_plane) / rate
-        if sets_of(int(p["source_c"])) == 1:
-            work /= MEETING_SHARE
-        work = max(work, model.planes_seconds(problem)) * model.balance(self.launch.tasks, self.threads) / self.threads
-        return model.launch_seconds(self.threads) + work
-
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        start = self.zeros if epilogue.bias is None else epilogue.bias
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        p, (rows, row) = self.launch.plan[0], self._row()
+        strips = self.problem.n * int(p["strips"] * (p["vectors"] + p["overlapping"]))
+        slots = strips * (rows * row + int(p["row_blocks"] * p["row_step"]) * model.costs().rolling_plane)
+        return strips_seconds(self, slots, rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +68,15 @@ class PixelPairsPass(RollingPixelsPass):
         p, shape = self.launch.plan[0], self.tile
         rows = int(p["source_rows"]) + int(p["row_blocks"] - 1) * (shape.KH // 2)
         return rows, shape.NV * (shape.KH * shape.KW + _around(4)) + shape.KW // 2 + STRIP_SLOTS
+
+
+def strips_seconds(step: Pass, slots: float, rate: float) -> float:
+    """The time of a launch that spends so many slots on strips of pixels."""
+    work = slots / rate
+    if sets_of(int(step.launch.plan["source_c"][0])) == 1:
+        work /= _MEETING_SHARE
+    work = max(work, model.planes_seconds(step.problem)) * model.balance(step.launch.tasks, step.threads)
+    return model.launch_seconds(step.threads) + work / step.threads
 
 
 def _around(targets: int) -> float:
@@ -110,9 +104,8 @@ def plan_rolling_pixels(
     taps = len(rows.taps) * len(columns.taps)
     if not is_depthwise(problem) or (rows.step, columns.step) != (1, 1) or taps > _MOST_TAPS:
         return None
-    (w_r, spread_r, offset_r), (w_c, spread_c, offset_c) = (
-        _ascending(axis, step) for axis, step in zip((rows, columns), part.weights[:2], strict=True)
-    )
+    (offset_r, w_r), (offset_c, w_c) = tap_order(rows, part.weights[0]), tap_order(columns, part.weights[1])
+    spread_r, spread_c = abs(spread_of(rows)), abs(spread_of(columns))
     width = _width(taps, len(rows.taps), columns.count // spread_c, taps + _around(1))
     lanes = vector_bytes() // problem.itemsize
     shape = PixelStripTile(VL=lanes, KH=len(rows.taps), KW=len(columns.taps), NV=width)
@@ -196,12 +189,3 @@ def _planned(
         row_block=row_block, row_blocks=blocks, strips=strips, parts=parts, entry=0, **given,
     )  # fmt: skip
     return plan, tasks * parts
-
-
-def _ascending(axis: Axis, tap_bytes: int) -> tuple[int, int, int]:
-    """An axis's taps in the order of the sources that they read: their step in bytes, that of sources, the first's."""
-    spread, step = even_step(axis.offsets), even_step(axis.taps)
-    assert spread is not None
-    assert step is not None
-    first = axis.taps[0] if spread > 0 else axis.taps[-1]
-    return (step if spread > 0 else -step) * tap_bytes, abs(spread), first * tap_bytes

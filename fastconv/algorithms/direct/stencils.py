@@ -16,7 +16,16 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass
-from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.direct.grids import (
+    TASKS_PER_THREAD,
+    Axis,
+    even_step,
+    roles,
+    spread_of,
+    sub_problems,
+    tap_order,
+    workspace_offsets,
+)
 from fastconv.kernels import stencil
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
@@ -108,20 +117,7 @@ def _fits(rows: Axis, columns: Axis) -> bool:
     """Whether tiles of planes can do this part of a problem: evenly spaced taps, strides that they are made for."""
     even = [even_step(values) for axis in (rows, columns) for values in (axis.taps, axis.offsets)]
     steps = all(max(axis.step, axis.every) <= most for axis, most in zip((rows, columns), _MOST_STEPS, strict=True))
-    return None not in even and steps and (rows.step == 1 or abs(_spread(rows)) == 1)
-
-
-def _spread(axis: Axis) -> int:
-    """The source positions from one tap to the next."""
-    spread = even_step(axis.offsets)
-    assert spread is not None  # or it would not have fitted
-    return spread
-
-
-def _tap_order(axis: Axis, stride: int) -> tuple[int, int]:
-    """Where the weights of the first tap lie and how far apart they are, in the order of the sources they meet."""
-    step = (even_step(axis.taps) or 1) * stride
-    return (axis.taps[-1] * stride, -step) if _spread(axis) < 0 else (axis.taps[0] * stride, step)
+    return None not in even and steps and (rows.step == 1 or abs(spread_of(rows)) == 1)
 
 
 def _as_plane(problem: ConvProblem) -> ConvProblem | None:
@@ -157,7 +153,7 @@ def plan_stencil(
     if not parts or not all(_fits(*part) for part in parts):
         return None
     heights = sorted({len(rows.taps) for rows, _ in parts})
-    high = -(-max(rows.count for rows, _ in parts) // min(abs(_spread(rows)) for rows, _ in parts))
+    high = -(-max(rows.count for rows, _ in parts) // min(abs(spread_of(rows)) for rows, _ in parts))
     wide = max(columns.count for _, columns in parts)
     steps = parts[0][0].step, parts[0][1].step
     shape = stencil_tile_shape(problem.dtype, heights[-1], heights[0], high, wide, steps, parts[0][1].every, mixed)
@@ -167,9 +163,9 @@ def plan_stencil(
         return None
 
     def phase_tiles(rows: Axis) -> int:
-        return -(-rows.count // (abs(_spread(rows)) * shape.MR))
+        return -(-rows.count // (abs(spread_of(rows)) * shape.MR))
 
-    row_tiles = max(min(abs(_spread(rows)), rows.count) * phase_tiles(rows) for rows, _ in parts)
+    row_tiles = max(min(abs(spread_of(rows)), rows.count) * phase_tiles(rows) for rows, _ in parts)
     planes, row_block, parts_of_channels, grain = problem.n * groups, row_tiles, 1, 1
     if threads > 1:
         wanted = TASKS_PER_THREAD * threads
@@ -186,8 +182,8 @@ def plan_stencil(
     outside = np.zeros(source_size[1], problem.dtype)
     records = []
     for rows, columns in parts:
-        (first_r, step_r), (first_c, step_c) = _tap_order(rows, w_r), _tap_order(columns, w_c)
-        phases = abs(_spread(rows))
+        (first_r, step_r), (first_c, step_c) = tap_order(rows, w_r), tap_order(columns, w_c)
+        phases = abs(spread_of(rows))
         records.append(fill(
             stencil.STENCIL,
             source_r=source[1], source_k=source[3], source_group=source[0] // groups,
@@ -197,7 +193,7 @@ def plan_stencil(
             weight_offset=first_r + first_c, weight_r=step_r, weight_c=step_c, weight_k=w_k, weight_d=w_d,
             weight_group=weight_group, start_group=channels * item,
             parts_of_problem=len(parts), groups=groups, rows=rows.count, columns=columns.count, phases=phases,
-            first_row=min(rows.offsets), first_column=min(columns.offsets), column_spread=abs(_spread(columns)),
+            first_row=min(rows.offsets), first_column=min(columns.offsets), column_spread=abs(spread_of(columns)),
             chunks=len(rows.taps) // shape.KH, rest_rows=len(rows.taps) % shape.KH, taps_c=len(columns.taps),
             reduction=reduction, channels=channels, entry=0, tile_rows=shape.MR, row_step=shape.SR,
             chunk_rows=shape.KH, sources=reach - 1 + shape.KH, sources_rest=reach - 1 + shape.REST,
