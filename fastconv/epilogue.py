@@ -45,7 +45,7 @@ def epilogue_for(bias: np.ndarray | None, activation: Any, dtype: str) -> Epilog
 
 def expect_no_failure(epilogue: Epilogue) -> None:
     """RuntimeError if a user's activation raised an exception in a kernel."""
-    if epilogue.function is not None and epilogue.failed[0]:
+    if epilogue.failed is not None and epilogue.failed[0]:
         raise RuntimeError(_FAILURE)
 
 
@@ -55,7 +55,7 @@ def apply_activation(activation: Any, y: np.ndarray) -> None:
         np.maximum(y, y.dtype.type(0), out=y)
     elif activation is not None:
         epilogue = epilogue_for(None, activation, y.dtype.name)
-        epilogue.function.ctypes(address(y), y.size, epilogue.failed_address)
+        epilogue.function.ctypes(address(y), y.size, address(epilogue.failed))
         expect_no_failure(epilogue)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pickle import dumps
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from fastconv import machine
 from fastconv.algorithms import REGISTRY
-from fastconv.algorithms.base import Estimate, Operation
+from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation
 from fastconv.arrays import NATIVE
 from fastconv.cost import conv_bytes, conv_flops, conv_parameters
 from fastconv.kernels import launch
@@ -190,7 +191,9 @@ _WORTH_SHARING = 0.9
 class Request:
     """What a caller asks for, checked, with a plan for each number of threads."""
 
-    __slots__ = ("_dtype", "_plans", "_result_shape", "_work", "algorithm", "batchless", "direction", "problem")
+    __slots__ = (
+        "_calls", "_dtype", "_plans", "_result_shape", "_work", "algorithm", "batchless", "direction", "problem",
+    )  # fmt: skip
 
     def __init__(self, direction: str, problem: ConvProblem, batchless: bool, algorithm: Any) -> None:
         self.direction = direction
@@ -200,6 +203,7 @@ class Request:
         # Depthwise layers move a byte in the time of some operations.
         self._work = max(conv_flops(problem), launch.FLOPS_OF_BYTE * conv_bytes(problem, direction))
         self._plans: dict[int, Plan] = {}
+        self._calls: dict[int, Callable[..., None]] = {}
         shapes = {"forward": problem.y_shape, "grad_input": problem.x_shape, "grad_weight": problem.w_shape}
         self._result_shape = shapes[direction]
         # Of arrays that need no look at each: what is computed is what the caller gets.
@@ -210,12 +214,21 @@ class Request:
         dtype = self._dtype
         if not (first.dtype is dtype and second.dtype is dtype and first.flags.carray and second.flags.carray):
             return False
-        return out is None or takes_result(out, self._result_shape, first.dtype, {"first": first, "second": second})
+        return out is None or takes_result(out, self._result_shape, dtype, first, second)
 
-    def run(self, first: np.ndarray, second: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def run(
+        self, first: np.ndarray, second: np.ndarray, out: np.ndarray | None = None, epilogue: Epilogue = PLAIN
+    ) -> np.ndarray:
         """The result in `out`, or in a new array: a microsecond sooner than where arrays must be looked at."""
         result = self.result(out)
-        self.plan.operation.run(first, second, result)
+        if epilogue is not PLAIN:
+            self.plan.operation.run(first, second, result, epilogue)
+            return result
+        threads = self._threads()
+        run = self._calls.get(threads)
+        if run is None:
+            run = self._calls[threads] = self.plan.operation.bound()
+        run(first, second, result)
         return result
 
     def result(self, out: np.ndarray | None) -> np.ndarray:
@@ -225,11 +238,14 @@ class Request:
     @property
     def plan(self) -> Plan:
         """The plan for the threads that this Python thread may use now: for one where others would save too little."""
-        threads = 1 if self._work < _LEAST_SHARED else launch.max_threads()
+        threads = self._threads()
         plan = self._plans.get(threads)
         if plan is None:
             plan = self._plans[threads] = self._plan_for(threads)
         return plan
+
+    def _threads(self) -> int:
+        return 1 if self._work < _LEAST_SHARED else launch.max_threads()
 
     def _plan_for(self, threads: int) -> Plan:
         plan = plan_problem(self.problem, self.direction, self.algorithm, threads)
@@ -240,10 +256,14 @@ class Request:
         return plan
 
 
+_MOST_KEPT = 4096
 _REQUESTS: dict[tuple[Any, ...], Request] = {}
-_MOST_REQUESTS = 4096
-_PLAIN = frozenset((int, str))
-"""Types whose equal values are the same argument."""
+
+
+def _keep(table: dict[tuple[Any, ...], Request], key: tuple[Any, ...], made: Request) -> None:
+    if len(table) >= _MOST_KEPT:
+        table.clear()
+    table[key] = made
 
 
 def request(
@@ -252,15 +272,11 @@ def request(
 ) -> Request:  # fmt: skip
     """Check what a caller asks for, or raise ValueError or TypeError.
 
-    Requests are remembered: a call that was made before is looked up in a microsecond. 1, True and 1.0 are equal and
-    have one hash, but only the first is an integer: arguments that are neither plain integers nor strings are pickled.
+    Requests are remembered by their pickled arguments: 1, True and 1.0 are equal and have one hash, but only the first
+    is an integer.
     """
-    plain = type(stride) is int and type(padding) in _PLAIN and type(dilation) is int and type(groups) is int
-    plain = plain and type(layout) is str and type(algorithm) is str
     try:
-        key: Any = (direction, x_shape, w_shape, dtype, stride, padding, dilation, groups, layout, algorithm)
-        if not plain:
-            key = (direction, x_shape, w_shape, dtype, dumps((stride, padding, dilation, groups, layout, algorithm)))
+        key: Any = (direction, x_shape, w_shape, dtype, dumps((stride, padding, dilation, groups, layout, algorithm)))
         known = _REQUESTS.get(key)
     except Exception:  # what cannot be pickled or hashed is not valid either, and the checks say why
         key, known = None, None
@@ -272,9 +288,57 @@ def request(
     )
     made = Request(direction, problem, batchless, algorithm)
     if key is not None:
-        if len(_REQUESTS) >= _MOST_REQUESTS:
-            _REQUESTS.clear()
-        _REQUESTS[key] = made
+        _keep(_REQUESTS, key, made)
+    return made
+
+
+_CALLS: dict[tuple[Any, ...], Request] = {}
+
+
+def _exact(value: Any) -> bool:
+    """Whether an argument consists of plain integers and strings: what is equal to it then is the same argument."""
+    kind = type(value)
+    if kind is tuple:
+        for part in value:  # noqa: SIM110 (`all` of a generator would take twice as long)
+            if type(part) is not int and not _exact(part):
+                return False
+        return True
+    return kind is int or kind is str
+
+
+def call_key(
+    direction: str, first: Any, second: Any, size: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    layout: Any, algorithm: Any,
+) -> tuple[Any, ...] | None:  # fmt: skip
+    """What a call is remembered by, its operands being arrays and its other arguments what cannot change; else None.
+
+    `size` is what a gradient must be told besides its operands.
+    """
+    if type(first) is not np.ndarray or type(second) is not np.ndarray or type(groups) is not int:
+        return None
+    if not (
+        (type(stride) is int or _exact(stride))
+        and (type(padding) is int or _exact(padding))
+        and (type(dilation) is int or _exact(dilation))
+        and (size is None or _exact(size))
+        and type(layout) is str is type(algorithm)
+    ):
+        return None
+    return (
+        direction, first.shape, second.shape, first.dtype, second.dtype, size, stride, padding, dilation, groups,
+        layout, algorithm,
+    )  # fmt: skip
+
+
+def earlier(key: tuple[Any, ...] | None) -> Request | None:
+    """The request of a call like one that was made before, whose arguments need no more checks."""
+    return _CALLS.get(key)  # type: ignore[arg-type]
+
+
+def remember(key: tuple[Any, ...] | None, made: Request) -> Request:
+    """Keep a checked call's request for the next one like it."""
+    if key is not None:
+        _keep(_CALLS, key, made)
     return made
 
 

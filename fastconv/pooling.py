@@ -257,7 +257,7 @@ def _forward(x: Any, size: Any, stride: Any, layout: str, out: Any, relu: int, *
     y = allocate(window.y_shape, dtype, x.dtype, out, {"x": x}, window.batchless)
     if window.images:
         source = image(x, dtype)
-        window.planned("forward", dtype, largest)(source, source, _start(dtype), y.array, relu)
+        window.planned("forward", dtype, largest)(source, source, _start(dtype), y.array, (relu, 0, 0))
     return y.deliver()
 
 
@@ -272,7 +272,7 @@ def _backward(
     if window.images:
         gradient = image(grad_y, dtype)
         source = gradient if x is None else image(x, dtype)
-        window.planned("backward", dtype, x is not None)(source, gradient, _start(dtype), grad_x.array, relu)
+        window.planned("backward", dtype, x is not None)(source, gradient, _start(dtype), grad_x.array, (relu, 0, 0))
     return grad_x.deliver()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class PreparedConv2d:
         self._activation = activation
         self._requests: dict[tuple[int, ...], Request] = {}
         self._prepared: dict[Operation, Any] = {}
+        self._bound: dict[Operation, Callable[..., None]] = {}
         self._packed: dict[tuple[Any, ...], Any] = {}
         may_fail = isinstance(activation, Dispatcher)
         self._epilogue = None if may_fail else epilogue_for(bias, activation, compute_dtype("w", w.dtype))
@@ -80,11 +81,10 @@ class PreparedConv2d:
         epilogue = self._epilogue
         known = self._requests.get(x.shape) if type(x) is np.ndarray else None
         if known is not None and epilogue is not None and known.takes(x, self._w, out):
-            operation = known.plan.operation
-            prepared = self._prepared.get(operation)
-            if prepared is not None:
+            run = self._bound.get(known.plan.operation)
+            if run is not None:
                 result = known.result(out)
-                operation.run(x, self._w, result, epilogue, prepared)
+                run(x, self._w, result)
                 return result
         x = array_argument("x", x)
         same_dtype("x", x, "w", self._w)
@@ -99,6 +99,8 @@ class PreparedConv2d:
                 prepared = self._prepare(plan)
             epilogue = epilogue or epilogue_for(self._bias, self._activation, problem.dtype)
             run_forward(plan, x, self._w, epilogue, y.array, prepared)
+            if self._epilogue is not None and plan.operation not in self._bound:
+                self._bound[plan.operation] = plan.operation.bound(self._epilogue, prepared)
         return y.deliver()
 
 

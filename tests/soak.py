@@ -50,6 +50,7 @@ def forget_plans() -> None:
     from fastconv.signal import plan as signal_plan
 
     plan._REQUESTS.clear()
+    plan._CALLS.clear()
     plan.plan_problem.cache_clear()
     signal_plan._known.clear()
 

@@ -306,3 +306,42 @@ def test_prepared_layer_checks_its_input(input_shape):
         assert (out == 7).all()
     with pytest.raises(ValueError, match="out"):
         layer(X, out=out[:1])
+
+
+@pytest.mark.parametrize("name", RESULT_SHAPES)
+def test_arguments_equal_to_those_of_an_earlier_call_are_checked(name):
+    """True and 1.0 equal 1 and have its hash: calls are remembered, and must not be taken for each other."""
+    function, arguments = FUNCTIONS[name]
+    function(**arguments, stride=1, padding=0)
+    function(**arguments, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+    for argument in ("stride", "dilation", "groups"):
+        refused(name, TypeError, (argument, "True"), **{argument: True})
+        refused(name, TypeError, (argument, "1.0"), **{argument: 1.0})
+    refused(name, TypeError, ("stride", "True"), stride=(1, True))
+    refused(name, TypeError, ("padding", "False"), padding=False)
+    refused(name, TypeError, ("padding", "0.0"), padding=((0, 0), (0, 0.0)))
+    own = {"conv2d_grad_input": "input_shape", "conv2d_grad_weight": "kernel_size"}.get(name)
+    if own:
+        refused(name, TypeError, (own,), **{own: tuple(float(size) for size in arguments[own])})
+
+
+@pytest.mark.parametrize("name", RESULT_SHAPES)
+def test_arrays_like_those_of_an_earlier_call_are_checked(name):
+    function, arguments = FUNCTIONS[name]
+    arguments = {key: value for key, value in arguments.items() if key != "bias"}
+    first, second = [key for key, value in arguments.items() if isinstance(value, np.ndarray)]
+    expected = function(**arguments)
+    refused(name, TypeError, (second, "float64"), **arguments | {second: arguments[second].astype(np.float64)})
+    refused(name, TypeError, (second, "masked"), **arguments | {second: np.ma.array(arguments[second])})
+    memory = np.zeros(arguments[first].size + expected.size, np.float32)
+    memory[: arguments[first].size] = arguments[first].ravel()
+    operand, beside = memory[: arguments[first].size].reshape(arguments[first].shape), memory[-expected.size :]
+    function(**arguments | {first: operand}, out=beside.reshape(expected.shape))
+    assert (beside == expected.ravel()).all()
+    assert (operand == arguments[first]).all()
+    overlapping = memory[-expected.size - 1 : -1].reshape(expected.shape)
+    with pytest.raises(ValueError, match="overlap"):
+        function(**arguments | {first: operand}, out=overlapping)
+    view = expected.copy().view()  # of an array that nothing else refers to
+    function(**arguments, out=view)
+    assert (view == expected).all()

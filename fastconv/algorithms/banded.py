@@ -322,7 +322,7 @@ class BandedOperation(Operation):
         start = epilogue.start(self._zeros, self.problem.groups)
         if weights.ndim == 1:
             weights = weights.view(self.problem.dtype).reshape(1, 1, 1, -1)
-        self._launch(source, weights, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        self._launch(source, weights, start, target, epilogue.end)
 
 
 class PackedIfPrepared(Operation):

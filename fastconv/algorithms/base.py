@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,18 +28,18 @@ class Estimate:
 class Epilogue:
     """What happens to an output value before it is stored: the bias is added, then the activation applied."""
 
-    __slots__ = ("activation", "bias", "failed", "failed_address", "function", "relu")
+    __slots__ = ("bias", "end", "failed", "function", "relu")
 
     def __init__(self, bias: np.ndarray | None = None, relu: bool = False, function: Any = None) -> None:
         """`function` is a compiled activation (`fastconv.kernels.activation`), or None."""
         self.bias = bias
-        self.relu = int(relu)
+        self.relu = relu
         self.function = function
-        self.activation = self.failed_address = 0
+        self.failed: np.ndarray | None = None  # set by a kernel whose activation raised
         if function is not None:
-            self.activation = function.address
-            self.failed = np.zeros(1, np.int64)  # set by a kernel whose activation raised
-            self.failed_address = address(self.failed)
+            self.failed = np.zeros(1, np.int64)
+        self.end = int(relu), 0 if function is None else function.address, address(self.failed)
+        """The activation as kernels take it (`fastconv.kernels.launch.NO_END`)."""
 
     def start(self, zeros: np.ndarray, groups: int) -> np.ndarray:
         """What the sums begin with: the given `zeros` without a bias, else that in as many values for each group.
@@ -76,6 +77,10 @@ class Operation(ABC):
     def prepare(self, w: np.ndarray) -> Any:
         """What can be computed from the weights alone, once for many forward passes."""
         return None
+
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+        """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time."""
+        return lambda first, second, result: self.run(first, second, result, epilogue, prepared)
 
     @abstractmethod
     def run(

@@ -349,16 +349,15 @@ class FftOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         start = self._zeros if epilogue.bias is None else epilogue.bias
-        end = epilogue.relu, epilogue.activation, epilogue.failed_address
         if prepared is not None and self._keeps_weights:
-            self._prepared_steps[1](first, prepared, start, result, *end)
+            self._prepared_steps[1](first, prepared, start, result, epilogue.end)
             return
         size = self._groups * self._group_bytes
         with Buffer(size) as buffer:
             packed = buffer[:size].view(self.problem.dtype).reshape(1, 1, 1, -1)
             for spectra, results in self._steps:
                 spectra(second, second, self._zeros, packed)
-                results(first, packed, start, result, *end)
+                results(first, packed, start, result, epilogue.end)
 
 
 class WeightGradientOperation(Operation):

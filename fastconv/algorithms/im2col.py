@@ -133,7 +133,7 @@ class Im2colOperation(Operation):
             if epilogue.relu:
                 np.maximum(block, 0, out=block)
         if epilogue.function is not None:
-            epilogue.function.ctypes(address(y), y.size, epilogue.failed_address)
+            epilogue.function.ctypes(address(y), y.size, address(epilogue.failed))
 
     def _grad_input(self, grad_y: np.ndarray, w: np.ndarray, grad_x: np.ndarray, matrix: np.ndarray) -> None:
         grad_x[...] = 0

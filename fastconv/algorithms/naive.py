@@ -89,12 +89,13 @@ class NaiveOperation(Operation):
         h_n, h_i, h_j, h_d = canonical_strides(problem.y_shape, item, problem.layout)
         v_a, v_b, v_c, v_d = canonical_weight_strides(problem.w_shape, item, problem.layout)
         (ih, iw), (oh, ow), (kh, kw) = problem.input_size, problem.output_size, problem.kernel_size
+        relu, activation, failed = epilogue.end
         params = fill(
             kernels.NAIVE,
             x=address(x), x_n=x_n, x_i=x_i, x_j=x_j, x_c=x_c,
             v=address(w), v_a=v_a, v_b=v_b, v_c=v_c, v_d=v_d,
             h=address(y), h_n=h_n, h_i=h_i, h_j=h_j, h_d=h_d,
-            u=address(u), relu=epilogue.relu, activation=epilogue.activation, failed=epilogue.failed_address,
+            u=address(u), relu=relu, activation=activation, failed=failed,
             n=problem.n, ih=ih, iw=iw, oh=oh, ow=ow, kh=kh, kw=kw,
             groups=problem.groups, ic_per_group=problem.ic_per_group, oc_per_group=problem.oc_per_group,
             stride_i=problem.stride[0], stride_j=problem.stride[1],

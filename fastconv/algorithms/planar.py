@@ -105,7 +105,7 @@ def _of_channels(epilogue: Epilogue, first: int, end: int) -> Epilogue:
     if epilogue.bias is None:
         return epilogue
     part = Epilogue(np.ascontiguousarray(epilogue.bias[first:end]))
-    part.relu, part.activation, part.failed_address = epilogue.relu, epilogue.activation, epilogue.failed_address
+    part.end = epilogue.end
     return part
 
 

@@ -19,7 +19,7 @@ from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, lend, take_back
+from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, fill, lend, record, take_back
 from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
@@ -167,18 +167,29 @@ def forget(workspace, threads, apart):
         carray(pointer(workspace + thread * apart - LINE), 1, np.int64)[0] = 0
 
 
-def _call(entry, plan, tasks, relu, activation, failed, keeping, apart, source, other, start, target, buffer):
+_LAUNCH = record("entry plan serial_tasks keeping apart")
+"""What all calls of a launch have in common: the addresses of its kernel and of its plan's record, the tasks that the
+calling thread does itself, how many workspaces are noted in, and the bytes from one to the next."""
+
+
+def _call(common, end, source, other, start, target, buffer):
     # Taking the arrays themselves saves Python from asking each for its address, which takes 1.7 us an array.
     own = buffer.ctypes.data
-    call = record_at(own, CALL)
-    call.plan, call.relu, call.activation, call.failed = plan, relu, activation, failed
+    launch, call = record_at(common, _LAUNCH), record_at(own, CALL)
+    call.plan = launch.plan
+    call.relu, call.activation, call.failed = end
     call.source, call.other = source.ctypes.data, other.ctypes.data
     call.start, call.target = start.ctypes.data, target.ctypes.data
     call.workspace = own + HEAD
-    forget(call.workspace, keeping, apart)
+    forget(call.workspace, launch.keeping, launch.apart)
     carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
-    call_kernel(entry, own, 0, tasks, 0)
+    call_kernel(launch.entry, own, 0, launch.serial_tasks, 0)
     return own
+
+
+NO_END = (0, 0, 0)
+"""The end of sums that are stored as they are; else whether ReLU is applied, then the address of a compiled activation
+and that of where it notes a failure."""
 
 
 @functools.cache
@@ -188,13 +199,17 @@ def _caller(dtype: str) -> Any:
     def array(rank: int) -> types.Array:
         return types.Array(numba.from_dtype(np.dtype(dtype)), rank, "A", readonly=True)
 
-    integers, buffer = [types.intp] * 8, types.Array(types.uint8, 1, "C")
-    return jit.native(types.intp(*integers, array(4), array(4), array(1), array(4), buffer))(_call)()
+    end, buffer = types.UniTuple(types.intp, len(NO_END)), types.Array(types.uint8, 1, "C")
+    return jit.native(types.intp(types.intp, end, array(4), array(4), array(1), array(4), buffer))(_call)()
 
 
 GAP_BYTES = 1 << 16
 """Left free between the workspaces of two threads: a core asks beforehand for lines that lie so far after those that it
 uses, and takes them from the core that writes there (docs/experiments.md)."""
+
+
+Bound = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+"""What a launch is called by for a source, a second operand and a target where all else is fixed."""
 
 
 class Launch:
@@ -206,8 +221,8 @@ class Launch:
     """
 
     __slots__ = (
-        "_apart", "_bytes", "_compile", "_dtype", "_entry", "_keeping", "_own_bytes", "_plan", "_serial_tasks", "grain",
-        "keeps", "plan", "tasks", "threads", "workspace_bytes",
+        "_bytes", "_call", "_common", "_compile", "_dtype", "_own_bytes", "_record", "grain", "keeps", "plan", "tasks",
+        "threads", "workspace_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -216,9 +231,7 @@ class Launch:
     ) -> None:  # fmt: skip
         self._compile = compile_
         self._dtype = dtype
-        self._entry = 0
         self.plan = plan
-        self._plan = plan.ctypes.data
         self.tasks = tasks
         self.grain = grain
         self.threads = max(1, min(threads, -(-tasks // grain)))
@@ -227,17 +240,21 @@ class Launch:
             plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
         self.keeps = keeps
-        # What every call passes on as it is.
-        self._serial_tasks = tasks if self.threads == 1 else 0
-        self._keeping, self._apart = (self.threads if keeps else 0), workspace_bytes
+        self._record = fill(
+            _LAUNCH, entry=0, plan=plan.ctypes.data, serial_tasks=tasks if self.threads == 1 else 0,
+            keeping=self.threads if keeps else 0, apart=workspace_bytes,
+        )  # fmt: skip
+        self._common = address(self._record.view(np.int64))
+        self._call: Any = None
         self._bytes = HEAD + self.workspace_bytes
 
     @property
     def entry(self) -> int:
         """The address of the kernel, which is compiled now if it was not before."""
-        if not self._entry:
-            self._entry = cast(int, self._compile().address)
-        return self._entry
+        entry = int(self._record["entry"][0])
+        if not entry:
+            self._record["entry"] = entry = cast(int, self._compile().address)
+        return entry
 
     def on(self, threads: int) -> Launch:
         """The same launch on at most so many threads."""
@@ -246,21 +263,39 @@ class Launch:
         )
 
     def __call__(
-        self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray, relu: int = 0,
-        activation: int = 0, failed: int = 0,
+        self, source: np.ndarray, other: np.ndarray, start: np.ndarray, target: np.ndarray,
+        end: tuple[int, int, int] = NO_END,
     ) -> None:  # fmt: skip
-        """Run all tasks."""
-        entry = self._entry or self.entry
+        """Run all tasks; `end` is what happens to sums before they are stored (`NO_END`)."""
+        call = self._call or self._first_call()
         buffer = lend(self._bytes)
         try:
-            own = _caller(self._dtype)(
-                entry, self._plan, self._serial_tasks, relu, activation, failed, self._keeping, self._apart,
-                source, other, start, target, buffer,
-            )  # fmt: skip
+            own = call(self._common, end, source, other, start, target, buffer)
             if self.threads > 1:
-                _spread(entry, own, self.tasks, self.threads, self.grain)
+                _spread(self.entry, own, self.tasks, self.threads, self.grain)
         finally:
             take_back(buffer)
+
+    def bound(self, start: np.ndarray, end: tuple[int, int, int] = NO_END) -> Bound:
+        """What calls this again and again with the same `start` and `end`, with little else to do."""
+        if self.threads > 1:
+            return lambda source, other, target: self(source, other, start, target, end)
+        call, size = self._call or self._first_call(), self._bytes
+
+        def run(source: np.ndarray, other: np.ndarray, target: np.ndarray) -> None:
+            buffer = lend(size)
+            try:
+                call(self._common, end, source, other, start, target, buffer)
+            finally:
+                take_back(buffer)
+
+        return run
+
+    def _first_call(self) -> Any:
+        """Compile the kernel, and look up what calls it."""
+        assert self.entry
+        self._call = _caller(self._dtype)
+        return self._call
 
 
 NO_SETTINGS = (0.0,) * 6

@@ -319,6 +319,11 @@ class DirectOperation(Operation):
     def prepare(self, w: np.ndarray) -> np.ndarray:
         return self.passes[0].prepare(w)
 
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+        if len(self.passes) == 1 and not self._leaves_gaps:
+            return self.passes[0].bound(epilogue, prepared)
+        return super().bound(epilogue, prepared)
+
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,

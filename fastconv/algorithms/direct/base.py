@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ class Pass(ABC):
         """The weights as the kernel reads them."""
         return w
 
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time."""
+        return lambda first, second, result: self.run(first, second, result, epilogue, prepared)
+
     @abstractmethod
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -54,18 +59,29 @@ class Pass(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ZerosPass(Pass):
-    """A pass whose sums begin with the bias, or with as many zeros."""
+class BoundPass(Pass):
+    """A pass that has little to do besides its launch once its epilogue and prepared weights are known."""
 
-    zeros: np.ndarray
-    """What sums begin with where there is no bias."""
+    @abstractmethod
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        """What runs the pass, for three arrays at a time."""
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        start = self.zeros if epilogue.bias is None else epilogue.bias
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        self.bound(epilogue, prepared)(first, second, result)
+
+
+@dataclass(frozen=True, eq=False)
+class ZerosPass(BoundPass):
+    """A pass whose sums begin with the bias, or with as many zeros."""
+
+    zeros: np.ndarray
+    """What sums begin with where there is no bias."""
+
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        return self.launch.bound(self.zeros if epilogue.bias is None else epilogue.bias, epilogue.end)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.banded import Stage
-from fastconv.algorithms.base import PLAIN, Epilogue, canonical_weight_strides
+from fastconv.algorithms.base import Epilogue, canonical_weight_strides
 from fastconv.algorithms.direct import copies, model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.grids import (
     TASKS_PER_THREAD,
     Axis,
@@ -44,7 +45,7 @@ _GROUP_TIMES = 1.5
 
 
 @dataclass(frozen=True, eq=False)
-class DepthwisePass(Pass):
+class DepthwisePass(BoundPass):
     """The launch of a depthwise forward pass or input gradient, planned."""
 
     tile: RowTile
@@ -127,18 +128,19 @@ class DepthwisePass(Pass):
             around += copied * int(p["given_c"]) / self.problem.itemsize * model.COPY_SECONDS
         return vectors * slots / rate, around
 
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
         start = self.zeros if epilogue.bias is None else epilogue.bias
-        if self.turn is None:
-            self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
-            return
-        with Buffer(self.turned_bytes) as buffer:
-            turned = buffer[: self.turned_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
-            self.turn(second, second, self.zeros, turned)
-            self.launch(first, turned, start, result)  # gradients are not activated
+        turn = self.turn
+        if turn is None:
+            return self.launch.bound(start, epilogue.end)
+
+        def run(first: np.ndarray, second: np.ndarray, result: np.ndarray) -> None:
+            with Buffer(self.turned_bytes) as buffer:
+                turned = buffer[: self.turned_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
+                turn(second, second, self.zeros, turned)
+                self.launch(first, turned, start, result)  # gradients are not activated
+
+        return run
 
 
 def plan_depthwise(

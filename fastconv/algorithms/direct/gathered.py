@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastconv.algorithms.banded import Stage
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import targets_inside
 from fastconv.cost import far_bytes
@@ -27,7 +28,7 @@ _NEAR_WEIGHTS_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class GatherPass(Pass):
+class GatherPass(BoundPass):
     """One launch of the gather kernel, planned: its record but for the addresses of a call's arrays."""
 
     pack: Launch
@@ -179,30 +180,32 @@ class GatherPass(Pass):
         self.pack(w, w, self.zeros, packed)
         return packed
 
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        start = epilogue.start(self.zeros, self.packed_shape[0])
         if prepared is not None:
-            self._multiply(self.launch, first, prepared, result, epilogue)
-            return
+            multiply = self.launch.bound(start, epilogue.end)
+            return lambda first, second, result: multiply(first, prepared, result)
+        if self.in_place is not None and not self.on_lines:
+            return self.in_place.bound(start, epilogue.end)
+        if self.in_place is None and self.packing is not None:
+            return self.packing.bound(start, epilogue.end)
+        return lambda first, second, result: self._run(first, second, result, start, epilogue.end)
+
+    def _run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, start: np.ndarray, end: tuple[int, int, int]
+    ) -> None:
+        """Run with the weights as they lie if they begin on a line, else with weights packed by each task or before."""
         launch = self.packing
-        if self.in_place is not None and not (self.on_lines and address(second) % LINE):
+        if self.in_place is not None and not address(second) % LINE:
             launch = self.in_place
         if launch is not None:
-            self._multiply(launch, first, second, result, epilogue)
+            launch(first, second, start, result, end)
             return
         size = math.prod(self.packed_shape)
         with Buffer(size * self.problem.itemsize) as buffer:
             packed = buffer[: size * self.problem.itemsize].view(self.problem.dtype).reshape(1, 1, 1, size)
             self.pack(second, second, self.zeros, packed)
-            self._multiply(self.launch, first, packed, result, epilogue)
-
-    def _multiply(
-        self, launch: Launch, source: np.ndarray, packed: np.ndarray, target: np.ndarray, epilogue: Epilogue
-    ) -> None:
-        start = epilogue.start(self.zeros, self.packed_shape[0])
-        launch(source, packed, start, target, epilogue.relu, epilogue.activation, epilogue.failed_address)
+            self.launch(first, packed, start, result, end)
 
 
 @dataclass(frozen=True, eq=False)

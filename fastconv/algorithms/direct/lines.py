@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.cost import NEAR_IMAGES_BYTES
 from fastconv.kernels import lines as kernels
@@ -34,7 +35,7 @@ _VALUE_SECONDS = 0.07e-9
 
 
 @dataclass(frozen=True, eq=False)
-class LinePass(Pass):
+class LinePass(BoundPass):
     """One launch, planned: its record but for the addresses of a call's arrays."""
 
     zeros: np.ndarray
@@ -58,12 +59,8 @@ class LinePass(Pass):
         work += max(0, copied * self.problem.itemsize - NEAR_IMAGES_BYTES) * model.PLANES_FAR_SECONDS
         return model.launch_seconds(self.threads) + work / self.threads
 
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        start = epilogue.start(self.zeros, self.problem.groups)
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        return self.launch.bound(epilogue.start(self.zeros, self.problem.groups), epilogue.end)
 
 
 def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> LinePass | None:

@@ -119,9 +119,9 @@ class PlanePass(Pass):
             with Buffer(self._weights_bytes) as buffer:
                 turned = buffer[: self._weights_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
                 self.turn(second, second, self.zeros, turned)
-                self.launch(turned, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+                self.launch(turned, first, start, result, epilogue.end)
             return
-        self.launch(second, first, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        self.launch(second, first, start, result, epilogue.end)
 
 
 def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_bytes: int) -> bool:

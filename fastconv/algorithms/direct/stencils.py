@@ -110,7 +110,7 @@ class StencilPass(Pass):
         if self.channels > 1:
             second = self.prepare(second) if prepared is None else prepared
             start = self.zeros if epilogue.bias is None else self.prepare(start[None]).reshape(-1)
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+        self.launch(first, second, start, result, epilogue.end)
 
 
 def _fits(rows: Axis, columns: Axis) -> bool:

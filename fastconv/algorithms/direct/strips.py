@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from fastconv.algorithms.base import PLAIN, Epilogue
+from fastconv.algorithms.base import Epilogue
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.base import Pass
+from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.kernels import strips
 from fastconv.kernels.launch import Launch
@@ -25,7 +26,7 @@ _FEW_TILES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class StripPass(Pass):
+class StripPass(BoundPass):
     """One launch of the strip kernel, planned: its record but for the addresses of a call's arrays."""
 
     zeros: np.ndarray
@@ -67,12 +68,8 @@ class StripPass(Pass):
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
-    def run(
-        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
-        prepared: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        start = epilogue.start(self.zeros, self.problem.groups)
-        self.launch(first, second, start, result, epilogue.relu, epilogue.activation, epilogue.failed_address)
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+        return self.launch.bound(epilogue.start(self.zeros, self.problem.groups), epilogue.end)
 
 
 def plan_strips(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, threads: int) -> StripPass | None:

@@ -7,6 +7,7 @@ many channels, seen with other shapes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ class WholeWindowOperation(Operation):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        shapes = self._shapes
-        seen = first.reshape(shapes[0]), second.reshape(shapes[1]), result.reshape(shapes[2])
-        self._operation.run(*seen, epilogue, prepared)
+        self.bound(epilogue, prepared)(first, second, result)
+
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+        run, (one, other, to) = self._operation.bound(epilogue, prepared), self._shapes
+        return lambda first, second, result: run(first.reshape(one), second.reshape(other), result.reshape(to))

@@ -342,12 +342,11 @@ class WinogradOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         start = epilogue.start(self._zeros, self.problem.groups)
-        end = epilogue.relu, epilogue.activation, epilogue.failed_address
         if prepared is None and self._saved_slots:
             with Buffer(self._packed_bytes) as buffer:
                 packed = buffer[: self._packed_bytes].view(self.problem.dtype).reshape(1, 1, 1, -1)
                 self._pack(second, second, self._zeros, packed)
-                self._launches[True](first, packed, start, result, *end)
+                self._launches[True](first, packed, start, result, epilogue.end)
             return
         launch = self._launches[prepared is not None and self._keeps_weights]
-        launch(first, second if prepared is None else prepared, start, result, *end)
+        launch(first, second if prepared is None else prepared, start, result, epilogue.end)
