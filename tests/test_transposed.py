@@ -36,7 +36,7 @@ def test_bands_make_the_whole(direction, layout, monkeypatch):
 def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch):
     monkeypatch.setattr(cuts, "_BAND_ROWS", 0)
     monkeypatch.setattr(cuts, "_CHANNEL_BLOCKS", (16,))
-    bands, blocks, both = 0, 0, 0
+    bands, blocks, both, of_both = 0, 0, 0, 0
     for case in CASES:
         x_shape, w_shape, _ = case.shapes("NCHW")
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NCHW")
@@ -48,8 +48,9 @@ def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch
             if cut is None:
                 continue
             bands += len(cut.bands) > problem.n
-            blocks += len(cut.starts) > 2
-            both += len(cut.bands) > problem.n and len(cut.starts) > 2
+            blocks += len(cut.outputs) > 1
+            both += len(cut.bands) > problem.n and len(cut.outputs) > 1
+            of_both += len(cut.inputs) > 1
             result = np.full_like(given.expected["grad_weight"], np.nan, np.float32)
             operation = transposed.transposed(problem, "grad_weight", CHANNELS_LAST, Direct(), 1)
             operation.run(given.grad_y, given.x, result)
@@ -59,3 +60,4 @@ def test_bands_and_blocks_of_channels_make_the_whole_weight_gradient(monkeypatch
     assert bands > 30
     assert blocks > 5
     assert both > 1
+    assert of_both > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fastconv.algorithms.base import scratch_limit
@@ -14,6 +15,8 @@ _CHANNEL_BLOCKS = (64, 32, 16)
 are too many."""
 _WEIGHTS_OF_SCRATCH = 4
 """Least part of the scratch that the weights of a block may take."""
+_ADDED = 3.0
+"""Time of adding a weight's gradient of one band to that of those before, over that of turning a value on a thread."""
 _BAND_ROWS = 2
 """Rows of a band for each row of the kernel: what bands overlap is transposed twice."""
 
@@ -102,35 +105,93 @@ def _bands_within(
     return None if None in bands else bands  # type: ignore[return-value]
 
 
+Span = tuple[int, int]
+"""Where some channels begin and end."""
+
+
 @dataclass(frozen=True)
 class Cut:
-    """How a weight gradient is cut: the gradients of all bands are added, for some output channels after others."""
+    """How a weight gradient is cut: blocks of channels after others, each the sum of the gradients of all bands."""
 
     bands: tuple[Band, ...]
-    starts: tuple[int, ...]
-    """The first channel of each block of them, and the end of the last."""
+    inputs: tuple[Span, ...]
+    outputs: tuple[Span, ...]
+
+    @property
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in the order in which they are computed."""
+        x = y = None
+        for inputs, outputs, band in itertools.product(self.inputs, self.outputs, self.bands):
+            before, x, y = (x, y), (inputs, band), (outputs, band)
+            yield Block(inputs, outputs, band, x != before[0], y != before[1])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some input and some output channels of a band, and whether the block before had others of x and of y."""
+
+    inputs: Span
+    outputs: Span
+    band: Band
+    other_x: bool
+    other_y: bool
 
 
 def cut_of(problem: ConvProblem) -> Cut | None:
     """Cut a weight gradient so that its scratch is small enough; None where that cannot be done."""
     cuts = (_cut(problem, block, whole) for block in _CHANNEL_BLOCKS for whole in (True, False))
-    return next((cut for cut in cuts if cut is not None), None)
+    first = next((cut for cut in cuts if cut is not None), None)
+    if first is not None and len(first.bands) <= problem.n:
+        return first
+    found = [cut for cut in (first, *_blocks_of_both(problem)) if cut is not None]
+    return min(found, key=lambda cut: _moved(problem, cut), default=None)
+
+
+def _spans(count: int, width: int) -> tuple[Span, ...]:
+    """`count` channels in spans of so many, the last of as many as are left."""
+    return tuple((first, min(first + width, count)) for first in range(0, count, width))
 
 
 def _cut(problem: ConvProblem, block: int, whole: bool) -> Cut | None:
-    """The same in blocks of a multiple of `block` channels, whose images are `whole` or cut into bands."""
+    """Cut into blocks of a multiple of `block` output channels, whose images are `whole` or cut into bands."""
     limit = int(scratch_limit(problem, 2))
     w_bytes = math.prod(problem.w_shape) * problem.itemsize
     parts = -(-w_bytes * _WEIGHTS_OF_SCRATCH // limit) if problem.groups == 1 else 1
     width = -(-problem.oc // parts // block) * block
-    starts = list(range(0, problem.oc, width))
-    if problem.oc - starts[-1] < block and len(starts) > 1:
-        starts.pop()
-    width = max(end - start for start, end in itertools.pairwise((*starts, problem.oc)))
+    outputs = _spans(problem.oc, width)
+    if len(outputs) > 1 and problem.oc - outputs[-1][0] < block:
+        outputs = (*outputs[:-2], (outputs[-2][0], problem.oc))
+    width = max(end - first for first, end in outputs)
     # One block's gradient, and that of a band which is added to it.
     limit -= (1 if whole else 2) * (w_bytes * width // problem.oc)
     each = math.prod(problem.x_shape) + math.prod(problem.y_shape) * width // problem.oc
     bands = _bands_within(problem, "forward", CHANNELS_LAST, limit, each // problem.n * problem.itemsize)
     if bands is None or (whole and len(bands) > 1):
         return None
-    return Cut(tuple(bands), (*starts, problem.oc))
+    return Cut(tuple(bands), ((0, problem.ic),), outputs)
+
+
+def _blocks_of_both(problem: ConvProblem) -> Iterator[Cut]:
+    """Cut into blocks of input and of output channels, whose images are whole."""
+    if problem.groups > 1:
+        return
+    limit, block = int(scratch_limit(problem, 2)) // problem.itemsize, _CHANNEL_BLOCKS[0]
+    pixels_in, pixels_out = math.prod(problem.input_size), math.prod(problem.output_size)
+    images = _bands_within(problem, "forward", CHANNELS_LAST, 1, 1)  # each image for itself
+    assert images is not None
+    gradients = math.prod(problem.kernel_size) * min(2, len(images))
+    for width in range(block, problem.ic, block):
+        most = (limit - width * pixels_in) // (pixels_out + width * gradients) // block * block
+        if most >= min(block, problem.oc):
+            yield Cut(tuple(images), _spans(problem.ic, width), _spans(problem.oc, most))
+
+
+def _moved(problem: ConvProblem, cut: Cut) -> float:
+    """Values that are turned, and the time of adding up the bands' gradients in as many more."""
+    moved = _ADDED * math.prod(problem.w_shape) * (len(cut.bands) - 1)
+    for block in cut.blocks:
+        (first, last), (start, end), band = block.inputs, block.outputs, block.band
+        part = band.problem
+        moved += block.other_x * part.n * (last - first) * math.prod(part.input_size)
+        moved += block.other_y * part.n * (end - start) * math.prod(part.output_size)
+    return moved

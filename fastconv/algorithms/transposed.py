@@ -7,7 +7,6 @@ which costs little where each takes part in many products.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import numpy as np
 
 from fastconv.algorithms import turning
 from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
-from fastconv.algorithms.cuts import Band, Cut, bands_of, cut_of
+from fastconv.algorithms.cuts import Band, Block, Cut, bands_of, cut_of
 from fastconv.algorithms.turning import Images, transposition, waiting_seconds
 from fastconv.arrays import QUIET
 from fastconv.kernels.launch import Launch
@@ -148,15 +147,13 @@ class TransposedOperation(MovingOperation):
 
 
 @dataclass(frozen=True)
-class _Block:
-    """The output channels from `start` to `end` of one band."""
+class _Part:
+    """What blocks of one shape do."""
 
-    band: Band
-    start: int
-    end: int
     operation: Operation
     x: Images
     y: Images
+    w_shape: tuple[int, ...]
     turn: Launch
     """Lays the gradient's transposed weights as the caller's lie."""
 
@@ -168,41 +165,38 @@ class TransposedGradient(MovingOperation):
         self.problem = problem
         self._cut = cut
         self._threads = threads
-        self._depth = math.prod(problem.w_shape) // problem.oc
-        parts = functools.cache(functools.partial(self._parts, algorithm))
-        self._blocks = [
-            _Block(band, start, end, *parts(replace(band.problem, oc=end - start)))
-            for start, end in itertools.pairwise(cut.starts)
-            for band in cut.bands
-        ]
-        self._x_size = max(block.x.size for block in self._blocks)
-        self._y_size = max(block.y.size for block in self._blocks)
-        self._w_size = self._depth * max(block.end - block.start for block in self._blocks)
+        planned = functools.cache(functools.partial(self._part, algorithm))
+        self._blocks = [(block, planned(self._problem_of(block))) for block in cut.blocks]
+        parts = [part for _, part in self._blocks]
+        self._x_size, self._y_size = max(part.x.size for part in parts), max(part.y.size for part in parts)
+        self._w_size = max(math.prod(part.w_shape) for part in parts)
         values = self._x_size + self._y_size + self._w_size * min(2, len(cut.bands))
         self._scratch = values * problem.itemsize
-        self.workspace_bytes = self._scratch + max(block.operation.workspace_bytes for block in self._blocks)
+        self.workspace_bytes = self._scratch + max(part.operation.workspace_bytes for part in parts)
 
-    def _parts(self, algorithm: Algorithm, part: ConvProblem) -> tuple[Operation, Images, Images, Launch]:
-        """What a block does, which is the same for all of one shape."""
+    def _problem_of(self, block: Block) -> ConvProblem:
+        (first, last), (start, end) = block.inputs, block.outputs
+        return replace(block.band.problem, ic=last - first, oc=end - start)
+
+    def _part(self, algorithm: Algorithm, part: ConvProblem) -> _Part:
         problem, threads, dtype, item = self.problem, self._threads, self.problem.dtype, self.problem.itemsize
-        (ih, iw), (oh, ow), depth = problem.input_size, problem.output_size, self._depth
-        return (
+        (ih, iw), (oh, ow) = problem.input_size, problem.output_size
+        depth, row = math.prod(part.w_shape) // part.oc, math.prod(problem.w_shape) // problem.oc
+        return _Part(
             algorithm.plan(part, "grad_weight", threads),
-            Images(part.n, problem.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
+            Images(part.n, part.ic, problem.ic, part.input_size[0], ih, iw, dtype, threads),
             Images(part.n, part.oc, problem.oc, part.output_size[0], oh, ow, dtype, threads),
-            transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, depth * item), threads, by_rows=True),
+            part.w_shape,
+            transposition(dtype, 1, depth, part.oc, (0, part.oc * item), (0, row * item), threads, by_rows=True),
         )
 
-    def _keeps_image(self) -> bool:
-        """Whether all blocks of channels read the same transposed image."""
-        return len(self._cut.bands) == 1
-
     def _moving_seconds(self) -> float:
-        images = [block.x for block in self._blocks[: 1 if self._keeps_image() else None]]
-        images += [block.y for block in self._blocks]
-        weights = math.prod(self.problem.w_shape)
-        turned = (len(self._cut.starts) - 1) * turning.LAUNCH_SECONDS + weights * turning.VALUE_SECONDS / self._threads
-        added = weights * (len(self._cut.bands) - 1) * _ADD_SECONDS
+        images = [part.x for block, part in self._blocks if block.other_x]
+        images += [part.y for block, part in self._blocks if block.other_y]
+        weights, cut = math.prod(self.problem.w_shape), self._cut
+        turns = len(cut.inputs) * len(cut.outputs)
+        turned = turns * turning.LAUNCH_SECONDS + weights * turning.VALUE_SECONDS / self._threads
+        added = weights * (len(cut.bands) - 1) * _ADD_SECONDS
         return (
             sum(each.seconds(self._threads) for each in images)
             + turned
@@ -212,10 +206,10 @@ class TransposedGradient(MovingOperation):
 
     @property
     def inner(self) -> list[Operation]:
-        return [block.operation for block in self._blocks]
+        return [part.operation for _, part in self._blocks]
 
     def _how(self) -> str:
-        bands, blocks = len(self._cut.bands), len(self._cut.starts) - 1
+        bands, blocks = len(self._cut.bands), len(self._cut.inputs) * len(self._cut.outputs)
         return f"transposed in {bands} bands" + (f" and {blocks} blocks of channels" if blocks > 1 else "")
 
     def run(
@@ -224,22 +218,22 @@ class TransposedGradient(MovingOperation):
     ) -> None:  # fmt: skip
         with Buffer(self._scratch) as buffer:
             view = functools.partial(self._view, buffer)
-            for number, block in enumerate(self._blocks):
-                band, images = block.band, slice(block.band.first, block.band.last)
-                x_here, y_here = view(0, block.x.shape), view(self._x_size, block.y.shape)
-                w_shape = (*self.problem.w_shape[1:], block.end - block.start)
-                total = view(self._x_size + self._y_size, w_shape)
+            for block, part in self._blocks:
+                band, inputs, outputs = block.band, slice(*block.inputs), slice(*block.outputs)
+                images = slice(band.first, band.last)
+                x_here, y_here = view(0, part.x.shape), view(self._x_size, part.y.shape)
+                total = view(self._x_size + self._y_size, part.w_shape)
                 more = band is not self._cut.bands[0]
-                own = view(self._x_size + self._y_size + self._w_size, w_shape) if more else total
-                if number == 0 or not self._keeps_image():
-                    self._move(block.x.gather, second[images, :, band.low : band.high], x_here)
-                channels = slice(block.start, block.end)
-                self._move(block.y.gather, first[images, channels, band.top : band.bottom], y_here)
-                block.operation.run(y_here, x_here, own)
+                own = view(self._x_size + self._y_size + self._w_size, part.w_shape) if more else total
+                if block.other_x:
+                    self._move(part.x.gather, second[images, inputs, band.low : band.high], x_here)
+                if block.other_y:
+                    self._move(part.y.gather, first[images, outputs, band.top : band.bottom], y_here)
+                part.operation.run(y_here, x_here, own)
                 if more:
                     _add(total, own)
                 if band is self._cut.bands[-1]:
-                    self._move(block.turn, total, result[channels])
+                    self._move(part.turn, total, result[outputs, inputs])
 
 
 class PointwiseGradient(MovingOperation):
