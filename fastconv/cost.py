@@ -75,6 +75,16 @@ def far_bytes(problem: ConvProblem) -> int:
     return max(0, images - NEAR_IMAGES_BYTES)
 
 
+LEAVING_BYTES = 16 << 20
+"""Both images of a problem, if they stay in no cache between two calls, or hardly."""
+
+
+def leaves_caches(problem: ConvProblem) -> bool:
+    """Whether images come from memory: lines that lie a pixel apart then come one by one unless they are asked for."""
+    images = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize
+    return images > LEAVING_BYTES
+
+
 def roofline_seconds(flops: float, bytes_: float, machine: Machine) -> float:
     """The machine's limit: the longer of computing at the peak and moving the bytes at full bandwidth.
 

@@ -1,6 +1,7 @@
 """NCHW problems in bands that one thread each turns and computes: cut small, against the whole, for several threads."""
 
 import functools
+import math
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastconv.algorithms.winograd.forms import form_of
 from fastconv.epilogue import epilogue_for
 from fastconv.problem import IMAGES_LAST, problem_from
 
-from .cases import CASES, data
+from .cases import CASES, Case, data
 
 
 def planned(algorithm, problem, direction, threads):
@@ -132,3 +133,34 @@ def test_weight_gradients_of_groups_in_bands(kind):
     assert compared > 5
     assert in_parts > 3
     assert dense > 3
+
+
+BATCHES = (
+    Case("batches-dense", 32, 64, (9, 8), (3, 3), padding=1, groups=8, n=3),
+    Case("batches-strided", 48, 48, (11, 7), (3, 2), stride=2, padding=(1, 0), groups=6, n=5),
+    Case("batches-depthwise", 35, 35, (8, 9), (3, 3), padding=1, groups=35, n=5),
+)
+
+
+@pytest.mark.parametrize("case", BATCHES, ids=str)
+@pytest.mark.parametrize("images", [1, 2])
+def test_weight_gradients_of_groups_in_batches(case, images, monkeypatch):
+    """Where a vector of channels of all images is too large for a band, some images come after others."""
+    problem = problem_from(*case.shapes("NCHW")[:2], np.dtype("float32"), **case.arguments, layout="NCHW")
+    each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
+    together = max(1, 16 // max(problem.ic_per_group, problem.oc_per_group))
+    monkeypatch.setattr(banded, "_PLANE_BYTES", 0)
+    monkeypatch.setattr(banded, "_BAND_BYTES", images * together * each // problem.groups + 1)
+    for kind in ("integers", "floats"):
+        given, results = data(case, kind, "NCHW", "float32"), []
+        for threads in (1, 2, 5):
+            operation = direct._banded(problem, "grad_weight", threads)
+            assert isinstance(operation, banded.BatchedGradient)
+            assert len(operation._batches) == -(-problem.n // images)
+            result = np.full_like(given.expected["grad_weight"], np.nan, np.float32)
+            operation.run(np.ascontiguousarray(given.grad_y), np.ascontiguousarray(given.x), result)
+            results.append(result)
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+        if kind == "integers":
+            np.testing.assert_array_equal(results[0], given.expected["grad_weight"])

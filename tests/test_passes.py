@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastconv import cost
 from fastconv.algorithms import direct
-from fastconv.algorithms.direct import copies, correlate, depthwise, rolling_dots, rolling_pixels, window_dots
+from fastconv.algorithms.direct import copies, correlate, depthwise, gather, rolling_dots, rolling_pixels, window_dots
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
@@ -113,6 +114,24 @@ def test_sums_that_roll_down_blocks_of_rows(monkeypatch):
     assert compare_all("plan_rolling_pixels", ROLLING) == 5
     assert compare_all("plan_pixel_pairs", ROLLING) == 1
     assert compare_all("plan_rolling_dots", ROLLING) == 2
+
+
+def test_passes_that_ask_for_what_comes_from_memory(monkeypatch):
+    """Depthwise ones for what the next tile or strip reads, pointwise ones for what the next tile writes."""
+    monkeypatch.setattr(cost, "LEAVING_BYTES", 0)
+    monkeypatch.setattr(rolling_pixels, "_LEAST_ROWS", 3)
+    monkeypatch.setattr(rolling_pixels, "_ASKED_BLOCK_BYTES", 1)
+    expanding = Case("expanding", 5, 70, (13, 9), (1, 1), n=2)
+    pointwise = problem_from(*expanding.shapes("NHWC")[:2], np.dtype("float32"), **expanding.arguments, layout="NHWC")
+    asks = gather.plan_gather(pointwise, "forward", *sub_problems(pointwise, "forward")[0], 2).launch.plan
+    assert asks["asks_targets"][0]
+    rolling = problem_from(*ROLLING[0].shapes("NHWC")[:2], np.dtype("float32"), **ROLLING[0].arguments, layout="NHWC")
+    step = rolling_pixels.plan_rolling_pixels(rolling, "forward", *sub_problems(rolling, "forward")[0], 2)
+    assert step.tile.asks
+    assert step.launch.plan["row_blocks"][0] > 2
+    for name, done in (("rolling_pixels", 5), ("pixel_pairs", 1), ("rolling_dots", 2), ("depthwise", 6)):
+        assert compare_all(f"plan_{name}", ROLLING) == done
+    assert compare_all("plan_gather", (expanding,)) > 2
 
 
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])

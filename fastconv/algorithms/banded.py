@@ -20,6 +20,7 @@ from fastconv.algorithms.cuts import Band, row_band
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.turning import Images, transposition
+from fastconv.arrays import QUIET
 from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import bands as kernels
 from fastconv.kernels.launch import Launch
@@ -40,6 +41,12 @@ _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
 _GROUPS_SECONDS = 0.4e-6
 """The same of a band of groups in a weight gradient."""
+_ADD_SECONDS = 0.3e-9
+"""Adding a weight's gradient of some images to that of those before."""
+_FAR_SECONDS = 0.01e-9
+"""Waiting for a byte of images beyond the caches, which batches read once."""
+_PLANE_BYTES = 4 << 10
+"""Least plane of batches with little to compute for each value: runs of less are not fetched ahead from memory."""
 _TURNED_SHARE = 0.15
 """Time of turning a row, over that of computing it."""
 
@@ -432,10 +439,71 @@ class BandedGradient(Operation):
         self._launch(second, first, self._unused, result)
 
 
+class BatchedGradient(Operation):
+    """Weight gradient of some images after others, whose gradients are added: bands of all would be too large."""
+
+    def __init__(self, problem: ConvProblem, batches: list[tuple[slice, BandedGradient]]) -> None:
+        self.problem = problem
+        self._batches = batches
+        self._weights = math.prod(problem.w_shape)
+        inner = max(operation.workspace_bytes for _, operation in batches)
+        self.workspace_bytes = inner + self._weights * problem.itemsize
+
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+        added = (len(self._batches) - 1) * self._weights * _ADD_SECONDS
+        far = far_bytes(self.problem) * _FAR_SECONDS
+        return sum(operation.seconds(rate) for _, operation in self._batches) + added + far
+
+    def estimate(self, machine: Machine) -> Estimate:
+        first = self._batches[0][1].estimate(machine)
+        lanes = vector_bytes() // self.problem.itemsize
+        traffic = traffic_seconds(self.problem, "grad_weight", machine)
+        seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
+        return Estimate(seconds, f"{len(self._batches)} batches {first.reason}")
+
+    @QUIET
+    def run(
+        self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
+        prepared: Any = None,
+    ) -> None:  # fmt: skip
+        (images, operation), *others = self._batches
+        operation.run(first[images], second[images], result)
+        with Buffer(result.nbytes) as buffer:
+            part = buffer[: result.nbytes].view(result.dtype).reshape(result.shape)
+            for images, operation in others:
+                operation.run(first[images], second[images], part)
+                np.add(result, part, out=result)
+
+
 def plan_banded_gradient(
     problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, dense: bool, threads: int
+) -> BandedGradient | BatchedGradient | None:
+    """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none.
+
+    Of as many images at a time as bands have room for.
+    """
+    n = count = problem.n
+    gradient = _gradient_of_groups(problem, plan, layout, dense, threads)
+    batched = dense or math.prod(problem.input_size) * problem.itemsize >= _PLANE_BYTES
+    while gradient is None and batched and count > 1:
+        count = -(-count // 2)
+        gradient = _gradient_of_groups(replace(problem, n=count), plan, layout, dense, threads)
+    if gradient is None or count == n:
+        return gradient
+    batches = [(slice(begin, begin + count), gradient) for begin in range(0, n - count + 1, count)]
+    if n % count:
+        rest = _gradient_of_groups(replace(problem, n=n % count), plan, layout, dense, threads)
+        if rest is None:
+            return None
+        batches.append((slice(n - n % count, n), rest))
+    return BatchedGradient(problem, batches)
+
+
+def _gradient_of_groups(
+    problem: ConvProblem, plan: Callable[[ConvProblem], Any], layout: str, dense: bool, threads: int
 ) -> BandedGradient | None:
-    """The weight gradient in bands of groups, whose passes `plan` plans for one thread; None where it has none."""
+    """The gradient of all images at once; None where a band of a vector of channels would be too large."""
     values = math.prod(problem.x_shape) + math.prod(problem.y_shape)
     fitting = max(1, _BAND_BYTES * problem.groups // (values * problem.itemsize))  # groups of all images
     least = max(_PARTS_OF_GRADIENT, -(-problem.groups // fitting))

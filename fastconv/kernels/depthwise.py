@@ -22,7 +22,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import pitched_places, trace_places
 from fastconv.kernels.copies import copy_pixels
-from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.emit import Emitter, ask, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes, vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at
@@ -53,9 +53,10 @@ have `taps_c` columns and `group` sources."""
 
 @intrinsic(prefer_literal=True)
 def row_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any, G: Any, Q: Any, T: Any, MASKED: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, KW: Any, REST: Any, S: Any, G: Any, Q: Any, T: Any,
+    MASKED: Any, AHEAD: Any,
     rows: Any, table: Any, rest_rows: Any, rest: Any, source_offset: Any, offset: Any, there: Any,
-    weights: Any, weight_step: Any, weight_q: Any, start: Any, floor: Any, targets: Any,
+    weights: Any, weight_step: Any, weight_q: Any, start: Any, floor: Any, targets: Any, ahead: Any,
 ) -> Any:  # fmt: skip
     """Register tile of MR pixels: ``target[m] = max(start + sum of source[r, m S + b] w[r, b] over r and b, floor)``.
 
@@ -64,15 +65,16 @@ def row_tile(
     taps at `rest`. In groups of G sources and T targets, target lane i meets the sources i // T * G + q for q < G, each
     with weights `weight_q` after the one before; Q of them are taken at once. `source_offset` bytes are added to all
     source addresses, `offset` to those of targets and weights, and to `start`, that of the vector which the sums begin
-    with. If MASKED, only `there` target lanes and their sources are touched.
+    with. If MASKED, only `there` target lanes and their sources are touched. With AHEAD, the lines so many bytes
+    `ahead` of the sources are asked for.
     """
     lanes, pixels, stride, widths = literal(VL), literal(MR), literal(S), (literal(KW), literal(REST))
-    group, together, outputs, masked = literal(G), literal(Q), literal(T), literal(MASKED)
+    group, together, outputs, masked, asks = (literal(value) for value in (G, Q, T, MASKED, AHEAD))
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, table, rest_rows, rest, source_offset, offset, there = args[10:17]
-        weights, weight_step, weight_q, start, floor, targets = args[17:]
+        rows, table, rest_rows, rest, source_offset, offset, there = args[11:18]
+        weights, weight_step, weight_q, start, floor, targets, ahead = args[18:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add = emit.const, emit.add
         weights = add(weights, offset)
@@ -94,7 +96,10 @@ def row_tile(
                     reached = [(m, q - m * stride) for m in range(pixels) if 0 <= q - m * stride < taps]
                     if not reached:
                         continue
-                    value = channels.load_source(add(emit.load_int(add(entry, const(8 * q))), source_offset))
+                    place = add(emit.load_int(add(entry, const(8 * q))), source_offset)
+                    if asks:
+                        ask(builder, add(place, ahead))
+                    value = channels.load_source(place)
                     for k in range(together):
                         factor = channels.of_group(value, first + k)
                         for m, b in reached:
@@ -116,7 +121,7 @@ def row_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 11
-    return types.void(REAL, VL, MR, KW, REST, S, G, Q, T, MASKED, *integers, real, types.intp), codegen
+    return types.void(REAL, VL, MR, KW, REST, S, G, Q, T, MASKED, AHEAD, *integers, real, *[types.intp] * 2), codegen
 
 
 @jit.inline
@@ -153,7 +158,7 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, KW, REST, S = tile.VL, tile.MR, tile.KW, tile.REST, tile.S
-    G, AT_ONCE, T, LANES, MASKED = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked)
+    G, AT_ONCE, T, LANES, MASKED, AHEAD = tile.G, tile.Q, tile.T, tile.lanes, int(tile.masked), int(tile.asks)
 
     def depthwise_vectors(address, own, rows, first, last, there, other):
         call = record_at(address, CALL)
@@ -167,9 +172,10 @@ def row_of_vectors(dtype: str, tile: RowTile) -> CFunc:
                 channel = min(channel, p.channels - VL)
             offset = channel * ITEM
             row_tile(
-                REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED,
+                REAL, VL, MR, KW, REST, S, G, AT_ONCE, T, MASKED, AHEAD,
                 rows * p.chunks, own + p.table, rows, own + p.rest, offset // T * G, offset, lanes,
                 other + p.weight_offset, p.weight_c, p.weight_q, call.start, lowest, own + p.targets,
+                MR * S * p.phases * p.source_c,
             )  # fmt: skip
             if call.activation != 0:
                 for m in range(there):

@@ -37,6 +37,15 @@ def _fma(builder: Any, scalar: ir.Type, lanes: int) -> tuple[ir.Type, Any]:
     return vector, function
 
 
+def ask(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, which need not be one that may be read."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    flags = [ir.Constant(word, flag) for flag in (0, 3, 1)]  # read, keep in all cache levels, data
+    builder.call(function, [builder.inttoptr(address, byte), *flags])
+
+
 class Emitter:
     """Short names for the LLVM instructions that the tiles are made of; addresses are int64 bytes."""
 

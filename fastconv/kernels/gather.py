@@ -52,7 +52,7 @@ GATHER = record("""
     taps_r taps_c row_offsets column_offsets first_row last_row first_column last_column
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing keeps start_group
-    zeros touching inside inside_runs most_runs padding scatter chunk tiles_ahead
+    zeros touching inside inside_runs most_runs padding scatter chunk tiles_ahead asks_targets
     tiles blocks panel_parts
     tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
     workspace_bytes
@@ -66,11 +66,12 @@ how they lie; `packing` is the address of a record that begins as `PACKING` wher
 says that a thread keeps all panels of a group that it has packed; `padding` that of the `PAD` record where tasks copy
 the rows that they read, with zeros around them, and `source_*` describes such a copy; `scatter` that of the compiled
 `scatter`, where a pixel's channels lie apart in the target; what a tile reads is asked for `tiles_ahead`, if that is
-not 0. A panel's taps are used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave
-the second cache level; `tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of
-`tile_channels` weights and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`,
-`multiply` and `finish` are the addresses of these compiled parts, `multiply_last` that for the last panel, which may be
-narrower. The last line's fields are offsets into each thread's workspace."""
+not 0, and what the next one writes if `asks_targets` is not. A panel's taps are used `chunk` at a time for all tiles of
+a task: fewer than all where a whole panel would leave the second cache level; `tables` and `runs` are the addresses and
+numbers of each tile's runs that are used now. Rows of `tile_channels` weights and of a tile's results are `row_bytes`
+long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the addresses of these compiled parts,
+`multiply_last` that for the last panel, which may be narrower. The last line's fields are offsets into each thread's
+workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -343,6 +344,10 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool)
                 # The rows are planes, whose pages the CPU does not foresee: those of the next tile are asked for.
                 for m in range(0 if t == 0 else MR, MR if t == tiles - 1 else 2 * MR):
                     for line in range(0, NR * ITEM, LINE):
+                        prefetch(integer_at(targets + m * 8) + shift + line)
+            elif p.asks_targets != 0 and t + 1 < tiles:
+                for m in range(MR, 2 * MR):
+                    for line in range(0, lanes * ITEM, LINE):
                         prefetch(integer_at(targets + m * 8) + shift + line)
             if runs < 0:
                 pitched_tile(

@@ -19,7 +19,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I64, Emitter, ask, literal, scalar_ir
 from fastconv.kernels.groups import vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.pixel_columns import PixelColumns
@@ -42,27 +42,30 @@ takes `lane_bytes`, all of them `channel_bytes`."""
 
 @intrinsic(prefer_literal=True)
 def rolling_sums(
-    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, NV: Any,
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, NV: Any, AHEAD: Any,
     lines: Any, low: Any, high: Any, first: Any, spread: Any, size: Any,
     source: Any, source_line: Any, source_c: Any, zeros: Any, gradient: Any, gradient_line: Any, gradient_c: Any,
-    target: Any, target_row: Any, target_step: Any, known: Any,
+    target: Any, target_row: Any, target_step: Any, known: Any, ahead: Any, gradient_ahead: Any,
 ) -> Any:  # fmt: skip
     """Add to all taps ``target[a, b] += sum over i, v of source[i + a, v + b] gradient[i, v]``, of NV pixels v.
 
     The gradient has `lines` rows i; rows of the source from `low` to `high` are there. Source columns lie `source_c`
     bytes apart, of which pixel v meets `first` + `spread` (v + b), of `size`; the others are at `zeros`. The first
-    `known` lanes are left as they are.
+    `known` lanes are left as they are. With AHEAD, the lines so many bytes `ahead` of the source's and
+    `gradient_ahead` of the gradient's are asked for.
     """
-    lanes, height, taps, width = (literal(value) for value in (VL, KH, KW, NV))
+    lanes, height, taps, width, asks = (literal(value) for value in (VL, KH, KW, NV, AHEAD))
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lines, low, high, first, spread, size = args[5:11]
-        source, source_line, source_c, zeros, gradient, gradient_line, gradient_c = args[11:18]
-        target, target_row, target_step, known = args[18:]
+        lines, low, high, first, spread, size = args[6:12]
+        source, source_line, source_c, zeros, gradient, gradient_line, gradient_c = args[12:19]
+        target, target_row, target_step, known, ahead, gradient_ahead = args[19:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
-        columns = PixelColumns(emit, width, taps, first, spread, size, source_c, zeros)
+        columns = PixelColumns(
+            emit, width, taps, first, spread, size, source_c, zeros, ahead if asks else None
+        )  # fmt: skip
         offsets = [emit.opaque(multiply(gradient_c, const(v))) for v in range(width)]
         kept = (height - 1) * width
 
@@ -81,6 +84,8 @@ def rolling_sums(
                 row = add(source, multiply(i, source_line))
                 line = add(gradient, multiply(i, gradient_line))
                 if not edge:
+                    for offset in offsets if asks else ():
+                        ask(builder, add(add(line, offset), gradient_ahead))
                     gradients = [*(emit.load(add(line, offset)) for offset in offsets), *before]
                     return [*gradients[:kept], *with_row(row, range(height), gradients, sums)]
                 there = builder.icmp_signed("<", i, lines)
@@ -111,20 +116,21 @@ def rolling_sums(
                 emit.store(builder.fadd(emit.load(place), builder.select(new, sums[a * taps + b], nothing)), place)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KH, KW, NV, *[types.intp] * 17), codegen
+    return types.void(REAL, VL, KH, KW, NV, AHEAD, *[types.intp] * 19), codegen
 
 
 @functools.cache
 def strip(dtype: str, tile: PixelStripTile) -> CFunc:
     """The part of the kernel that knows dtype and tile: a strip's vectors of channels, from `begin` to `end`.
 
-    Its `lines` rows begin at `top`, its columns at `left`; `image` is the image's number.
+    Its `lines` rows begin at `top`, its columns at `left`; `image` is the image's number. The next strip is so many
+    rows and columns on.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KH, KW, NV = tile.VL, tile.KH, tile.KW, tile.NV
+    VL, KH, KW, NV, AHEAD = tile.VL, tile.KH, tile.KW, tile.NV, int(tile.asks)
 
-    def rolling_vectors(address, image, top, lines, left, slab, begin, end):
+    def rolling_vectors(address, image, top, lines, left, slab, begin, end, rows_on, columns_on):
         call = record_at(address, CALL)
         p = record_at(call.plan, ROLLING_DOTS)
         row = top + p.first_row
@@ -136,10 +142,11 @@ def strip(dtype: str, tile: PixelStripTile) -> CFunc:
             channel = min(v * VL, p.channels - VL)
             offset = channel * ITEM
             rolling_sums(
-                REAL, VL, KH, KW, NV, lines, low, high, left + p.first_column, p.phases, p.source_columns,
+                REAL, VL, KH, KW, NV, AHEAD, lines, low, high, left + p.first_column, p.phases, p.source_columns,
                 source + offset, p.row_step * p.source_r, p.source_c, p.zeros + offset,
                 gradient + offset, p.row_step * p.gradient_r, p.phases * p.gradient_c,
                 slab + offset, KW * p.channels * ITEM, p.channels * ITEM, v * VL - channel,
+                rows_on * p.source_r + columns_on * p.source_c, rows_on * p.gradient_r + columns_on * p.gradient_c,
             )  # fmt: skip
 
     return jit.part(rolling_vectors)
@@ -170,8 +177,11 @@ def rolling_dots() -> CFunc:
                     continue
                 left = phase + (number * (p.width - 1) + min(number, wide)) * p.phases
                 entry = p.entry if number < wide else p.entry_narrow
+                rows_on, columns_on = 0, (p.width - int(number >= wide)) * p.phases
+                if number == p.strips - 1:
+                    rows_on, columns_on = bottom - top, -left
                 for k in range(min(p.row_step, bottom - top)):
                     lines = steps_in(bottom - top - k, p.row_step)
-                    call_part(entry, (address, image, top + k, lines, left, target, first, last))
+                    call_part(entry, (address, image, top + k, lines, left, target, first, last, rows_on, columns_on))
 
     return jit.kernel(rolling_strips)

@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from fastconv.kernels.emit import I32, I64, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I32, I64, Emitter, ask, literal, scalar_ir
 from fastconv.kernels.subnormal import without_subnormals
 
 _LONG_ROW = 4
@@ -91,11 +91,7 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for the cache line at an address, which need not be one that may be read."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]  # read, keep in all cache levels, data
-        builder.call(function, [builder.inttoptr(args[0], byte), *flags])
+        ask(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp), codegen

@@ -309,7 +309,8 @@ class RowTile:
 
     KW taps of a kernel row are multiplied at once, REST after them, by source pixels S apart from target pixel to
     target pixel. Each T target channels meet G source channels: Q of them at once. The lanes hold whole groups, as many
-    as fit; where they do not fill vectors one after another, the tile is `masked`.
+    as fit; where they do not fill vectors one after another, the tile is `masked`. It `asks` for the next tile's pixels
+    beside its own where these come from memory.
     """
 
     VL: int
@@ -321,6 +322,7 @@ class RowTile:
     Q: int = 1
     T: int = 1
     masked: bool = False
+    asks: bool = False
 
     @property
     def lanes(self) -> int:
@@ -443,12 +445,16 @@ class RollingTile:
 
 @dataclass(frozen=True)
 class PixelStripTile:
-    """The same of pixels whose channels lie side by side: NV neighbours of VL channels run down the rows."""
+    """The same of pixels whose channels lie side by side: NV neighbours of VL channels run down the rows.
+
+    It `asks` for the next strip's pixels beside its own where these come from memory.
+    """
 
     VL: int
     KH: int
     KW: int
     NV: int
+    asks: bool
 
 
 @dataclass(frozen=True)
@@ -477,6 +483,7 @@ class PixelPairTile:
     PR: int
     PC: int
     NV: int
+    asks: bool
 
 
 def mixed_vectors(dtype: str, channels: int) -> int:

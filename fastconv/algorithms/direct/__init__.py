@@ -21,6 +21,7 @@ from fastconv.algorithms.banded import (
     BandedGradient,
     BandedOperation,
     BandPlanner,
+    BatchedGradient,
     GroupBands,
     Stage,
     plan_banded,
@@ -172,7 +173,10 @@ def _transposed(problem: ConvProblem, direction: str, threads: int) -> Transpose
     return transposed(problem, direction, CHANNELS_LAST if in_vectors else IMAGES_LAST, Direct(), threads)
 
 
-def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperation | BandedGradient | None:
+Banded = BandedOperation | BandedGradient | BatchedGradient
+
+
+def _banded(problem: ConvProblem, direction: str, threads: int) -> Banded | None:
     """The operation in bands, each turned and turned back by the thread that computes it.
 
     Only for gathered and depthwise tiles: the sums of other kinds might depend on where a band begins.
@@ -196,7 +200,7 @@ def _banded(problem: ConvProblem, direction: str, threads: int) -> BandedOperati
     return plan_banded(problem, direction, BandPlanner(IMAGES_LAST, rows, "register tiles", stages), threads)
 
 
-def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | None:
+def _banded_gradient(problem: ConvProblem, threads: int) -> BandedGradient | BatchedGradient | None:
     """The same for weight gradients: in bands of some groups."""
     if problem.groups == 1:
         return None
@@ -269,7 +273,7 @@ def _fastest_of(ways: tuple[Callable[..., Any], ...], problem: ConvProblem, dire
     return possible[min(seconds, key=lambda way: seconds[way])] if seconds else None
 
 
-def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | BandedOperation | BandedGradient | None:
+def _turned(problem: ConvProblem, direction: str, threads: int) -> Transposed | Banded | None:
     """The operation on turned images that is faster."""
     return _fastest_of((_banded, _transposed), problem, direction, threads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba.core.ccallback import CFunc
@@ -22,6 +22,7 @@ from fastconv.algorithms.direct.grids import (
     targets_inside,
     workspace_offsets,
 )
+from fastconv.cost import leaves_caches
 from fastconv.kernels import depthwise, transpose
 from fastconv.kernels.addresses import ADDRESS_BYTES
 from fastconv.kernels.launch import Launch
@@ -170,6 +171,7 @@ def plan_depthwise(
     overlapping = int(not shape.masked and channels % shape.lanes != 0)
     vectors -= overlapping
     copied = (shape.masked or channels % shape.VL == 0) and _meets(source, source_size, shape, rows, columns)
+    shape = replace(shape, asks=leaves_caches(problem) and not copied)
     lane_bytes, source_lane_bytes = shape.lanes * item, shape.lanes * item // shape.T * shape.G
     row_block, parts = _blocks(problem, rows, source_size[1], vectors, source_lane_bytes, copied, threads)
     reach, taps_r = (shape.MR - 1) * shape.S + shape.KW, len(rows.taps)

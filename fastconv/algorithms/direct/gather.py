@@ -21,6 +21,7 @@ from fastconv.algorithms.direct.grids import (
     workspace_offsets,
 )
 from fastconv.algorithms.direct.packing import pack_part, plan_pack
+from fastconv.cost import leaves_caches
 from fastconv.kernels import gather, pad, reduce
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
@@ -248,6 +249,9 @@ def _plan(
     far = sums and source_size[0] * source[1] > _NEAR_BYTES and tile_bytes <= _MOST_ASKED
     ahead = -(-_AHEAD_BYTES // tile_bytes) if far else 0
 
+    # What pixels of few products write comes from memory first.
+    expands = taps == 1 and target[3] == item and channels > reduction and leaves_caches(problem)
+
     listed = list_bytes(shape.MR)
     packed_shape = (groups, panels, taps, reduction, lanes)
     strip_rows = 0 if frame is None else frame.strip_rows(size * shape.MR)
@@ -291,7 +295,7 @@ def _plan(
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
-        tiles_ahead=ahead,
+        tiles_ahead=ahead, asks_targets=expands,
         tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
         multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=0,

@@ -20,6 +20,7 @@ from fastconv.algorithms.direct.rolling_pixels import (
     strips_seconds,
 )
 from fastconv.algorithms.slabs import MOST_SLABS, SLABS_BYTES, Slabs, slabs_up_to
+from fastconv.cost import leaves_caches
 from fastconv.kernels import rolling_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -65,7 +66,7 @@ def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | N
     strips = -(-longest // most)
     width = -(-longest // strips)
     x, y = (canonical_strides(shape, item, problem.layout) for shape in (problem.x_shape, problem.y_shape))
-    row_block = row_block_of(rows.count, 2 * (width + kw - 1) * x[2], 1)
+    row_block = row_block_of(rows.count, 2 * (width + kw - 1) * x[2])
     blocks = -(-rows.count // row_block)
     vectors, units = channels // lanes, problem.n * blocks * phases * strips
     pixels = problem.n * rows.count * columns.count
@@ -75,7 +76,7 @@ def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | N
     parts = min(vectors, -(-TASKS_PER_THREAD * threads // slabs)) if threads > 1 else 1
     partial = Slabs(problem, slabs, threads)
     zeros = np.zeros(channels, problem.dtype)
-    shape = PixelStripTile(VL=lanes, KH=kh, KW=kw, NV=width)
+    shape = PixelStripTile(VL=lanes, KH=kh, KW=kw, NV=width, asks=leaves_caches(problem))
     plan = fill(
         kernels.ROLLING_DOTS,
         source_n=x[0], source_r=x[1], source_c=x[2], source_rows=problem.input_size[0],

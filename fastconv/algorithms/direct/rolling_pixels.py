@@ -11,6 +11,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import Pass, ZerosPass
 from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, Roles, met_taps, roles, spread_of, tap_order
+from fastconv.cost import leaves_caches
 from fastconv.kernels import rolling_pixels as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import address, fill
@@ -29,6 +30,8 @@ _LEAST_ROWS = 16
 """Rows of a block, at the beginning and end of which some source rows are read twice."""
 _BLOCK_BYTES = 512 << 10
 """Source bytes of a strip's block, of all channels: a vector's lines are fetched with those of the one before."""
+_ASKED_BLOCK_BYTES = 128 << 10
+"""The same where the next strip's block is asked for meanwhile."""
 _MEETING_SHARE = 0.7
 """Speed of strips whose pixels meet in one set of a cache."""
 
@@ -108,9 +111,10 @@ def plan_rolling_pixels(
     spread_r, spread_c = abs(spread_of(rows)), abs(spread_of(columns))
     width = _width(taps, len(rows.taps), columns.count // spread_c, taps + _around(1))
     lanes = vector_bytes() // problem.itemsize
-    shape = PixelStripTile(VL=lanes, KH=len(rows.taps), KW=len(columns.taps), NV=width)
+    shape = PixelStripTile(lanes, len(rows.taps), len(columns.taps), width, asks=leaves_caches(problem))
     strips = sum(-(-len(range(phase, columns.count, spread_c)) // width) for phase in range(spread_c))
-    row_block = row_block_of(rows.count, (width + len(columns.taps) - 1) * part.source[2], 1)
+    row_bytes = (width + len(columns.taps) - 1) * part.source[2]
+    row_block = row_block_of(rows.count, row_bytes, asks=shape.asks)
     zeros = np.zeros(problem.groups, problem.dtype)
     plan, tasks = _planned(
         problem, part, threads,
@@ -118,8 +122,8 @@ def plan_rolling_pixels(
         target_r=part.target[1] * rows.every, target_c=part.target[2] * columns.every,
         weight_offset=offset_r + offset_c, weight_r=w_r, weight_c=w_c, zeros=address(zeros),
         rows=rows.count, columns=columns.count, target_columns=columns.count, first_row=min(rows.offsets),
-        first_column=min(columns.offsets), row_step=spread_r, phases=spread_c, row_block=row_block, strips=strips,
-        width=width,
+        first_column=min(columns.offsets), row_step=spread_r, phases=spread_c, pace=1, row_block=row_block,
+        strips=strips, width=width,
     )  # fmt: skip
 
     def compiled() -> CFunc:
@@ -142,15 +146,15 @@ def plan_pixel_pairs(problem: ConvProblem, threads: int) -> PixelPairsPass | Non
     pairs = -(-columns // 2)
     width = _width(kh * kw, 2 * kh, pairs, kh * kw + _around(4))
     lanes = vector_bytes() // problem.itemsize
-    shape = PixelPairTile(VL=lanes, KH=kh, KW=kw, PR=low_r % 2, PC=low_c % 2, NV=width)
-    row_block = row_block_of(rows, (width + kw // 2) * part.source[2] // 2, 2)
+    shape = PixelPairTile(VL=lanes, KH=kh, KW=kw, PR=low_r % 2, PC=low_c % 2, NV=width, asks=leaves_caches(problem))
+    row_block = row_block_of(rows, (width + kw // 2) * part.source[2] // 2, 2, shape.asks)
     zeros = np.zeros(problem.groups, problem.dtype)
     plan, tasks = _planned(
         problem, part, threads,
         target_offset=0, target_r=part.target[1], target_c=part.target[2],
         weight_offset=0, weight_r=part.weights[0], weight_c=part.weights[1], zeros=address(zeros),
         rows=rows, columns=pairs, target_columns=columns, first_row=low_r // 2, first_column=low_c // 2,
-        row_step=1, phases=1, row_block=row_block, strips=-(-pairs // width), width=width,
+        row_step=1, phases=1, pace=2, row_block=row_block, strips=-(-pairs // width), width=width,
     )  # fmt: skip
 
     def compiled() -> CFunc:
@@ -167,9 +171,10 @@ def is_depthwise(problem: ConvProblem) -> bool:
     return alone and problem.groups >= lanes and problem.layout in ("NHWC", CHANNELS_LAST)
 
 
-def row_block_of(rows: int, row_bytes: int, together: int) -> int:
+def row_block_of(rows: int, row_bytes: int, together: int = 1, asks: bool = False) -> int:
     """Rows of a block, a multiple of `together`, each of which has so many source bytes in a strip."""
-    blocks = max(1, rows // max(_LEAST_ROWS, _BLOCK_BYTES // row_bytes))
+    most_bytes = _ASKED_BLOCK_BYTES if asks else _BLOCK_BYTES
+    blocks = max(1, rows // max(_LEAST_ROWS, most_bytes // row_bytes))
     return -(-rows // (blocks * together)) * together
 
 
