@@ -75,7 +75,7 @@ def far_bytes(problem: ConvProblem) -> int:
     return max(0, images - NEAR_IMAGES_BYTES)
 
 
-LEAVING_BYTES = 16 << 20
+LEAVING_BYTES = 15 << 20
 """Both images of a problem, if they stay in no cache between two calls, or hardly."""
 
 

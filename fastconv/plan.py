@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pickle import dumps
 from typing import Any
@@ -16,6 +15,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation
 from fastconv.arrays import NATIVE
 from fastconv.cost import conv_bytes, conv_flops, conv_parameters
 from fastconv.kernels import launch
+from fastconv.kernels.launch import Bound
 from fastconv.operands import takes_result
 from fastconv.problem import (
     DIRECTIONS,
@@ -203,7 +203,7 @@ class Request:
         # Depthwise layers move a byte in the time of some operations.
         self._work = max(conv_flops(problem), launch.FLOPS_OF_BYTE * conv_bytes(problem, direction))
         self._plans: dict[int, Plan] = {}
-        self._calls: dict[int, Callable[..., None]] = {}
+        self._calls: dict[int, Bound] = {}
         shapes = {"forward": problem.y_shape, "grad_input": problem.x_shape, "grad_weight": problem.w_shape}
         self._result_shape = shapes[direction]
         # Of arrays that need no look at each: what is computed is what the caller gets.

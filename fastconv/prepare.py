@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from fastconv.algorithms.base import Operation
 from fastconv.arrays import ready
 from fastconv.conv2d import run_forward
 from fastconv.epilogue import check_activation, epilogue_for
+from fastconv.kernels.launch import Bound
 from fastconv.operands import ArrayLike, allocate, array_argument, bias_argument, same_dtype, weights_argument
 from fastconv.plan import Plan, Request, conv2d_algorithms, request
 from fastconv.problem import (
@@ -42,7 +43,7 @@ class PreparedConv2d:
         self._activation = activation
         self._requests: dict[tuple[int, ...], Request] = {}
         self._prepared: dict[Operation, Any] = {}
-        self._bound: dict[Operation, Callable[..., None]] = {}
+        self._bound: dict[Operation, Bound] = {}
         self._packed: dict[tuple[Any, ...], Any] = {}
         may_fail = isinstance(activation, Dispatcher)
         self._epilogue = None if may_fail else epilogue_for(bias, activation, compute_dtype("w", w.dtype))

@@ -41,8 +41,6 @@ _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
 _GROUPS_SECONDS = 0.4e-6
 """The same of a band of groups in a weight gradient."""
-_ADD_SECONDS = 0.3e-9
-"""Adding a weight's gradient of some images to that of those before."""
 _FAR_SECONDS = 0.01e-9
 """Waiting for a byte of images beyond the caches, which batches read once."""
 _PLANE_BYTES = 4 << 10
@@ -451,7 +449,7 @@ class BatchedGradient(Operation):
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
-        added = (len(self._batches) - 1) * self._weights * _ADD_SECONDS
+        added = (len(self._batches) - 1) * self._weights * model.ADD_SECONDS
         far = far_bytes(self.problem) * _FAR_SECONDS
         return sum(operation.seconds(rate) for _, operation in self._batches) + added + far
 

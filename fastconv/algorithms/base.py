@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastconv.kernels.launch import Bound
 from fastconv.kernels.params import address
 from fastconv.problem import CHANNELS_LAST, ConvProblem
 
@@ -78,7 +78,7 @@ class Operation(ABC):
         """What can be computed from the weights alone, once for many forward passes."""
         return None
 
-    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Bound:
         """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time."""
         return lambda first, second, result: self.run(first, second, result, epilogue, prepared)
 

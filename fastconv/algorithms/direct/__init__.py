@@ -56,7 +56,7 @@ from fastconv.algorithms.direct.window_dots import plan_window_dots
 from fastconv.algorithms.transposed import Transposed, transposed
 from fastconv.algorithms.turning import transposition
 from fastconv.cost import traffic_seconds
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
@@ -323,7 +323,7 @@ class DirectOperation(Operation):
     def prepare(self, w: np.ndarray) -> np.ndarray:
         return self.passes[0].prepare(w)
 
-    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Bound:
         if len(self.passes) == 1 and not self._leaves_gaps:
             return self.passes[0].bound(epilogue, prepared)
         return super().bound(epilogue, prepared)

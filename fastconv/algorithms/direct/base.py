@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue
 from fastconv.algorithms.slabs import Slabs
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.problem import ConvProblem
 
 
@@ -46,7 +45,7 @@ class Pass(ABC):
         """The weights as the kernel reads them."""
         return w
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time."""
         return lambda first, second, result: self.run(first, second, result, epilogue, prepared)
 
@@ -63,7 +62,7 @@ class BoundPass(Pass):
     """A pass that has little to do besides its launch once its epilogue and prepared weights are known."""
 
     @abstractmethod
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         """What runs the pass, for three arrays at a time."""
 
     def run(
@@ -80,7 +79,7 @@ class ZerosPass(BoundPass):
     zeros: np.ndarray
     """What sums begin with where there is no bias."""
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         return self.launch.bound(self.zeros if epilogue.bias is None else epilogue.bias, epilogue.end)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +24,7 @@ from fastconv.algorithms.direct.grids import (
 from fastconv.cost import leaves_caches
 from fastconv.kernels import depthwise, transpose
 from fastconv.kernels.addresses import ADDRESS_BYTES
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.kernels.params import Buffer, address, fill, odd_lines
 from fastconv.kernels.target import RowTile, row_tile_shape, vector_bytes
 from fastconv.problem import CHANNELS_LAST, ConvProblem, IntPair
@@ -129,7 +128,7 @@ class DepthwisePass(BoundPass):
             around += copied * int(p["given_c"]) / self.problem.itemsize * model.COPY_SECONDS
         return vectors * slots / rate, around
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         start = self.zeros if epilogue.bias is None else epilogue.bias
         turn = self.turn
         if turn is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.copies import sets_of
 from fastconv.algorithms.direct.grids import targets_inside
 from fastconv.cost import far_bytes
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.kernels.params import LINE, Buffer, address, aligned
 from fastconv.kernels.target import panel_slots
 from fastconv.kernels.tiles import RUN_FIELDS
@@ -180,7 +179,7 @@ class GatherPass(BoundPass):
         self.pack(w, w, self.zeros, packed)
         return packed
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         start = epilogue.start(self.zeros, self.packed_shape[0])
         if prepared is not None:
             multiply = self.launch.bound(start, epilogue.end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspac
 from fastconv.cost import NEAR_IMAGES_BYTES
 from fastconv.kernels import lines as kernels
 from fastconv.kernels.columns import MOST_STEPS
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.kernels.params import LINE, address, fill
 from fastconv.kernels.target import panel_slots, panel_tile, vector_bytes
 from fastconv.problem import ConvProblem
@@ -59,7 +58,7 @@ class LinePass(BoundPass):
         work += max(0, copied * self.problem.itemsize - NEAR_IMAGES_BYTES) * model.PLANES_FAR_SECONDS
         return model.launch_seconds(self.threads) + work / self.threads
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         return self.launch.bound(epilogue.start(self.zeros, self.problem.groups), epilogue.end)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import BoundPass
 from fastconv.algorithms.direct.grids import Axis, roles, tasks_wanted, workspace_offsets
 from fastconv.kernels import strips
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Bound, Launch
 from fastconv.kernels.params import address, fill
 from fastconv.kernels.target import pixel_tile
 from fastconv.kernels.tiles import RUN_FIELDS
@@ -68,7 +67,7 @@ class StripPass(BoundPass):
         work = copy + trace + scatter + each + vectors * tiles * slots / rate
         return model.launch_seconds(self.threads) + work * model.balance(self.launch.tasks, self.threads) / self.threads
 
-    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue, prepared: np.ndarray | None) -> Bound:
         return self.launch.bound(epilogue.start(self.zeros, self.problem.groups), epilogue.end)
 
 

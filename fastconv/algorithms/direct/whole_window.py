@@ -7,13 +7,13 @@ many channels, seen with other shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation
+from fastconv.kernels.launch import Bound
 from fastconv.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -55,6 +55,6 @@ class WholeWindowOperation(Operation):
     ) -> None:  # fmt: skip
         self.bound(epilogue, prepared)(first, second, result)
 
-    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Callable[..., None]:
+    def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Bound:
         run, (one, other, to) = self._operation.bound(epilogue, prepared), self._shapes
         return lambda first, second, result: run(first.reshape(one), second.reshape(other), result.reshape(to))
