@@ -127,6 +127,19 @@ def _oracles(draws: Draws, number: int, table: bool) -> int:
 PARTS = {"bounds": _bounds, "faults": _faults, "oracles": _oracles}
 
 
+_MOST_MAPPED = 20_000
+"""Mappings of a process from which on plans are forgotten after every problem: one of hundreds of phases has 25,000."""
+
+
+def _mapped() -> int:
+    """Mappings of this process; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/maps") as maps:
+            return sum(1 for _ in maps)
+    except OSError:
+        return 0
+
+
 def _work(options: argparse.Namespace) -> None:
     """One worker: its problems in order, counted in the file that the parent reads."""
     faulthandler.enable()
@@ -140,7 +153,7 @@ def _work(options: argparse.Namespace) -> None:
         counters[2] += check(draws, number, options.table)
         number += options.workers
         done += 1
-        if done % _FEW == 0:
+        if done % _FEW == 0 or _mapped() > _MOST_MAPPED:
             forget_plans()
 
 

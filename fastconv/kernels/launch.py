@@ -19,7 +19,7 @@ from numba import carray, prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, lend, record, take_back
+from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, fill, lend, record, take_back
 from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
 
 
@@ -212,6 +212,10 @@ Bound = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 """What does again and again for other operands and results what else is fixed."""
 
 
+_Ready = tuple[Any, int, np.ndarray]
+"""What calls a launch, the address of the record of what its calls have in common, and the record, kept alive."""
+
+
 class Launch:
     """A kernel and the record of its plan, ready to be called with arrays.
 
@@ -221,8 +225,8 @@ class Launch:
     """
 
     __slots__ = (
-        "_bytes", "_call", "_common", "_compile", "_dtype", "_entry", "_own_bytes", "_record", "grain",
-        "keeps", "plan", "tasks", "threads", "workspace_bytes",
+        "_apart", "_bytes", "_compile", "_dtype", "_entry", "_own_bytes", "_ready", "grain", "keeps", "plan", "tasks",
+        "threads", "workspace_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -240,12 +244,9 @@ class Launch:
             plan["workspace_bytes"] = workspace_bytes = workspace_bytes + GAP_BYTES
         self.workspace_bytes = self.threads * workspace_bytes
         self.keeps = keeps
-        serial_tasks, keeping = tasks if self.threads == 1 else 0, self.threads if keeps else 0
-        # As `fill` makes it, in a fifth of the time: a plan makes some seventy launches.
-        self._record = np.array([0, plan.ctypes.data, serial_tasks, keeping, workspace_bytes], np.int64)
-        self._common = address(self._record)
+        self._apart = workspace_bytes
         self._entry = 0
-        self._call: Any = None
+        self._ready: _Ready | None = None
         self._bytes = HEAD + self.workspace_bytes
 
     @property
@@ -266,10 +267,10 @@ class Launch:
         end: tuple[int, int, int] = NO_END,
     ) -> None:  # fmt: skip
         """Run all tasks; `end` is what happens to sums before they are stored (`NO_END`)."""
-        call = self._call or self._first_call()
+        ready = self._ready or self._made_ready()
         buffer = lend(self._bytes)
         try:
-            own = call(self._common, end, source, other, start, target, buffer)
+            own = ready[0](ready[1], end, source, other, start, target, buffer)
             if self.threads > 1:
                 _spread(self.entry, own, self.tasks, self.threads, self.grain)
         finally:
@@ -279,22 +280,26 @@ class Launch:
         """What calls this again and again with the same `start` and `end`, with little else to do."""
         if self.threads > 1:
             return lambda source, other, target: self(source, other, start, target, end)
-        call, size = self._call or self._first_call(), self._bytes
+        ready, size = self._ready or self._made_ready(), self._bytes
+        call = ready[0]
 
         def run(source: np.ndarray, other: np.ndarray, target: np.ndarray) -> None:
             buffer = lend(size)
             try:
-                call(self._common, end, source, other, start, target, buffer)
+                call(ready[1], end, source, other, start, target, buffer)
             finally:
                 take_back(buffer)
 
         return run
 
-    def _first_call(self) -> Any:
-        """Compile the kernel, and look up what calls it."""
-        self._record[0] = self.entry
-        self._call = _caller(self._dtype)
-        return self._call
+    def _made_ready(self) -> _Ready:
+        """Compile the kernel, and put together what calls it; two threads may do so at once."""
+        record = fill(
+            _LAUNCH, entry=self.entry, plan=self.plan.ctypes.data, serial_tasks=self.tasks if self.threads == 1 else 0,
+            keeping=self.threads if self.keeps else 0, apart=self._apart,
+        )  # fmt: skip
+        ready = self._ready = _caller(self._dtype), address(record.view(np.int64)), record
+        return ready
 
 
 NO_SETTINGS = (0.0,) * 6
