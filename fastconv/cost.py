@@ -69,10 +69,14 @@ NEAR_IMAGES_BYTES = 8 << 20
 """What the caches keep of both images from one pass over them to the next."""
 
 
+def images_bytes(problem: ConvProblem) -> int:
+    """Bytes of both images."""
+    return (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize
+
+
 def far_bytes(problem: ConvProblem) -> int:
     """Bytes of both images that come from beyond the caches in each pass over them."""
-    images = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize
-    return max(0, images - NEAR_IMAGES_BYTES)
+    return max(0, images_bytes(problem) - NEAR_IMAGES_BYTES)
 
 
 LEAVING_BYTES = 15 << 20
@@ -81,8 +85,7 @@ LEAVING_BYTES = 15 << 20
 
 def leaves_caches(problem: ConvProblem) -> bool:
     """Whether images come from memory: lines that lie a pixel apart then come one by one unless they are asked for."""
-    images = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize
-    return images > LEAVING_BYTES
+    return images_bytes(problem) > LEAVING_BYTES
 
 
 def roofline_seconds(flops: float, bytes_: float, machine: Machine) -> float:

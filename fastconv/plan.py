@@ -335,11 +335,10 @@ def earlier(key: tuple[Any, ...] | None) -> Request | None:
     return _CALLS.get(key)  # type: ignore[arg-type]
 
 
-def remember(key: tuple[Any, ...] | None, made: Request) -> Request:
+def remember(key: tuple[Any, ...] | None, made: Request) -> None:
     """Keep a checked call's request for the next one like it."""
     if key is not None:
         _keep(_CALLS, key, made)
-    return made
 
 
 def plan_conv2d(

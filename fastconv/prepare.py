@@ -79,9 +79,8 @@ class PreparedConv2d:
         array
             The output, of the inputs' dtype.
         """
-        epilogue = self._epilogue
         known = self._requests.get(x.shape) if type(x) is np.ndarray else None
-        if known is not None and epilogue is not None and known.takes(x, self._w, out):
+        if known is not None and known.takes(x, self._w, out):
             run = self._bound.get(known.plan.operation)
             if run is not None:
                 result = known.result(out)
@@ -98,7 +97,7 @@ class PreparedConv2d:
             prepared = self._prepared.get(plan.operation)
             if prepared is None:
                 prepared = self._prepare(plan)
-            epilogue = epilogue or epilogue_for(self._bias, self._activation, problem.dtype)
+            epilogue = self._epilogue or epilogue_for(self._bias, self._activation, problem.dtype)
             run_forward(plan, x, self._w, epilogue, y.array, prepared)
             if self._epilogue is not None and plan.operation not in self._bound:
                 self._bound[plan.operation] = plan.operation.bound(self._epilogue, prepared)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -375,7 +376,26 @@ _PARTS_OF_GRADIENT = 8
 """Bands of groups that a gradient is cut into at least, whatever the threads: bits depend on them."""
 
 
-class BandedGradient(Operation):
+class _GradientOfGroups(Operation):
+    """What weight gradients in bands have in common."""
+
+    problem: ConvProblem
+
+    @abstractmethod
+    def seconds(self, rate: float) -> float:
+        """Predicted time with `rate` slots a second on each thread."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The bands in words."""
+
+    def estimate(self, machine: Machine) -> Estimate:
+        lanes = vector_bytes() // self.problem.itemsize
+        traffic = traffic_seconds(self.problem, "grad_weight", machine)
+        return Estimate(max(self.seconds(model.slot_rate(machine, lanes)), traffic), self.describe())
+
+
+class BandedGradient(_GradientOfGroups):
     """Weight gradient of groups of channels in bands, of all images each."""
 
     def __init__(self, problem: ConvProblem, parts: list[Part], kinds: dict[ConvProblem, Any], threads: int) -> None:
@@ -423,12 +443,8 @@ class BandedGradient(Operation):
         work = _most_loaded([each[part.problem] for part in self._parts], self._launch.threads)
         return model.launch_seconds(self._launch.threads) + work
 
-    def estimate(self, machine: Machine) -> Estimate:
-        lanes = vector_bytes() // self.problem.itemsize
-        traffic = traffic_seconds(self.problem, "grad_weight", machine)
-        seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
-        described = next(iter(self._kinds.values())).describe()
-        return Estimate(seconds, f"turned in {len(self._parts)} bands: {described}")
+    def describe(self) -> str:
+        return f"turned in {len(self._parts)} bands: {next(iter(self._kinds.values())).describe()}"
 
     def run(
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
@@ -437,7 +453,7 @@ class BandedGradient(Operation):
         self._launch(second, first, self._unused, result)
 
 
-class BatchedGradient(Operation):
+class BatchedGradient(_GradientOfGroups):
     """Weight gradient of some images after others, whose gradients are added: bands of all would be too large."""
 
     def __init__(self, problem: ConvProblem, batches: list[tuple[slice, BandedGradient]]) -> None:
@@ -453,12 +469,8 @@ class BatchedGradient(Operation):
         far = far_bytes(self.problem) * _FAR_SECONDS
         return sum(operation.seconds(rate) for _, operation in self._batches) + added + far
 
-    def estimate(self, machine: Machine) -> Estimate:
-        first = self._batches[0][1].estimate(machine)
-        lanes = vector_bytes() // self.problem.itemsize
-        traffic = traffic_seconds(self.problem, "grad_weight", machine)
-        seconds = max(self.seconds(model.slot_rate(machine, lanes)), traffic)
-        return Estimate(seconds, f"{len(self._batches)} batches {first.reason}")
+    def describe(self) -> str:
+        return f"{len(self._batches)} batches {self._batches[0][1].describe()}"
 
     @QUIET
     def run(

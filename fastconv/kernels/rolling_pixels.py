@@ -46,8 +46,7 @@ ROLLING_PIXELS = record("""
 columns of each phase are `phases` apart, in source and target alike. Of `strips` in a row each has `width` columns of a
 phase: the last one overlaps the one before, as the one vector `overlapping` the last of `vectors` does where channels
 do not fill it. Of an input gradient of stride 2 `columns` are pairs, of `target_columns`, and `pace` is
-2: the target rows of a source row. `entry` is the address of
-the compiled `strip` or `pair_strip`."""
+2: the target rows of a source row. `entry` is the address of the compiled `strip` or `pair_strip`."""
 
 
 @intrinsic(prefer_literal=True)
