@@ -167,6 +167,27 @@ def _flat_winograd() -> list[Case]:
     ]
 
 
+def _winograd_rows() -> list[Case]:
+    """Too few channels to fill vectors, around tiles of 4 and 5 pixels of a row, 1 to 4 of them together."""
+    widths = ((1, 1), (4, 3), (2, 16), (7, 17), (3, 33))
+    return [
+        *(Case(f"winograd-rows-{h}x{w}", 3, 19, (h, w), (3, 3), padding=1) for h, w in widths),
+        *(Case(f"winograd-rows-oc{oc}", 2, oc, (4, 21), (4, 5), padding=(0, 2)) for oc in (1, 8, 9, 16, 32)),
+        Case("winograd-rows-input", 33, 3, (6, 22), (3, 3), padding=1, n=2),
+        Case("winograd-rows-k2x2", 5, 17, (5, 14), (2, 2)),
+        Case("winograd-rows-k1x7", 7, 12, (3, 23), (1, 7), padding=((0, 0), (5, 1))),
+        Case("winograd-rows-k3x13", 1, 6, (4, 40), (3, 13), padding=(1, 6)),
+        Case("winograd-rows-k7-strided", 3, 20, (20, 47), (7, 7), 2, 3, n=2),
+        Case("winograd-rows-k11-strided", 3, 17, (27, 62), (11, 11), 4, ((3, 0), (2, 5))),
+        Case("winograd-rows-k4-strided", 4, 9, (13, 38), (5, 4), (1, 2), (2, 1)),
+        Case("winograd-rows-padding-wide", 2, 18, (2, 5), (3, 3), padding=((5, 4), (8, 3)), n=2),
+        Case("winograd-rows-dilated", 3, 18, (12, 19), (3, 3), padding=(3, 1), dilation=(3, 1)),
+        Case("winograd-rows-strided-dilated", 3, 18, (12, 29), (3, 5), (2, 2), ((0, 5), (3, 1)), (2, 1), n=2),
+        Case("threads-winograd-rows", 3, 33, (61, 70), (3, 3), padding=1, n=3),
+        Case("threads-winograd-rows-k7-strided", 3, 40, (53, 94), (7, 7), 2, 3, n=2),
+    ]
+
+
 def _tails() -> list[Case]:
     counts = (1, 3, 5, 15, 16, 17, 31, 32, 33, 48, 65)
     cases = [Case(f"tail-oc{oc}", 5, oc, (4, 8), (3, 2), padding=(1, 0)) for oc in counts]
@@ -242,6 +263,7 @@ CASES: tuple[Case, ...] = (
     *_winograd_tails(),
     *_flat_winograd(),
     *_winograd_pieces(),
+    *_winograd_rows(),
     *_plane_tails(),
     # one tap, one cell, one window
     Case("scalar", 1, 1, (1, 1), (1, 1)),

@@ -22,6 +22,8 @@ def planned(algorithm, problem, direction, threads):
     """The operation in bands, or None where the algorithm has none."""
     if algorithm == "direct":
         return direct._banded(problem, direction, threads)
+    if Winograd._along_rows(problem, direction):
+        return None
     if Winograd().declines(problem, direction) or (algorithm == "winograd, groups" and problem.groups == 1):
         return None
     if form_of(problem.kernel_size, problem.stride).piece_count > 1:  # bands are for weights in one piece

@@ -53,6 +53,22 @@ def test_error_is_near_that_of_the_plain_sum(size, dtype):
 
 
 @each_dtype
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(3, 3), (5, 5), (4, 7), (9, 9)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_error_of_tiles_of_rows_is_near_that_of_the_plain_sum(size, stride, dtype):
+    rng = np.random.default_rng(9)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 40, 70, 3), (*size, 3, 32)))
+    if stride == 2 and size == (3, 3):
+        with pytest.raises(ValueError, match="saves no multiplications for rows of 3 taps"):
+            fastconv.conv2d(x, w, stride=stride, algorithm="winograd")
+        return
+    exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), padding=1, stride=stride)
+
+    compute = functools.partial(fastconv.conv2d, x, w, padding=1, stride=stride)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype)
+
+
+@each_dtype
 @each_kernel
 def test_error_of_the_weight_gradient_is_near_that_of_the_plain_sum(size, dtype):
     """Over many pixels as well: sums are taken in blocks, and the blocks in slabs."""
@@ -119,6 +135,8 @@ def test_weight_gradient_takes_a_nan_to_the_weights_of_its_channel(size, layout)
         "threads-winograd-dilated",
         "threads-winograd-k7-batch",
         "threads-winograd-k5-strided",
+        "threads-winograd-rows",
+        "threads-winograd-rows-k7-strided",
     ],
 )
 def test_result_depends_on_neither_batch_nor_threads(name, set_threads):
@@ -151,6 +169,16 @@ def test_nan_stays_within_the_tiles_that_read_it(size):
     assert np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="exact")).sum() == np.prod(size) * 16
 
 
+def test_nan_stays_within_the_tiles_of_its_rows():
+    x, w = np.ones((1, 24, 32, 3), np.float32), np.ones((3, 3, 3, 16), np.float32)
+    assert "F(1 x 4, 1 x 3)" in fastconv.plan_conv2d(x.shape, w.shape, padding="same", algorithm="winograd").why
+    x[0, 9, 18, 1] = np.nan
+    reached = np.isnan(fastconv.conv2d(x, w, padding="same", algorithm="winograd")).any(axis=(0, 3))
+    assert reached[8:11, 17:20].all()
+    reached[8:11, 16:20] = False  # the tile of 4 pixels that holds 17 to 19
+    assert not reached.any()
+
+
 def test_nan_stays_within_its_phase_of_a_dilated_problem():
     x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
     x[0, 9, 9, 3] = np.nan
@@ -179,11 +207,16 @@ def test_tiles_cover_every_target_once(dilation, m):
         ((3, 3), {"stride": 3}, "pieces of 3 or 4 taps along each axis, or 1 along one, not (3, 3)"),
         ((3, 3), {"stride": 2, "dilation": 2}, "strides without dilation and not for the input gradient, not (2, 2)"),
         ((5, 5), {"groups": 8}, "channels in a group to read, not 2"),
+        ((3, 3), {"ic": 3, "stride": (1, 2)}, "saves no multiplications for rows of 3 taps, stride (1, 2)"),
+        ((3, 3), {"ic": 3, "dilation": 2}, "no dilation along rows"),
+        ((33, 33), {"ic": 15}, "transforms more of these rows and weights than it may keep"),
     ],
 )
 def test_declines_with_a_reason(kernel, options, words):
-    x = np.ones((1, 20, 20, 16), np.float32)
-    w = np.ones((*kernel, 16 // options.get("groups", 1), 16), np.float32)
+    options = dict(options)
+    ic = options.pop("ic", 16)
+    x = np.ones((1, 40, 40, ic), np.float32)
+    w = np.ones((*kernel, ic // options.get("groups", 1), 16), np.float32)
     with pytest.raises(ValueError, match=re.escape(words)):
         fastconv.conv2d(x, w, algorithm="winograd", **options)
 

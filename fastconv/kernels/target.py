@@ -517,3 +517,20 @@ def stencil_tile_shape(
     return StencilTile(
         VL=lanes, MR=MR, NV=NV, KH=height, REST=taps % height or fewer % height, SR=steps[0], SC=steps[1], EC=every
     )
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """A register tile of `tiles` tiles of Winograd's along a row, for a vector of VL channels."""
+
+    VL: int
+    tiles: int
+
+
+_MOST_TILES = 4
+"""Of a tile row: with more, one of short rows is mostly empty."""
+
+
+def tile_row(lanes: int, points: int) -> TileRow:
+    """As many tiles, of so many sums each, as registers hold beside a vector of weights and a scalar."""
+    return TileRow(lanes, min(_MOST_TILES, (registers() - 2) // points))

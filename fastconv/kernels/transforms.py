@@ -30,7 +30,7 @@ def _common_scale(coefficients: list[float]) -> float:
     return next((scale for scale in reversed(coefficients) if exact(scale)), coefficients[-1])
 
 
-class _Combiner:
+class Combiner:
     """Emits the product of a constant matrix with a column of vectors, using its symmetries.
 
     Points come in pairs +-p, so rows of G and B come in pairs that differ in the sign of every other coefficient, and
@@ -133,7 +133,7 @@ def transform_tile(
         sources, source_offset, targets, target_offset, start, floor = args[7:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         matrix0, matrix1 = (_matrix(kind, m, r) for m, r in sizes)
-        combine0, combine1 = _Combiner(emit, matrix0), _Combiner(emit, matrix1)
+        combine0, combine1 = Combiner(emit, matrix0), Combiner(emit, matrix1)
         height, width, columns_out = len(matrix0[0]), len(matrix1[0]), len(matrix1)
 
         def address(table: Any, index: int, offset: Any) -> Any:

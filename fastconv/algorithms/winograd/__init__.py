@@ -24,6 +24,7 @@ from fastconv.algorithms.base import Algorithm, Operation
 from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
+from fastconv.algorithms.winograd import rows
 from fastconv.algorithms.winograd.forms import MOST_PIECES, form_of, has_form
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
@@ -53,6 +54,8 @@ class Winograd(Algorithm):
 
     def declines(self, problem: ConvProblem, direction: str) -> str | None:
         lanes = vector_bytes() // problem.itemsize
+        if self._along_rows(problem, direction) and (direction == "forward" or problem.stride == (1, 1)):
+            return rows.declines(problem, direction)
         if problem.stride != (1, 1) and (direction == "grad_input" or problem.dilation != (1, 1)):
             return f"winograd has strides without dilation and not for the input gradient, not {problem.stride}"
         if not has_form(problem.kernel_size, problem.stride):
@@ -67,6 +70,12 @@ class Winograd(Algorithm):
         return None
 
     @staticmethod
+    def _along_rows(problem: ConvProblem, direction: str) -> bool:
+        """Whether too few channels are read to fill vectors, in a direction that then takes tiles of rows."""
+        read = {"forward": problem.ic, "grad_input": problem.oc}
+        return problem.groups == 1 and direction in read and read[direction] < vector_bytes() // problem.itemsize
+
+    @staticmethod
     def _transposes(problem: ConvProblem, direction: str) -> bool:
         """Whether NCHW images can be transposed in parts."""
         if direction == "grad_weight":
@@ -74,6 +83,8 @@ class Winograd(Algorithm):
         return bands_of(problem, direction, _layout_of_bands(problem), _band_rows(problem)) is not None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
+        if self._along_rows(problem, direction):
+            return rows.RowsOperation(problem, direction, threads)
         if problem.layout == "NCHW" and direction == "grad_weight":
             in_groups = problem.groups > 1
             banded = plan_banded_gradient(problem, _gradient_of_band, "NHWC", True, threads) if in_groups else None
