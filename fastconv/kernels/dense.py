@@ -17,8 +17,8 @@ from fastconv.kernels.params import CALL, record
 from fastconv.kernels.runs import sum_runs
 from fastconv.kernels.simd import pointer, record_at, tensor
 
-DENSE = record("x w y start sums features units strip item")
-"""`start` is what y begins with (the bias or zeros); `sums` has a strip for each thread."""
+DENSE = record("features units strip workspace_bytes")
+"""A thread's workspace holds the sums of a strip."""
 
 FEATURE_BLOCK = 1024
 
@@ -27,13 +27,15 @@ FEATURE_BLOCK = 1024
 def forward(dtype: str) -> CFunc:
     """Y = start + x @ w; a task is a strip of units."""
     REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
 
     def dense_forward(address, begin, end, thread):
-        p = record_at(address, DENSE)
-        x = tensor(REAL, 1, p.x, (p.features,), (p.item,))
-        y = tensor(REAL, 1, p.y, (p.units,), (p.item,))
-        start = tensor(REAL, 1, p.start, (p.units,), (p.item,))
-        sums = tensor(REAL, 1, p.sums + thread * p.strip * p.item, (p.strip,), (p.item,))
+        call = record_at(address, CALL)
+        p = record_at(call.plan, DENSE)
+        x = tensor(REAL, 1, call.source, (p.features,), (ITEM,))
+        y = tensor(REAL, 1, call.target, (p.units,), (ITEM,))
+        start = tensor(REAL, 1, call.start, (p.units,), (ITEM,))
+        sums = tensor(REAL, 1, call.workspace + thread * p.workspace_bytes, (p.strip,), (ITEM,))
         for task in range(begin, end):
             first = task * p.strip
             width = min(p.strip, p.units - first)
@@ -44,13 +46,13 @@ def forward(dtype: str) -> CFunc:
                 sums[:] = REAL(0)
                 # Four features at a time: the sums then pass through the cache once for four weights.
                 for f in range(block, stop - 3, 4):
-                    place = p.w + (f * p.units + first) * p.item
-                    w = tensor(REAL, 1, place, (4, p.units), (p.units * p.item, p.item))
+                    place = call.other + (f * p.units + first) * ITEM
+                    w = tensor(REAL, 1, place, (4, p.units), (p.units * ITEM, ITEM))
                     x0, x1, x2, x3 = x[f], x[f + 1], x[f + 2], x[f + 3]
                     for u in range(width):
                         sums[u] += x0 * w[0, u] + x1 * w[1, u] + x2 * w[2, u] + x3 * w[3, u]
                 for f in range(block + (stop - block) // 4 * 4, stop):
-                    w1 = tensor(REAL, 1, p.w + (f * p.units + first) * p.item, (p.units,), (p.item,))
+                    w1 = tensor(REAL, 1, call.other + (f * p.units + first) * ITEM, (p.units,), (ITEM,))
                     for u in range(width):
                         sums[u] += x[f] * w1[u]
                 for u in range(width):
