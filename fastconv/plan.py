@@ -30,8 +30,10 @@ from fastconv.problem import (
 
 CHOOSERS = ("auto", "exact")
 _WORTH_SECONDS = 5e-6
-_WORTH_SHARE = 0.11
-"""What an algorithm with larger rounding errors must save, in time and as a share of it, for `auto` to choose it."""
+_WORTH_SHARE = 0.05
+_WORTH_ERRORS_SHARE = 0.11
+"""What an algorithm that does not sum the plain products must save, in time and as a share of it, for `auto` to choose
+it, and the share where its rounding errors are larger."""
 
 
 def conv2d_algorithms() -> tuple[str, ...]:
@@ -153,7 +155,7 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
         candidates.append(Candidate(entry.name, estimate.seconds, estimate.reason))
     if not estimates:
         raise ValueError(f"algorithm={algorithm!r} is not for this problem: {candidates[0].reason}")
-    chosen = _choose(estimates)
+    chosen = _choose(estimates, {name for name in estimates if REGISTRY[name].errs_more(problem, direction)})
     best = estimates[chosen]
     if algorithm in CHOOSERS:
         why = f"{algorithm}: {_reason(chosen, estimates)} {len(estimates)} algorithms; {best.reason}"
@@ -165,14 +167,15 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
     )  # fmt: skip
 
 
-def _choose(estimates: dict[str, Estimate]) -> str:
+def _choose(estimates: dict[str, Estimate], err_more: set[str]) -> str:
     """The fastest algorithm; one that does not sum the plain products only where that saves enough."""
     fastest = min(estimates, key=lambda name: estimates[name].seconds)
     exact = [name for name in estimates if REGISTRY[name].exact]
     if fastest in exact or not exact:
         return fastest
     plain = min(exact, key=lambda name: estimates[name].seconds)
-    least = max(_WORTH_SECONDS, _WORTH_SHARE * estimates[plain].seconds)
+    share = _WORTH_ERRORS_SHARE if fastest in err_more else _WORTH_SHARE
+    least = max(_WORTH_SECONDS, share * estimates[plain].seconds)
     return fastest if estimates[plain].seconds - estimates[fastest].seconds >= least else plain
 
 

@@ -24,12 +24,16 @@ KERNELS = [*FORMS, (4, 4), (6, 6), (7, 7), (9, 9), (3, 5), (8, 3), (1, 11), (6, 
 each_kernel = pytest.mark.parametrize("size", KERNELS, ids=lambda size: f"{size[0]}x{size[1]}")
 
 
-@pytest.mark.parametrize(("m", "r"), [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1)])
-def test_transforms_compute_a_correlation(m, r):
+FILTERINGS = [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1), (2, 3, 2), (5, 4, 2), (4, 9, 3)]
+
+
+@pytest.mark.parametrize("filtering", [Filtering(*sizes) for sizes in FILTERINGS])
+def test_transforms_compute_a_correlation(filtering):
+    m, r, stride = filtering
     rng = np.random.default_rng(m)
-    d, g = rng.standard_normal(m + r - 1), rng.standard_normal(r)
-    output, weights, inputs = (np.array(matrix) for matrix in transforms(m, r))
-    expected = [d[i : i + r] @ g for i in range(m)]
+    d, g = rng.standard_normal(filtering.n), rng.standard_normal(r)
+    output, weights, inputs = (np.array(matrix) for matrix in transforms(*filtering))
+    expected = [d[i : i + r] @ g for i in range(0, m * stride, stride)]
     np.testing.assert_allclose(output @ ((weights @ g) * (inputs @ d)), expected, rtol=1e-12)
 
 
@@ -50,6 +54,17 @@ def test_error_is_near_that_of_the_plain_sum(size, dtype):
 
     compute = functools.partial(fastconv.conv2d, x, w, padding=1)
     assert_error_near_plain_sums("winograd", compute, exact, dtype)
+
+
+@each_dtype
+def test_error_of_a_strided_form_is_near_that_of_the_plain_sum(dtype):
+    rng = np.random.default_rng(7)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 37, 38, 64), (3, 3, 64, 32)))
+    assert "of stride 2" in fastconv.plan_conv2d(x.shape, w.shape, dtype=dtype, stride=2, algorithm="winograd").why
+    exact = reference.conv2d(x.astype(np.longdouble), w.astype(np.longdouble), stride=2)
+
+    compute = functools.partial(fastconv.conv2d, x, w, stride=2)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype, 1.5)
 
 
 @each_dtype

@@ -1,6 +1,6 @@
 """The matrices of Winograd's minimal filtering F(m, r), from the points of the Toom-Cook algorithm.
 
-    y = A ((G g) * (B d)),  y[i] = sum over k of d[i + k] g[k],  i < m, k < r
+    y = A ((G g) * (B d)),  y[i] = sum over k of d[i + k] g[k],  i < m, k < r, n = m + r - 1
 
 Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016, section 4; the construction from points:
 Blahut, "Fast Algorithms for Signal Processing", 2010, section 5.2.
@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 POINTS = {
-    1: (),
+    3: ("0", "1"),
     6: ("0", "3/4", "-3/4", "3/2", "-3/2"),
     8: ("0", "1/2", "-1/2", "1", "-1", "2", "-2"),
 }
@@ -29,19 +29,20 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 class Filtering(NamedTuple):
-    """F(m, r): m outputs along an axis, each the sum of r products."""
+    """F(m, r): m outputs along an axis, each the sum of r products, from inputs `stride` further on than the last."""
 
     m: int
     r: int
+    stride: int = 1
 
     @property
     def n(self) -> int:
         """Inputs, and multiplications."""
-        return self.m + self.r - 1
+        return (self.m - 1) * self.stride + self.r
 
 
 class Transforms(NamedTuple):
-    """A (m x n), G (n x r) and B (n x n) with n = m + r - 1."""
+    """A (m x n), G (n x r) and B (n x n)."""
 
     output: Matrix
     weights: Matrix
@@ -57,23 +58,49 @@ def _polynomial(roots: list[Fraction]) -> list[Fraction]:
     return coefficients
 
 
-@functools.cache
-def transforms(m: int, r: int) -> Transforms:
-    """The matrices of F(m, r). B depends on the points alone: F(4, 3) and F(2, 5) share it."""
+def _phase(m: int, r: int) -> list[list[list[Fraction]]]:
+    """A transposed, G and B of F(m, r): each has a row for each product."""
+    if r == 1:  # as many products as outputs: nothing is transformed
+        unit = [[Fraction(i == j) for j in range(m)] for i in range(m)]
+        return [unit, [[Fraction(1)]] * m, unit]
     points = [Fraction(point) for point in POINTS[m + r - 1]]
-    output = [[point**i for point in points] + [Fraction(i == m - 1)] for i in range(m)]
-    weights, inputs = [], []
+    output, weights, inputs = [], [], []
     for point in points:
         others = [other for other in points if other != point]
         scale = Fraction(1)
         for other in others:
             scale *= point - other
+        output.append([point**i for i in range(m)])
         weights.append([point**k / scale for k in range(r)])
         inputs.append([*_polynomial(others), Fraction(0)])
+    output.append([Fraction(i == m - 1) for i in range(m)])
     weights.append([Fraction(k == r - 1) for k in range(r)])
     inputs.append(_polynomial(points))
+    return [output, weights, inputs]
 
-    def floats(matrix: list[list[Fraction]]) -> Matrix:
-        return tuple(tuple(float(value) for value in row) for row in matrix)
 
-    return Transforms(floats(output), floats(weights), floats(inputs))
+def _spread(rows: list[list[Fraction]], phase: int, stride: int, width: int) -> list[tuple[float, ...]]:
+    """The rows with a phase's values at their places among those of all phases."""
+    spread = []
+    for row in rows:
+        values = [0.0] * width
+        values[phase::stride] = map(float, row)
+        spread.append(tuple(values))
+    return spread
+
+
+@functools.cache
+def transforms(m: int, r: int, stride: int = 1) -> Transforms:
+    """The matrices of F(m, r). B depends on the points alone: F(4, 3) and F(2, 5) share it.
+
+    Every `stride`-th tap meets every `stride`-th input only: the products are those of a filtering of stride 1 for each
+    of these phases, one after another.
+    """
+    output: list[tuple[float, ...]] = []
+    weights, inputs = [], []
+    for phase in range(min(stride, r)):
+        of_phase = _phase(m, -(-(r - phase) // stride))
+        output += _spread(of_phase[0], 0, 1, m)
+        weights += _spread(of_phase[1], phase, stride, r)
+        inputs += _spread(of_phase[2], phase, stride, (m - 1) * stride + r)
+    return Transforms(transposed(tuple(output)), tuple(weights), tuple(inputs))

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
-from fastconv.kernels.toomcook import Matrix, transforms, transposed
+from fastconv.kernels.toomcook import Filtering, Matrix, transforms, transposed
 
 INPUT = 0
 WEIGHTS = 1
@@ -37,20 +37,25 @@ class Combiner:
     columns of A do. Each pair shares its even and its odd part, which halves the operations.
     """
 
-    def __init__(self, emit: Emitter, matrix: Matrix) -> None:
+    def __init__(self, emit: Emitter, matrix: Matrix, step: int = 1) -> None:
+        """Values are those of `step` phases in turn, each with powers of its own."""
         self.emit = emit
         self.matrix = matrix
+        self.step = step
         self.row_pairs = self._pairs(matrix)
         self.column_pairs = self._pairs(transposed(matrix))
 
-    @staticmethod
-    def _pairs(rows: Any) -> dict[int, int]:
+    def _odd(self, k: int) -> bool:
+        return k // self.step % 2 == 1
+
+    def _pairs(self, rows: Any) -> dict[int, int]:
         """Index of each row's partner: the same coefficients, the odd ones negated, with at least one of each kind."""
         pairs = {}
         for p, row in enumerate(rows):
+            kinds = {self._odd(k) for k, c in enumerate(row) if c != 0}
             for q in range(p + 1, len(rows)):
-                mirrored = tuple(-c if k % 2 else c for k, c in enumerate(rows[q]))
-                if row == mirrored and any(row[::2]) and any(row[1::2]):
+                mirrored = tuple(-c if self._odd(k) else c for k, c in enumerate(rows[q]))
+                if row == mirrored and len(kinds) == 2:
                     pairs[p] = q
         return pairs
 
@@ -80,8 +85,9 @@ class Combiner:
             if p not in self.row_pairs:
                 results[p] = self._sum(list(zip(row, values, strict=True)))
                 continue
-            even = self._sum([(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 == 0])
-            odd = [(c, v) for k, (c, v) in enumerate(zip(row, values, strict=True)) if k % 2 and c != 0]
+            terms = list(enumerate(zip(row, values, strict=True)))
+            even = self._sum([term for k, term in terms if not self._odd(k)])
+            odd = [term for k, term in terms if self._odd(k) and term[0] != 0]
             scale = _common_scale([c for c, _ in odd])
             part = self._sum([(c / scale, v) for c, v in odd])
             results[p] = self._sum([(1.0, even), (scale, part)])
@@ -95,16 +101,16 @@ class Combiner:
         differences = {j: builder.fsub(values[j], values[k]) for j, k in self.column_pairs.items()}
         results = []
         for i, row in enumerate(self.matrix):
-            shared = differences if i % 2 else sums
+            shared = differences if self._odd(i) else sums
             terms = [(row[j], shared[j]) for j in self.column_pairs]
             terms += [(row[j], values[j]) for j in range(len(row)) if j not in paired]
             results.append(self._sum(terms))
         return results
 
 
-def _matrix(kind: int, m: int, r: int) -> Matrix:
+def _matrix(kind: int, m: int, r: int, stride: int) -> Matrix:
     """The matrix of a kind of transform of F(m, r)."""
-    matrices = transforms(m, r)
+    matrices = transforms(m, r, stride)
     return {
         INPUT: matrices.input,
         WEIGHTS: matrices.weights,
@@ -116,24 +122,27 @@ def _matrix(kind: int, m: int, r: int) -> Matrix:
 
 @intrinsic(prefer_literal=True)
 def transform_tile(
-    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M0: Any, R0: Any, M1: Any, R1: Any,
+    typingctx: Any, REAL: Any, VL: Any, KIND: Any, M0: Any, R0: Any, S0: Any, M1: Any, R1: Any, S1: Any,
     sources: Any, source_offset: Any, targets: Any, target_offset: Any, start: Any, floor: Any,
 ) -> Any:  # fmt: skip
     """Transform VL tiles at once, one in each lane: ``target = T0 source T1'``.
 
-    T0 and T1 are KIND's matrices of F(M0, R0), for the rows, and of F(M1, R1).
+    T0 and T1 are KIND's matrices of F(M0, R0) with stride S0, for the rows, and of F(M1, R1) with stride S1.
 
     `sources` and `targets` are the addresses of tables with the address of each value of a tile, row by row; the
     offsets are added to all of them. The output transform adds the vector at `start` and does not go below `floor`.
     """
-    lanes, kind, sizes = literal(VL), literal(KIND), [(literal(M0), literal(R0)), (literal(M1), literal(R1))]
+    lanes, kind = literal(VL), literal(KIND)
+    along_rows, along_columns = (Filtering(*map(literal, sizes)) for sizes in ((M0, R0, S0), (M1, R1, S1)))
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sources, source_offset, targets, target_offset, start, floor = args[7:]
+        sources, source_offset, targets, target_offset, start, floor = args[9:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        matrix0, matrix1 = (_matrix(kind, m, r) for m, r in sizes)
-        combine0, combine1 = Combiner(emit, matrix0), Combiner(emit, matrix1)
+        matrix0, matrix1 = _matrix(kind, *along_rows), _matrix(kind, *along_columns)
+        # What is not the tile's outputs, inputs and taps, comes in phases of the stride.
+        step0, step1 = (1, 1) if kind in (OUTPUT, GRADIENT) else (along_rows.stride, along_columns.stride)
+        combine0, combine1 = Combiner(emit, matrix0, step0), Combiner(emit, matrix1, step1)
         height, width, columns_out = len(matrix0[0]), len(matrix1[0]), len(matrix1)
 
         def address(table: Any, index: int, offset: Any) -> Any:
@@ -154,4 +163,4 @@ def transform_tile(
                 emit.store(result, address(targets, i * columns_out + j, target_offset))
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KIND, M0, R0, M1, R1, *[types.intp] * 5, real), codegen
+    return types.void(REAL, VL, KIND, M0, R0, S0, M1, R1, S1, *[types.intp] * 5, real), codegen

@@ -13,7 +13,9 @@ n0 n1 / (r0 r1) times as many bytes, from a slower cache.
 
 A kernel larger than r0 x r1 is cut into pieces of that size, the last ones filled up with zeros. Each reads pixels of
 its own, and its products are added to those of the pieces before: to the multiplication, pieces are more channels. So
-are the phases of a stride s: the taps a, a + s and so on of a kernel are one of stride 1 on every s-th pixel.
+are the phases of a stride s: the taps a, a + s and so on of a kernel are one of stride 1 on every s-th pixel. Where
+phases have unequal taps, a filtering of that stride has the products of all of them side by side instead: F(2, 3) of
+stride 2 has the three of F(2, 2) and two for the tap in the middle, for which nothing is transformed.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ WINOGRAD = record("""
     rows columns first_row first_column dilation_r dilation_c stride_r stride_c
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held streams
-    pieces_r pieces_c phases_r phases_c taps_r taps_c piece_bytes
+    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c piece_bytes
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
     value_pitch value_step weight_step product_step zeros
@@ -52,10 +54,10 @@ WINOGRAD = record("""
 """Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
 `transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
 `multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
-a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces, whose taps lie `tap_r` and
-`tap_c` apart, of phases_r x phases_c phases of the stride. Where it `streams`, a tile's source is transformed again for
-every panel; else that of a piece lies `piece_bytes` behind that of the piece before. The last lines' fields are offsets
-into each thread's workspace."""
+a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases
+of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. Where it `streams`, a
+tile's source is transformed again for every panel; else that of a piece lies `piece_bytes` behind that of the piece
+before. The last lines' fields are offsets into each thread's workspace."""
 
 
 _AHEAD_OF_LINE = 2
@@ -97,15 +99,15 @@ def first_target(a, M, dilation):
 def taps_of_piece(R0, R1, p, piece):
     """The first tap of a piece along both axes, and how many it has: the last ones may have fewer than R0 x R1."""
     row, column = piece // p.pieces_c, piece % p.pieces_c
-    a = row % p.phases_r + row // p.phases_r * R0 * p.stride_r
-    b = column % p.phases_c + column // p.phases_c * R1 * p.stride_c
-    return a, b, min(R0, (p.taps_r - a - 1) // p.stride_r + 1), min(R1, (p.taps_c - b - 1) // p.stride_c + 1)
+    a = row % p.phases_r + row // p.phases_r * R0 * p.apart_r
+    b = column % p.phases_c + column // p.phases_c * R1 * p.apart_c
+    return a, b, min(R0, (p.taps_r - a - 1) // p.apart_r + 1), min(R1, (p.taps_c - b - 1) // p.apart_c + 1)
 
 
 @jit.inline
-def last_read(start, M, taps, apart, size):
+def last_read(start, M, S, taps, apart, size):
     """Where what a tile reads for so many taps ends: beyond lie pixels that only taps of zeros would meet."""
-    return min(size, start + (M + taps - 1) * apart)
+    return min(size, start + ((M - 1) * S + taps) * apart)
 
 
 @jit.inline
@@ -131,15 +133,16 @@ def trace_tile(
 
 
 @jit.inline
-def trace_inputs(M0, R0, M1, R1, p, taps, image, i, j, table):
+def trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, image, i, j, table):
     """Write the addresses of what these taps of a piece read for the tile whose first target is (i, j)."""
     a, b, taps_r, taps_c = taps
     row = i * p.stride_r + p.first_row + a * p.dilation_r
     column = j * p.stride_c + p.first_column + b * p.dilation_c
-    apart_r, apart_c = p.stride_r * p.dilation_r, p.stride_c * p.dilation_c
+    apart_r, apart_c = p.apart_r * p.dilation_r, p.apart_c * p.dilation_c
     trace_tile(
-        M0 + R0 - 1, M1 + R1 - 1, image, row, column, apart_r, apart_c,
-        last_read(row, M0, taps_r, apart_r, p.source_rows), last_read(column, M1, taps_c, apart_c, p.source_columns),
+        (M0 - 1) * S0 + R0, (M1 - 1) * S1 + R1, image, row, column, apart_r, apart_c,
+        last_read(row, M0, S0, taps_r, apart_r, p.source_rows),
+        last_read(column, M1, S1, taps_c, apart_c, p.source_columns),
         p.source_r, p.source_c, table, p.zeros,
     )  # fmt: skip
 
@@ -161,7 +164,7 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, KIND, (M0, R0), (M1, R1) = vector_bytes() // ITEM, kind, rows, columns
+    VL, KIND, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, kind, rows, columns
     COUNT = rows.n * columns.n if kind == INPUT else rows.m * columns.m
 
     def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros):
@@ -174,13 +177,15 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
                     for e in range(COUNT):
                         copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
                     source, shift = spare_table, 0
-                transform_tile(REAL, VL, KIND, M0, R0, M1, R1, source, shift, table, there + v * ITEM, zeros, REAL(0))
+                transform_tile(
+                    REAL, VL, KIND, M0, R0, S0, M1, R1, S1, source, shift, table, there + v * ITEM, zeros, REAL(0)
+                )
 
     return jit.part(transform_channels)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
     A piece has the first taps_r x taps_c taps; the others are zeros. With WHOLE, no tap is missing.
@@ -203,14 +208,14 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_
                 taps[taps_r:, :] = p.zeros
                 taps[:, taps_c:] = p.zeros
             transform_tile(
-                REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, 0, own + p.weight_table,
+                REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, 0, own + p.weight_table,
                 (k * p.panel_lanes + v) * ITEM,
                 p.zeros, REAL(0),
             )  # fmt: skip
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, before, rows):
     """The same of weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
@@ -233,13 +238,13 @@ def transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r,
                     transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
             for i in range(k, min(k + VL, rows)):
                 transform_tile(
-                    REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, (i - first) * VL * ITEM,
+                    REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, (i - first) * VL * ITEM,
                     own + p.weight_table, (i * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
 @jit.inline
-def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, rows):
+def transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, before, rows):
     """The same of whole kernels whose taps lie side by side, turning squares of VL target channels x VL taps.
 
     The taps of VL source channels are one line where these lie side by side, else a line has those of one. A line's
@@ -266,13 +271,13 @@ def transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, before, 
                 transpose_square(REAL, VL, square, p.weight_d, there, turned + begin * VL * ITEM, VL * ITEM)
             for i in range(min(together, rows - k)):
                 transform_tile(
-                    REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, i * COUNT * VL * ITEM,
+                    REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, i * COUNT * VL * ITEM,
                     own + p.weight_table, ((k + i) * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
                 )  # fmt: skip
 
 
 @jit.inline
-def transform_picked(REAL, ITEM, VL, M0, R0, M1, R1, TAPS, p, own, tap, lanes, rows):
+def transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows):
     """The same of whole kernels of few taps that follow each other, picking what VL target channels have of each."""
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     places = carray(pointer(own + p.buffer), TAPS, np.int64)
@@ -290,7 +295,7 @@ def transform_picked(REAL, ITEM, VL, M0, R0, M1, R1, TAPS, p, own, tap, lanes, r
                 prefetch(line + AHEAD * p.weight_k + part)
             pick_columns(REAL, VL, TAPS, line, min(VL, lanes - v), own + p.buffer, picked)
             transform_tile(
-                REAL, VL, WEIGHTS, M0, R0, M1, R1, own + p.weight_source, 0, own + p.weight_table,
+                REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, 0, own + p.weight_table,
                 (k * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
             )  # fmt: skip
 
@@ -304,7 +309,7 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
+    VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
     COUNT, WHOLE, TAPS = rows.n * columns.n, int(whole), rows.r * columns.r
     PICKS = int(whole and TAPS <= _MOST_PICKED)
 
@@ -316,13 +321,15 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
         rows = min(p.chunk, p.reduction - first)
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows)
+            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows)
         elif PICKS != 0 and abs(p.weight_c) == ITEM and p.weight_d == TAPS * ITEM:
-            transform_picked(REAL, ITEM, VL, M0, R0, M1, R1, TAPS, p, own, tap, lanes, rows)
+            transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows)
         elif abs(p.weight_c) == ITEM:
-            transform_lines(REAL, ITEM, VL, M0, R0, M1, R1, p, own, tap, lanes, first, rows)
+            transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, first, rows)
         else:
-            transform_turned(REAL, ITEM, VL, M0, R0, M1, R1, WHOLE, p, own, tap, taps_r, taps_c, lanes, first, rows)
+            transform_turned(
+                REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, first, rows
+            )
 
     return jit.part(transform_panel)
 
@@ -332,7 +339,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
     """The part that transforms the products of `tiles` tiles with a panel of weights back into the target."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
+    VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
     COUNT = rows.m * columns.m
 
     def transform_back(address, own, tiles, group, panel):
@@ -348,7 +355,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
                 there = min(VL, lanes - v)
                 place = group * p.target_group + (panel * p.panel_lanes + v) * ITEM
                 transform_tile(
-                    REAL, VL, OUTPUT, M0, R0, M1, R1, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
+                    REAL, VL, OUTPUT, M0, R0, S0, M1, R1, S1, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
                     table if there == VL else own + p.buffer_table, place if there == VL else 0,
                     start + v * ITEM, lowest,
                 )  # fmt: skip
@@ -404,7 +411,7 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
 def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The kernel for one dtype and form; its tasks are (group, block of tiles, part of the panels)."""
     ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0), (M1, R1), N0, N1 = vector_bytes() // ITEM, rows, columns, rows.n, columns.n
+    VL, (M0, R0, S0), (M1, R1, S1), N0, N1 = vector_bytes() // ITEM, rows, columns, rows.n, columns.n
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -437,7 +444,7 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                     for t in range(tiles):
                         i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
                         trace_inputs(
-                            M0, R0, M1, R1, p, taps, source + image * p.source_n, i, j, table + t * N0 * N1 * 8
+                            M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, table + t * N0 * N1 * 8
                         )  # fmt: skip
                         if piece == 0:
                             trace_tile(

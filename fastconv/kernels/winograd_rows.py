@@ -177,7 +177,7 @@ def winograd_rows(dtype: str, filtering: Filtering, tile: TileRow, planes: bool)
     """The kernel for one dtype, form and order of axes; its tasks are (image, block of rows)."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M, R), N, T, PLANES = tile.VL, filtering, filtering.n, tile.tiles, int(planes)
+    VL, (M, R, _), N, T, PLANES = tile.VL, filtering, filtering.n, tile.tiles, int(planes)
 
     def winograd_row_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -248,7 +248,7 @@ def pack(dtype: str, filtering: Filtering, lanes: int) -> CFunc:
     """Transform all weights once; a task is a vector of target channels, whose lanes past the last one are zeros."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M, R), N = lanes, filtering, filtering.n
+    VL, (M, R, _), N = lanes, filtering, filtering.n
 
     def transform_rows(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -281,7 +281,7 @@ def pack(dtype: str, filtering: Filtering, lanes: int) -> CFunc:
                                     value = carray(pointer(weight + b * p.weight_c + d * p.weight_d), 1, REAL)[0]
                                 taps[r * VL + d] = value
                     transform_tile(
-                        REAL, VL, WEIGHTS, 1, 1, M, R, own + p.sources, 0, own + p.sources + R * 8, packed, 0,
+                        REAL, VL, WEIGHTS, 1, 1, 1, M, R, 1, own + p.sources, 0, own + p.sources + R * 8, packed, 0,
                         REAL(0),
                     )  # fmt: skip
                     packed += N * VL * ITEM

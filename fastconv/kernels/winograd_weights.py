@@ -39,7 +39,8 @@ WINOGRAD_WEIGHTS = record("""
     source_n source_r source_c source_group source_rows source_columns first_row first_column
     dilation_r dilation_c stride_r stride_c
     gradient_n gradient_r gradient_c gradient_group rows columns
-    target_r target_c target_k target_group slab_bytes pieces_r pieces_c phases_r phases_c taps_r taps_c
+    target_r target_c target_k target_group slab_bytes
+    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros
@@ -62,7 +63,7 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0), (M1, R1) = vector_bytes() // ITEM, rows, columns
+    VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
 
     def write_gradient(plan, own, inputs, outputs, adds):
         p = record_at(plan, WINOGRAD_WEIGHTS)
@@ -73,7 +74,7 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 there, place = min(VL, outputs - v), k * p.target_k + v * ITEM
                 direct = there == VL and adds == 0 and whole
                 transform_tile(
-                    REAL, VL, SUMS, M0, R0, M1, R1, own + p.product_table, k * p.output_pitch + v * ITEM,
+                    REAL, VL, SUMS, M0, R0, S0, M1, R1, S1, own + p.product_table, k * p.output_pitch + v * ITEM,
                     own + p.target_table if direct else own + p.spare_table, place if direct else 0, p.zeros, REAL(0),
                 )  # fmt: skip
                 if direct:
@@ -95,7 +96,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    (M0, R0), (M1, R1), N0, N1 = rows, columns, rows.n, columns.n
+    (M0, R0, S0), (M1, R1, S1), N0, N1 = rows, columns, rows.n, columns.n
 
     def winograd_gradient(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -123,7 +124,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
                 image, a, b = locate_tile(p, first)
                 for t in range(tiles):
                     i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
-                    trace_inputs(M0, R0, M1, R1, p, taps, source + image * p.source_n, i, j, own + p.pixels)
+                    trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, own + p.pixels)
                     call_part(
                         p.transform_inputs,
                         (
@@ -159,7 +160,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
             targets = carray(pointer(own + p.target_table), (R0, R1), np.int64)
             for a in range(R0):
                 for b in range(R1):
-                    i, j = taps[0] + a * p.stride_r, taps[1] + b * p.stride_c
+                    i, j = taps[0] + a * p.apart_r, taps[1] + b * p.apart_c
                     there = a < taps[2] and b < taps[3]
                     targets[a, b] = target + i * p.target_r + j * p.target_c if there else 0
             adds = 1 if slab > 0 and p.slab_bytes == 0 else 0

@@ -25,7 +25,7 @@ from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import rows
-from fastconv.algorithms.winograd.forms import MOST_PIECES, form_of, has_form
+from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, form_of, has_form
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
 from fastconv.kernels.target import vector_bytes
@@ -68,6 +68,10 @@ class Winograd(Algorithm):
         if problem.layout == "NCHW" and not self._transposes(problem, direction):
             return "winograd in layout 'NCHW' transposes images, and these are too large for that"
         return None
+
+    def errs_more(self, problem: ConvProblem, direction: str) -> bool:
+        # The coefficients of strided forms are all 0 and +-1, and their sums have fewer terms.
+        return (problem.kernel_size, problem.stride) not in STRIDED or self._along_rows(problem, direction)
 
     @staticmethod
     def _along_rows(problem: ConvProblem, direction: str) -> bool:

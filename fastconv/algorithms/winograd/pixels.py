@@ -34,6 +34,8 @@ _STREAMED_BYTES = 256
 """Source channels that are transformed at a time where not all are held."""
 _TASK_BYTES = 31 << 16
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
+_TILE_BYTES = 22 << 16
+"""The share of tiles: 120 tiles of 64 channels and 25 products in 1.6 MB took a sixth longer than 66."""
 _TABLE_BYTES = 12 << 10
 """Its tables of matrices and of a register tile's rows, and the lines that keep matrices apart."""
 _NEAR_BYTES = 1 << 20
@@ -170,7 +172,7 @@ class WinogradOperation(Operation):
             beside += self._buffer_bytes + self._row_bytes + _TABLE_BYTES
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
             each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count) + outputs * 8
-            most = (_TASK_BYTES - beside) // (each * shape.MR)
+            most = min(_TASK_BYTES - beside, _TILE_BYTES) // (each * shape.MR)
             if most < 1 and held != streamed and given is None:  # the pieces of many channels
                 continue
             most = max(1, most)
@@ -262,6 +264,7 @@ class WinogradOperation(Operation):
         problem, part, shape, form = self.problem, self._roles, self.tile, self.form
         outputs, taps, matrices, pieces = form.outputs, form.taps, form.matrices, form.piece_count
         (kh, kw), (stride_r, stride_c) = problem.kernel_size, problem.stride
+        apart_r, apart_c = form.taps_apart(problem.stride)
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
@@ -297,12 +300,13 @@ class WinogradOperation(Operation):
             tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
-            stride_r=stride_r, stride_c=stride_c, pieces_r=form.pieces[0], pieces_c=form.pieces[1],
+            stride_r=stride_r, stride_c=stride_c, apart_r=apart_r, apart_c=apart_c,
+            pieces_r=form.pieces[0], pieces_c=form.pieces[1],
             phases_r=form.phases[0], phases_c=form.phases[1], taps_r=kh, taps_c=kw,
             streams=self._streams(self.held), piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,
             held=self.held.channels, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=0 if transformed else offset,
-            weight_r=w_r, weight_c=w_c, tap_r=w_r * stride_r, tap_c=w_c * stride_c, weight_k=w_k, weight_d=w_d,
+            weight_r=w_r, weight_c=w_c, tap_r=w_r * apart_r, tap_c=w_c * apart_c, weight_k=w_k, weight_d=w_d,
             weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,

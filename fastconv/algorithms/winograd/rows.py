@@ -200,7 +200,7 @@ class RowsOperation(Operation):
 
     def _record(self) -> tuple[np.ndarray, int]:
         problem, part, cut, item = self.problem, self._roles, self._cut, self.problem.itemsize
-        (m, r), n, lanes, rows, columns = cut.filtering, cut.filtering.n, cut.tile.VL, self._rows, self._columns
+        (m, r, _), n, lanes, rows, columns = cut.filtering, cut.filtering.n, cut.tile.VL, self._rows, self._columns
         w_r, w_c, w_k, w_d = part.weights
         flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
         offset = (len(rows.taps) - 1) * w_r * flipped_r + (len(columns.taps) - 1) * w_c * flipped_c
@@ -244,7 +244,7 @@ class RowsOperation(Operation):
         return Estimate(max(seconds, traffic), self._describe())
 
     def _describe(self) -> str:
-        (m, r), pieces = self._cut.filtering, self._cut.pieces * self._cut.phases
+        (m, r, _), pieces = self._cut.filtering, self._cut.pieces * self._cut.phases
         share = len(self._columns.taps) * self._columns.count / (self._cut.points * self._cut.tiles)
         of_pieces = f" for each of {pieces} pieces" if pieces > 1 else ""
         return f"F(1 x {m}, 1 x {r}){of_pieces} along rows, 1/{share:.1f} of the multiplications"

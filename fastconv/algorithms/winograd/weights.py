@@ -92,7 +92,7 @@ class WeightGradientOperation(Operation):
 
     def _record(self, slab_bytes: int) -> tuple[np.ndarray, int]:
         problem, shape, item, form = self.problem, self.tile, self.problem.itemsize, self.form
-        matrices = form.matrices
+        matrices, (apart_r, apart_c) = form.matrices, form.taps_apart(problem.stride)
         x = canonical_strides(problem.x_shape, item, problem.layout)
         y = canonical_strides(problem.y_shape, item, problem.layout)
         w = canonical_weight_strides(problem.w_shape, item, problem.layout)
@@ -123,7 +123,8 @@ class WeightGradientOperation(Operation):
             gradient_n=y[0], gradient_r=y[1], gradient_c=y[2], gradient_group=problem.oc_per_group * y[3],
             rows=rows, columns=columns,
             target_r=w[0], target_c=w[1], target_k=w[2], target_group=problem.oc_per_group * w[3],
-            stride_r=problem.stride[0], stride_c=problem.stride[1], pieces_r=form.pieces[0], pieces_c=form.pieces[1],
+            stride_r=problem.stride[0], stride_c=problem.stride[1], apart_r=apart_r, apart_c=apart_c,
+            pieces_r=form.pieces[0], pieces_c=form.pieces[1],
             phases_r=form.phases[0], phases_c=form.phases[1],
             taps_r=problem.kernel_size[0], taps_c=problem.kernel_size[1],
             slab_bytes=slab_bytes, tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
