@@ -26,7 +26,7 @@ def planned(algorithm, problem, direction, threads):
         return None
     if Winograd().declines(problem, direction) or (algorithm == "winograd, groups" and problem.groups == 1):
         return None
-    if form_of(problem.kernel_size, problem.stride).piece_count > 1:  # bands are for weights in one piece
+    if form_of(problem.kernel_size, problem.stride, direction).piece_count > 1:  # bands are for weights in one piece
         return None
     planner = {
         "winograd": functools.partial(Winograd._band_planner, packs=True),

@@ -25,6 +25,7 @@ each_kernel = pytest.mark.parametrize("size", KERNELS, ids=lambda size: f"{size[
 
 
 FILTERINGS = [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1), (2, 3, 2), (5, 4, 2), (4, 9, 3)]
+"""m and r, and the stride."""
 
 
 @pytest.mark.parametrize("filtering", [Filtering(*sizes) for sizes in FILTERINGS])
@@ -34,6 +35,15 @@ def test_transforms_compute_a_correlation(filtering):
     d, g = rng.standard_normal(filtering.n), rng.standard_normal(r)
     output, weights, inputs = (np.array(matrix) for matrix in transforms(*filtering))
     expected = [d[i : i + r] @ g for i in range(0, m * stride, stride)]
+    np.testing.assert_allclose(output @ ((weights @ g) * (inputs @ d)), expected, rtol=1e-12)
+
+
+def test_a_negative_stride_is_that_of_the_input_gradient():
+    filtering = Filtering(2, 3, -2)
+    rng = np.random.default_rng(2)
+    d, g = rng.standard_normal(filtering.inputs), rng.standard_normal(3)
+    output, weights, inputs = (np.array(matrix) for matrix in transforms(*filtering))
+    expected = [d[0] * g[0] + d[1] * g[2], d[1] * g[1], d[1] * g[0] + d[2] * g[2], d[2] * g[1]]
     np.testing.assert_allclose(output @ ((weights @ g) * (inputs @ d)), expected, rtol=1e-12)
 
 
@@ -172,7 +182,7 @@ def test_nan_stays_within_the_tiles_that_read_it(size):
     x, w = np.ones((1, 24, 24, 16), np.float32), np.ones((*size, 16, 16), np.float32)
     x[0, 9, 9, 3] = np.nan
     windows, tiles = [], []  # the outputs whose windows hold (9, 9), and those of their tiles
-    form = form_of(size, (1, 1))
+    form = form_of(size, (1, 1), "forward")
     for r, m in zip(size, (form.rows.m, form.columns.m), strict=True):
         first, last = 9 - r // 2, 9 + (r - 1) // 2
         windows.append(slice(first, last + 1))
@@ -220,7 +230,7 @@ def test_tiles_cover_every_target_once(dilation, m):
         ((2, 5), {}, "pieces of 3 or 4 taps along each axis, or 1 along one, not (2, 5)"),
         ((17, 17), {}, "kernels of at most 16 pieces"),
         ((3, 3), {"stride": 3}, "pieces of 3 or 4 taps along each axis, or 1 along one, not (3, 3)"),
-        ((3, 3), {"stride": 2, "dilation": 2}, "strides without dilation and not for the input gradient, not (2, 2)"),
+        ((3, 3), {"stride": 2, "dilation": 2}, "strides without dilation, not (2, 2) with (2, 2)"),
         ((5, 5), {"groups": 8}, "channels in a group to read, not 2"),
         ((3, 3), {"ic": 3, "stride": (1, 2)}, "saves no multiplications for rows of 3 taps, stride (1, 2)"),
         ((3, 3), {"ic": 3, "dilation": 2}, "no dilation along rows"),
@@ -234,6 +244,31 @@ def test_declines_with_a_reason(kernel, options, words):
     w = np.ones((*kernel, ic // options.get("groups", 1), 16), np.float32)
     with pytest.raises(ValueError, match=re.escape(words)):
         fastconv.conv2d(x, w, algorithm="winograd", **options)
+
+
+@pytest.mark.parametrize(("size", "layout"), [((5, 5), "NHWC"), ((3, 3), "NCHW")])
+def test_strided_input_gradients_are_for_one_kind(size, layout):
+    shapes = ((1, 20, 20, 16), (*size, 16, 16)) if layout == "NHWC" else ((1, 16, 20, 20), (16, 16, *size))
+    with pytest.raises(ValueError, match=re.escape("3x3 of stride 2 in layout 'NHWC' only")):
+        fastconv.plan_conv2d(*shapes, stride=2, direction="grad_input", layout=layout, algorithm="winograd")
+
+
+@each_dtype
+@pytest.mark.parametrize("padding", [0, 1, ((0, 3), (2, 1))])
+@pytest.mark.parametrize("image", [(3, 3), (8, 9), (17, 22)])
+def test_strided_forms_are_exact_on_integers(image, padding, dtype):
+    """Their coefficients are all 0 and +-1."""
+    rng = np.random.default_rng(3)
+    x, w = (rng.integers(-4, 5, shape).astype(dtype) for shape in ((2, *image, 17), (3, 3, 17, 18)))
+    options = {"stride": 2, "padding": padding}
+    y = fastconv.conv2d(x, w, algorithm="winograd", **options)
+    np.testing.assert_array_equal(y, fastconv.conv2d(x, w, algorithm="naive", **options))
+    for gradient, other, last in (
+        (fastconv.conv2d_grad_input, w, x.shape),
+        (fastconv.conv2d_grad_weight, x, (3, 3)),
+    ):
+        result = gradient(y, other, last, algorithm="winograd", **options)
+        np.testing.assert_array_equal(result, gradient(y, other, last, algorithm="naive", **options))
 
 
 @pytest.mark.parametrize("width", [13, 14, 15, 20, 29])

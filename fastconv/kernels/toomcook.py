@@ -29,7 +29,11 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 class Filtering(NamedTuple):
-    """F(m, r): m outputs along an axis, each the sum of r products, from inputs `stride` further on than the last."""
+    """F(m, r): m outputs along an axis, each the sum of r products, from inputs `stride` further on than the last.
+
+    A negative stride is that of what the input gradient does: -stride outputs for each of m, one of every phase of the
+    taps, from inputs that follow each other.
+    """
 
     m: int
     r: int
@@ -37,12 +41,22 @@ class Filtering(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Inputs, and multiplications."""
-        return (self.m - 1) * self.stride + self.r
+        """Multiplications."""
+        return (self.m - 1) * abs(self.stride) + self.r
+
+    @property
+    def inputs(self) -> int:
+        """Inputs: as many, but for negative strides."""
+        return self.n if self.stride > 0 else self.m - 1 - self.r // self.stride
+
+    @property
+    def outputs(self) -> int:
+        """Outputs."""
+        return self.m * max(1, -self.stride)
 
 
 class Transforms(NamedTuple):
-    """A (m x n), G (n x r) and B (n x n)."""
+    """A (outputs x n), G (n x r) and B (n x inputs)."""
 
     output: Matrix
     weights: Matrix
@@ -94,13 +108,20 @@ def transforms(m: int, r: int, stride: int = 1) -> Transforms:
     """The matrices of F(m, r). B depends on the points alone: F(4, 3) and F(2, 5) share it.
 
     Every `stride`-th tap meets every `stride`-th input only: the products are those of a filtering of stride 1 for each
-    of these phases, one after another.
+    of these phases, one after another. With a negative stride each phase has outputs of its own instead, from the last
+    inputs.
     """
     output: list[tuple[float, ...]] = []
     weights, inputs = [], []
-    for phase in range(min(stride, r)):
-        of_phase = _phase(m, -(-(r - phase) // stride))
-        output += _spread(of_phase[0], 0, 1, m)
-        weights += _spread(of_phase[1], phase, stride, r)
-        inputs += _spread(of_phase[2], phase, stride, (m - 1) * stride + r)
+    sizes, apart = Filtering(m, r, stride), abs(stride)
+    for phase in range(min(apart, r)):
+        taps = -(-(r - phase) // apart)
+        of_phase = _phase(m, taps)
+        weights += _spread(of_phase[1], phase, apart, r)
+        if stride > 0:
+            output += _spread(of_phase[0], 0, 1, m)
+            inputs += _spread(of_phase[2], phase, stride, sizes.inputs)
+        else:
+            output += _spread(of_phase[0], phase, apart, sizes.outputs)
+            inputs += _spread(of_phase[2], sizes.inputs - (m + taps - 1), 1, sizes.inputs)
     return Transforms(transposed(tuple(output)), tuple(weights), tuple(inputs))

@@ -140,8 +140,12 @@ def transform_tile(
         sources, source_offset, targets, target_offset, start, floor = args[9:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         matrix0, matrix1 = _matrix(kind, *along_rows), _matrix(kind, *along_columns)
-        # What is not the tile's outputs, inputs and taps, comes in phases of the stride.
-        step0, step1 = (1, 1) if kind in (OUTPUT, GRADIENT) else (along_rows.stride, along_columns.stride)
+        # Taps come in phases of the stride, and what is as dense as they are: inputs, or outputs of a negative stride.
+        dense = -1 if kind in (OUTPUT, GRADIENT) else 1
+        step0, step1 = (
+            abs(axis.stride) if kind in (WEIGHTS, SUMS) else max(1, axis.stride * dense)
+            for axis in (along_rows, along_columns)
+        )
         combine0, combine1 = Combiner(emit, matrix0, step0), Combiner(emit, matrix1, step1)
         height, width, columns_out = len(matrix0[0]), len(matrix1[0]), len(matrix1)
 

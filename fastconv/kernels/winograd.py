@@ -44,6 +44,7 @@ WINOGRAD = record("""
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held streams
     pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c piece_bytes
+    every_r every_c target_row target_column
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
     value_pitch value_step weight_step product_step zeros
@@ -105,9 +106,15 @@ def taps_of_piece(R0, R1, p, piece):
 
 
 @jit.inline
+def inputs_of(M, S, taps):
+    """Inputs that M targets read for so many taps, of a stride as `fastconv.kernels.toomcook` has it."""
+    return (M - 1) * S + taps if S > 0 else M - 1 - taps // S
+
+
+@jit.inline
 def last_read(start, M, S, taps, apart, size):
     """Where what a tile reads for so many taps ends: beyond lie pixels that only taps of zeros would meet."""
-    return min(size, start + ((M - 1) * S + taps) * apart)
+    return min(size, start + inputs_of(M, S, taps) * apart)
 
 
 @jit.inline
@@ -140,7 +147,7 @@ def trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, image, i, j, table):
     column = j * p.stride_c + p.first_column + b * p.dilation_c
     apart_r, apart_c = p.apart_r * p.dilation_r, p.apart_c * p.dilation_c
     trace_tile(
-        (M0 - 1) * S0 + R0, (M1 - 1) * S1 + R1, image, row, column, apart_r, apart_c,
+        inputs_of(M0, S0, R0), inputs_of(M1, S1, R1), image, row, column, apart_r, apart_c,
         last_read(row, M0, S0, taps_r, apart_r, p.source_rows),
         last_read(column, M1, S1, taps_c, apart_c, p.source_columns),
         p.source_r, p.source_c, table, p.zeros,
@@ -165,7 +172,7 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KIND, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, kind, rows, columns
-    COUNT = rows.n * columns.n if kind == INPUT else rows.m * columns.m
+    COUNT = rows.inputs * columns.inputs if kind == INPUT else rows.outputs * columns.outputs
 
     def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros):
         for t in range(tiles):
@@ -340,7 +347,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
-    COUNT = rows.m * columns.m
+    COUNT = rows.outputs * columns.outputs
 
     def transform_back(address, own, tiles, group, panel):
         call = record_at(address, CALL)
@@ -412,6 +419,7 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
     """The kernel for one dtype and form; its tasks are (group, block of tiles, part of the panels)."""
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0, S0), (M1, R1, S1), N0, N1 = vector_bytes() // ITEM, rows, columns, rows.n, columns.n
+    INPUTS, O0, O1 = rows.inputs * columns.inputs, rows.outputs, columns.outputs
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
@@ -439,17 +447,18 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 traced = block
                 source, target = call.source, call.target + p.target_offset
                 for piece in range(pieces):
-                    taps, table = taps_of_piece(R0, R1, p, piece), own + p.pixels + piece * p.block * N0 * N1 * 8
+                    taps, table = taps_of_piece(R0, R1, p, piece), own + p.pixels + piece * p.block * INPUTS * 8
                     image, a, b = locate_tile(p, first)
                     for t in range(tiles):
                         i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
                         trace_inputs(
-                            M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, table + t * N0 * N1 * 8
+                            M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, table + t * INPUTS * 8
                         )  # fmt: skip
                         if piece == 0:
                             trace_tile(
-                                M0, M1, target + image * p.target_n, i, j, p.dilation_r, p.dilation_c, p.rows,
-                                p.columns, p.target_r, p.target_c, own + p.sources + t * M0 * M1 * 8, own + p.unused,
+                                O0, O1, target + image * p.target_n, i * p.every_r + p.target_row,
+                                j * p.every_c + p.target_column, p.dilation_r, p.dilation_c, p.rows, p.columns,
+                                p.target_r, p.target_c, own + p.sources + t * O0 * O1 * 8, own + p.unused,
                             )  # fmt: skip
                         image, a, b = next_tile(p, image, a, b)
             for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
@@ -467,7 +476,7 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                             call_part(
                                 p.transform_inputs,
                                 (
-                                    tiles, own + p.pixels + q * p.block * N0 * N1 * 8,
+                                    tiles, own + p.pixels + q * p.block * INPUTS * 8,
                                     group * p.source_group + k * ITEM, min(p.held, p.reduction - k),
                                     own + p.value_table, q * p.piece_bytes, p.value_pitch, own + p.buffer,
                                     own + p.buffer_table, p.zeros,

@@ -25,7 +25,7 @@ from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import rows
-from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, form_of, has_form
+from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_of, has_form
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
 from fastconv.kernels.target import vector_bytes
@@ -36,14 +36,18 @@ def _gradient_of_band(problem: ConvProblem) -> WeightGradientOperation:
     return WeightGradientOperation(problem, 1)
 
 
-def _band_rows(problem: ConvProblem) -> int:
+def _form(problem: ConvProblem, direction: str) -> Form:
+    return form_of(problem.kernel_size, problem.stride, direction)
+
+
+def _band_rows(problem: ConvProblem, direction: str) -> int:
     """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
-    return form_of(problem.kernel_size, problem.stride).rows.m * problem.dilation[0]
+    return _form(problem, direction).rows.outputs * problem.dilation[0]
 
 
-def _layout_of_bands(problem: ConvProblem) -> str:
+def _layout_of_bands(problem: ConvProblem, direction: str) -> str:
     """Of NCHW problems: the taps of a piece do not lie side by side in weights that are not turned."""
-    return IMAGES_LAST if form_of(problem.kernel_size, problem.stride).piece_count == 1 else CHANNELS_LAST
+    return IMAGES_LAST if _form(problem, direction).piece_count == 1 else CHANNELS_LAST
 
 
 class Winograd(Algorithm):
@@ -53,12 +57,16 @@ class Winograd(Algorithm):
     exact = False
 
     def declines(self, problem: ConvProblem, direction: str) -> str | None:
-        lanes = vector_bytes() // problem.itemsize
+        lanes, geometry = vector_bytes() // problem.itemsize, (problem.kernel_size, problem.stride)
         if self._along_rows(problem, direction) and (direction == "forward" or problem.stride == (1, 1)):
             return rows.declines(problem, direction)
-        if problem.stride != (1, 1) and (direction == "grad_input" or problem.dilation != (1, 1)):
-            return f"winograd has strides without dilation and not for the input gradient, not {problem.stride}"
-        if not has_form(problem.kernel_size, problem.stride):
+        if problem.stride != (1, 1) and problem.dilation != (1, 1):
+            return f"winograd has strides without dilation, not {problem.stride} with {problem.dilation}"
+        backward = direction == "grad_input" and problem.stride != (1, 1)
+        if backward and (problem.layout != "NHWC" or not has_form(*geometry, direction)):
+            only = "3x3 of stride 2 in layout 'NHWC'"  # what turning planes takes, tiles do not save
+            return f"winograd has input gradients of {only} only, not {problem.kernel_size} of {problem.stride}"
+        if not has_form(*geometry, direction):
             few = f"at most {MOST_PIECES} pieces of 3 or 4 taps along each axis, or 1 along one"
             return f"winograd is for kernels of {few}, not {problem.kernel_size}"
         read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}
@@ -84,7 +92,8 @@ class Winograd(Algorithm):
         """Whether NCHW images can be transposed in parts."""
         if direction == "grad_weight":
             return cut_of(problem) is not None
-        return bands_of(problem, direction, _layout_of_bands(problem), _band_rows(problem)) is not None
+        layout, rows = _layout_of_bands(problem, direction), _band_rows(problem, direction)
+        return bands_of(problem, direction, layout, rows) is not None
 
     def plan(self, problem: ConvProblem, direction: str, threads: int) -> Operation:
         if self._along_rows(problem, direction):
@@ -96,8 +105,8 @@ class Winograd(Algorithm):
             assert gradient is not None  # or it would have declined
             return gradient
         if problem.layout == "NCHW":
-            layout = _layout_of_bands(problem)
-            ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem))]
+            layout = _layout_of_bands(problem, direction)
+            ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem, direction))]
             packed = alone = None
             if layout == IMAGES_LAST:
                 packed, alone = (
@@ -127,7 +136,7 @@ class Winograd(Algorithm):
             first.append(operation)
             return (operation.stage(packs),)
 
-        return BandPlanner(IMAGES_LAST, _band_rows(problem), str(form_of(problem.kernel_size, problem.stride)), stages)
+        return BandPlanner(IMAGES_LAST, _band_rows(problem, direction), str(_form(problem, direction)), stages)
 
     @staticmethod
     def _group_planner(problem: ConvProblem, direction: str) -> BandPlanner:
@@ -136,6 +145,4 @@ class Winograd(Algorithm):
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
             return (WinogradOperation(band, direction, 1).stage(packs=False),)
 
-        return BandPlanner(
-            IMAGES_LAST, 1, str(form_of(problem.kernel_size, problem.stride)), stages, GroupBands(dense=True)
-        )
+        return BandPlanner(IMAGES_LAST, 1, str(_form(problem, direction)), stages, GroupBands(dense=True))

@@ -36,19 +36,19 @@ class Form:
 
     def __str__(self) -> str:
         form = f"F({self.rows.m} x {self.columns.m}, {self.rows.r} x {self.columns.r})"
-        if self.rows.stride > 1:
-            form += f" of stride {self.rows.stride}"
+        if self.rows.stride != 1:
+            form += f" of stride {abs(self.rows.stride)}"
         return form if self.pieces == (1, 1) else f"{form} for each of {self.pieces[0]} x {self.pieces[1]} pieces"
 
     @property
     def matrices(self) -> int:
-        """Inputs of a tile, and its products."""
+        """Products of a tile."""
         return self.rows.n * self.columns.n
 
     @property
     def outputs(self) -> int:
         """Outputs of a tile."""
-        return self.rows.m * self.columns.m
+        return self.rows.outputs * self.columns.outputs
 
     @property
     def taps(self) -> int:
@@ -62,7 +62,7 @@ class Form:
 
     def taps_apart(self, stride: tuple[int, int]) -> tuple[int, int]:
         """The taps from one of a piece to the next along both axes, and pixels: in its phase of the stride."""
-        return stride[0] // self.rows.stride, stride[1] // self.columns.stride
+        return stride[0] // abs(self.rows.stride), stride[1] // abs(self.columns.stride)
 
     def describe(self, tiles: int, outputs: int, taps: int) -> str:
         """The form in words, with its share of the multiplications where so many tiles make outputs of `taps` each."""
@@ -75,7 +75,7 @@ def tiles_along(filtering: Filtering, count: int, dilation: int) -> int:
 
     Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
     """
-    whole, rest = divmod(count, filtering.m * dilation)
+    whole, rest = divmod(count, filtering.outputs * dilation)
     return whole * dilation + min(rest, dilation)
 
 
@@ -106,6 +106,11 @@ STRIDED = {
                            gradient_slots=175, sums_slots=200, kept_bytes=3 << 19),
 }  # fmt: skip
 """By size and stride, where phases of unequal size are better not cut into pieces alike: 25 products for 36."""
+GRADIENTS = {
+    ((3, 3), (2, 2)): Form(Filtering(2, 3, -2), Filtering(2, 3, -2), input_slots=240, weight_slots=290,
+                           output_slots=115, gradient_slots=0, sums_slots=0, kept_bytes=3 << 19),
+}  # fmt: skip
+"""The same of input gradients, which have no other forms of a stride."""
 _CUTS = {2: Filtering(5, 2), 3: Filtering(4, 3), 4: Filtering(3, 4), 5: Filtering(2, 5)}
 """What other kernels, and pieces of them, take along an axis, by taps: all of 6 inputs, and so of the same points."""
 MOST_PIECES = 16
@@ -117,11 +122,13 @@ _INPUT_SLOTS = {36: 550, 6: 90}
 """What the others take, by the inputs of a tile."""
 
 
-def has_form(size: tuple[int, int], stride: tuple[int, int]) -> bool:
+def has_form(size: tuple[int, int], stride: tuple[int, int], direction: str) -> bool:
     """Whether kernels of that size take one: a single tap gains nothing, and two of stride 1 would err too much."""
+    if direction == "grad_input" and stride != (1, 1):
+        return (size, stride) in GRADIENTS
     taps = _taps_of_phases(size, stride)
     err = stride == (1, 1) and 2 in taps
-    return max(taps) > 1 and not err and form_of(size, stride).piece_count <= MOST_PIECES
+    return max(taps) > 1 and not err and form_of(size, stride, direction).piece_count <= MOST_PIECES
 
 
 def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -130,9 +137,10 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
 
 
 @functools.lru_cache(maxsize=256)
-def form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
+def form_of(size: tuple[int, int], stride: tuple[int, int], direction: str) -> Form:
     """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
-    form = _form_of(size, stride)
+    backward = direction == "grad_input" and stride != (1, 1)
+    form = GRADIENTS[size, stride] if backward else _form_of(size, stride)
     if not halves_vectors():
         return form
     return replace(form, **{name: share * getattr(form, name) for name, share in _HALVED_SHARES.items()})

@@ -14,7 +14,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, roles, workspace_offsets
 from fastconv.algorithms.winograd.forms import form_of, tiles_along
 from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
@@ -67,6 +67,20 @@ class Held(NamedTuple):
     pieces: int
 
 
+def _axis(problem: ConvProblem, direction: str, axis: int) -> Axis:
+    """One axis of the pass. A strided input gradient is one problem here: its first tile begins in the padding.
+
+    Output 0 meets the inputs from there on, and the first inputs of a tile those taps of the output before it.
+    """
+    stride, size = problem.stride[axis], problem.kernel_size[axis]
+    if direction == "forward":
+        return forward_axis(problem, axis)
+    if stride == 1:
+        return grad_input_axes(problem, axis)[0]
+    offsets = tuple(-(a // stride) for a in range(size))
+    return Axis(-problem.padding[axis][0], stride, problem.input_size[axis], 1, tuple(range(size)), offsets)
+
+
 def _tile(dtype: str, tiles: int, channels: int) -> Tile:
     """The register tile for so many tiles as rows: a lower one where the last rows would be computed for nothing."""
     usual = panel_tile(dtype, 1 << 20, channels)
@@ -88,10 +102,10 @@ class WinogradOperation(Operation):
         self.problem = problem
         self.direction = direction
         self.threads = threads
-        self.form = form = form_of(problem.kernel_size, problem.stride)
-        ((rows, columns),) = sub_problems(problem, direction)
-        self._tile_rows = tiles_along(form.rows, rows.count, problem.dilation[0])
-        self._tile_columns = tiles_along(form.columns, columns.count, problem.dilation[1])
+        self.form = form = form_of(problem.kernel_size, problem.stride, direction)
+        rows, columns = (_axis(problem, direction, axis) for axis in (0, 1))
+        self._tile_rows = tiles_along(form.rows, rows.count - rows.first, problem.dilation[0])
+        self._tile_columns = tiles_along(form.columns, columns.count - columns.first, problem.dilation[1])
         self._roles = roles(problem, direction)
         self._tiles = problem.n * self._tile_rows * self._tile_columns
         self.tile = tile or _tile(problem.dtype, self._tiles, self._roles.channels)
@@ -263,7 +277,7 @@ class WinogradOperation(Operation):
     ) -> tuple[np.ndarray, int]:  # fmt: skip
         problem, part, shape, form = self.problem, self._roles, self.tile, self.form
         outputs, taps, matrices, pieces = form.outputs, form.taps, form.matrices, form.piece_count
-        (kh, kw), (stride_r, stride_c) = problem.kernel_size, problem.stride
+        kh, kw = problem.kernel_size
         apart_r, apart_c = form.taps_apart(problem.stride)
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
@@ -300,7 +314,8 @@ class WinogradOperation(Operation):
             tile_rows=self._tile_rows, tile_columns=self._tile_columns, tiles=self._tiles,
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
-            stride_r=stride_r, stride_c=stride_c, apart_r=apart_r, apart_c=apart_c,
+            stride_r=rows.step, stride_c=columns.step, apart_r=apart_r, apart_c=apart_c,
+            every_r=rows.every, every_c=columns.every, target_row=rows.first, target_column=columns.first,
             pieces_r=form.pieces[0], pieces_c=form.pieces[1],
             phases_r=form.phases[0], phases_c=form.phases[1], taps_r=kh, taps_c=kw,
             streams=self._streams(self.held), piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,

@@ -57,7 +57,7 @@ class WeightGradientOperation(Operation):
 
     def __init__(self, problem: ConvProblem, threads: int) -> None:
         self.problem = problem
-        self.form = form = form_of(problem.kernel_size, problem.stride)
+        self.form = form = form_of(problem.kernel_size, problem.stride, "grad_weight")
         item, lanes = problem.itemsize, vector_bytes() // problem.itemsize
         most = _BLOCK_BYTES // item
         self._inputs = _even_block(problem.ic_per_group, most, lanes)
