@@ -60,6 +60,7 @@ MODULES = {
     "bands": "test_banded",
     "winograd": "winograd",
     "winograd_weights": "winograd test_winograd",
+    "winograd_rows": "winograd-rows test_winograd",
     "transforms": "winograd",
     "toomcook": "winograd",
     "fft": "fft test_fft",

@@ -52,13 +52,14 @@ WINOGRAD = record("""
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
     weight_source unused tile_table starts buffer_table buffer
 """)
-"""Strides and `*_group` are in bytes. Target pixel (i, j) reads from source pixel (i + first_row, j + first_column) on.
-`transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
-`multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
-a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases
-of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. Where it `streams`, a
-tile's source is transformed again for every panel; else that of a piece lies `piece_bytes` behind that of the piece
-before. The last lines' fields are offsets into each thread's workspace."""
+"""Strides and `*_group` are in bytes. A tile at (i, j) reads from source pixel (i stride_r + first_row, j stride_c +
+first_column) on, and its first target is (i every_r + target_row, j every_c + target_column); `every_*` are 1 but in
+input gradients of a stride. `transform_*` are the addresses of the compiled parts of these names, which know no
+register tile, `multiply` and `multiply_last` those of the parts that do, for all panels and the last one; a panel has
+`panel_lanes` target channels, a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces
+of phases_r x phases_c phases of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes
+apart. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies `piece_bytes`
+behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
 
 
 _AHEAD_OF_LINE = 2
@@ -107,7 +108,7 @@ def taps_of_piece(R0, R1, p, piece):
 
 @jit.inline
 def inputs_of(M, S, taps):
-    """Inputs that M targets read for so many taps, of a stride as `fastconv.kernels.toomcook` has it."""
+    """Inputs that F(M, taps) of a stride reads, as `fastconv.kernels.toomcook.Filtering` has it."""
     return (M - 1) * S + taps if S > 0 else M - 1 - taps // S
 
 

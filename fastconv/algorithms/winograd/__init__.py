@@ -1,11 +1,14 @@
 """winograd: convolutions of 3 taps and more along an axis, dilated or not, with a quarter to a half of the products.
 
-The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases.
+The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases, but for
+3x3 of stride 2, whose tiles have all phases. Where too few channels are read to fill vectors, tiles lie along rows
+(`fastconv.kernels.winograd_rows`).
 
-Forward pass, and input gradient of stride 1 as the same kernel on the flipped weights; the weight gradient is the
-transposed algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum, and
-three times for strided kernels (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all outputs of the tiles
-that read it: in the weight gradient all weights of its channel, with every channel of the other side.
+Forward pass, and input gradient as the same kernel on the flipped weights; the weight gradient is the transposed
+algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum, three times
+for phases of a stride, and smaller for 3x3 of stride 2 (`fastconv.kernels.toomcook`), and a NaN or infinity reaches all
+outputs of the tiles that read it: in the weight gradient all weights of its channel, with every channel of the other
+side.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ class Winograd(Algorithm):
             return f"winograd has strides without dilation, not {problem.stride} with {problem.dilation}"
         backward = direction == "grad_input" and problem.stride != (1, 1)
         if backward and (problem.layout != "NHWC" or not has_form(*geometry, direction)):
-            only = "3x3 of stride 2 in layout 'NHWC'"  # what turning planes takes, tiles do not save
+            only = "3x3 of stride 2 in layout 'NHWC'"  # turning planes takes what tiles save
             return f"winograd has input gradients of {only} only, not {problem.kernel_size} of {problem.stride}"
         if not has_form(*geometry, direction):
             few = f"at most {MOST_PIECES} pieces of 3 or 4 taps along each axis, or 1 along one"
@@ -78,7 +81,7 @@ class Winograd(Algorithm):
         return None
 
     def errs_more(self, problem: ConvProblem, direction: str) -> bool:
-        # The coefficients of strided forms are all 0 and +-1, and their sums have fewer terms.
+        # The coefficients of these forms are all 0 and +-1, and their sums have fewer terms.
         return (problem.kernel_size, problem.stride) not in STRIDED or self._along_rows(problem, direction)
 
     @staticmethod

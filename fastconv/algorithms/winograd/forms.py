@@ -12,7 +12,7 @@ from fastconv.kernels.toomcook import Filtering
 
 @dataclass(frozen=True)
 class Form:
-    """F(m0 x m1, r0 x r1): tiles of m0 x m1 outputs of r0 x r1 kernels, from n0 x n1 inputs.
+    """F(m0 x m1, r0 x r1): tiles of m0 x m1 outputs of r0 x r1 kernels, by n0 x n1 products.
 
     Larger kernels are cut into `pieces` of that size along rows and columns, which are added up before the products are
     transformed back, and so are the `phases` of a stride.
@@ -73,7 +73,7 @@ class Form:
 def tiles_along(filtering: Filtering, count: int, dilation: int) -> int:
     """Tiles that `count` targets of an axis take: of each phase, the targets that lie `dilation` apart.
 
-    Tile a is that of phase a % dilation whose first target is a // dilation * m * dilation + a % dilation.
+    Tile a is that of phase a % dilation whose first target is a // dilation * outputs * dilation + a % dilation.
     """
     whole, rest = divmod(count, filtering.outputs * dilation)
     return whole * dilation + min(rest, dilation)

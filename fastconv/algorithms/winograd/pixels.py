@@ -68,9 +68,10 @@ class Held(NamedTuple):
 
 
 def _axis(problem: ConvProblem, direction: str, axis: int) -> Axis:
-    """One axis of the pass. A strided input gradient is one problem here: its first tile begins in the padding.
+    """One axis of the pass, whose sub-problems a strided input gradient does together.
 
-    Output 0 meets the inputs from there on, and the first inputs of a tile those taps of the output before it.
+    Its targets are counted from the beginning of the padding, where those that output 0 meets begin: target t meets
+    outputs (t - a) / stride, and so a tile from target i stride on those from output i - (taps - 1) // stride on.
     """
     stride, size = problem.stride[axis], problem.kernel_size[axis]
     if direction == "forward":

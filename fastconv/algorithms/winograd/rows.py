@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 _FILTERINGS = (Filtering(4, 3), Filtering(5, 4), Filtering(4, 5))
-"""Of 6 and 8 points: 3 kernels for all sizes. F(3, 4) and F(6, 3) gained nothing on them (docs/experiments.md)."""
+"""Of 6 and 8 points: 3 kernels for all sizes, of no more taps than there are. F(3, 4) and F(6, 3) gained nothing on
+them (docs/experiments.md)."""
 _VALUE_BYTES = 256 << 10
 """Transformed source rows of a task: they stay in the second cache level."""
 _MOST_BYTES = 1 << 20
@@ -70,7 +71,7 @@ class _Cut(NamedTuple):
 
     @property
     def points(self) -> int:
-        """Multiplications for each output of whole tiles and each kernel row and source channel, times m."""
+        """Multiplications of a tile for each kernel row and source channel."""
         return self.filtering.n * self.pieces * self.phases
 
 
@@ -109,7 +110,8 @@ def _cuts(problem: ConvProblem, direction: str) -> list[_Cut]:
     phases, of_phase = min(columns.step, taps), -(-taps // columns.step)
     found = []
     widest = vector_bytes() // problem.itemsize
-    for filtering, lanes in itertools.product(_FILTERINGS, (widest, widest // 2)):
+    filterings = [filtering for filtering in _FILTERINGS if filtering.r <= max(of_phase, _FILTERINGS[0].r)]
+    for filtering, lanes in itertools.product(filterings, (widest, widest // 2)):
         pieces = -(-of_phase // filtering.r)
         tile = tile_row(lanes, filtering.n)
         tiles = -(-columns.count // (tile.tiles * filtering.m)) * tile.tiles
