@@ -172,6 +172,13 @@ def _store_planes(emit: Emitter, values: list[Any], target: Any, target_d: Any, 
                     store(d, pixels)
 
 
+@jit.inline
+def step_of(p, k):
+    """The source channel, the piece and the phase of a step, in the order of weights and of transformed values."""
+    together = p.pieces * p.phases
+    return k // together, k % together // p.phases, k % p.phases
+
+
 @functools.cache
 def winograd_rows(dtype: str, filtering: Filtering, tile: TileRow, planes: bool) -> CFunc:
     """The kernel for one dtype, form and order of axes; its tasks are (image, block of rows)."""
@@ -188,8 +195,8 @@ def winograd_rows(dtype: str, filtering: Filtering, tile: TileRow, planes: bool)
         carray(pointer(own + p.strip), p.strip_values, REAL)[:] = REAL(0)
         offsets = carray(pointer(own + p.offsets), steps, np.int64)
         for k in range(steps):
-            piece, phase = k % (p.pieces * p.phases) // p.phases, k % p.phases
-            offsets[k] = k // (p.pieces * p.phases) * p.strip_k + (piece * R * p.step + phase) * p.strip_c
+            channel, piece, phase = step_of(p, k)
+            offsets[k] = channel * p.strip_k + (piece * R * p.step + phase) * p.strip_c
         for task in range(begin, end):
             first = task % p.blocks * p.row_block
             last = min(first + p.row_block, p.rows)
@@ -265,8 +272,8 @@ def pack(dtype: str, filtering: Filtering, lanes: int) -> CFunc:
             there = min(VL, p.channels - panel * VL)
             for a in range(p.taps_r):
                 for k in range(p.reduction * p.pieces * p.phases):
-                    piece, phase = k % (p.pieces * p.phases) // p.phases, k % p.phases
-                    weight = call.source + p.weight_offset + k // (p.pieces * p.phases) * p.weight_k
+                    channel, piece, phase = step_of(p, k)
+                    weight = call.source + p.weight_offset + channel * p.weight_k
                     weight += a * p.weight_r + panel * VL * p.weight_d
                     for r in range(R):
                         b = (piece * R + r) * p.step + phase

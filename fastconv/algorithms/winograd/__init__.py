@@ -60,16 +60,17 @@ class Winograd(Algorithm):
     exact = False
 
     def declines(self, problem: ConvProblem, direction: str) -> str | None:
-        lanes, geometry = vector_bytes() // problem.itemsize, (problem.kernel_size, problem.stride)
+        lanes = vector_bytes() // problem.itemsize
         if self._along_rows(problem, direction) and (direction == "forward" or problem.stride == (1, 1)):
             return rows.declines(problem, direction)
         if problem.stride != (1, 1) and problem.dilation != (1, 1):
             return f"winograd has strides without dilation, not {problem.stride} with {problem.dilation}"
+        formed = has_form(problem.kernel_size, problem.stride, direction)
         backward = direction == "grad_input" and problem.stride != (1, 1)
-        if backward and (problem.layout != "NHWC" or not has_form(*geometry, direction)):
+        if backward and (problem.layout != "NHWC" or not formed):
             only = "3x3 of stride 2 in layout 'NHWC'"  # turning planes takes what tiles save
             return f"winograd has input gradients of {only} only, not {problem.kernel_size} of {problem.stride}"
-        if not has_form(*geometry, direction):
+        if not formed:
             few = f"at most {MOST_PIECES} pieces of 3 or 4 taps along each axis, or 1 along one"
             return f"winograd is for kernels of {few}, not {problem.kernel_size}"
         read = {"forward": problem.ic_per_group, "grad_input": problem.oc_per_group}

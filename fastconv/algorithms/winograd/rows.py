@@ -11,7 +11,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, Roles, met_share, roles, sub_problems, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, Roles, met_share, roles, sub_problems, tap_order, workspace_offsets
 from fastconv.cost import far_bytes, leaves_caches, traffic_seconds
 from fastconv.kernels import winograd_rows as kernels
 from fastconv.kernels.launch import Launch
@@ -157,13 +157,13 @@ class RowsOperation(Operation):
         dtype = problem.dtype
         self._zeros = np.zeros(cut.panels * cut.tile.VL, dtype)
         plan, workspace = self._record()
+        pack = plan.copy()  # a launch on several threads writes into its plan
         tasks = problem.n * -(-self._rows.count // self._row_block)
 
         def compiled() -> CFunc:
             return kernels.winograd_rows(dtype, cut.filtering, cut.tile, problem.in_planes)
 
         self._launch = Launch(compiled, dtype, plan, tasks, threads, workspace)
-        pack, workspace = self._record()
         self._pack = Launch(
             lambda: kernels.pack(dtype, cut.filtering, cut.tile.VL), dtype, pack, cut.panels, 1, workspace
         )
@@ -203,10 +203,7 @@ class RowsOperation(Operation):
     def _record(self) -> tuple[np.ndarray, int]:
         problem, part, cut, item = self.problem, self._roles, self._cut, self.problem.itemsize
         (m, r, _), n, lanes, rows, columns = cut.filtering, cut.filtering.n, cut.tile.VL, self._rows, self._columns
-        w_r, w_c, w_k, w_d = part.weights
-        flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
-        offset = (len(rows.taps) - 1) * w_r * flipped_r + (len(columns.taps) - 1) * w_c * flipped_c
-        w_r, w_c = -w_r if flipped_r else w_r, -w_c if flipped_c else w_c
+        (first_r, w_r), (first_c, w_c) = tap_order(rows, part.weights[0]), tap_order(columns, part.weights[1])
         first_column = min(columns.offsets)
         strip = ((cut.tiles - 1) * m + n - 1 + (cut.pieces - 1) * r) * columns.step + cut.phases
         strip_c, strip_k = (item, strip * item) if problem.in_planes else (part.reduction * item, item)
@@ -226,7 +223,8 @@ class RowsOperation(Operation):
             row_step=rows.step, tap_rows=problem.dilation[0], first_row=min(rows.offsets),
             taps_r=len(rows.taps), taps_c=len(columns.taps),
             reduction=part.reduction, pieces=cut.pieces, phases=cut.phases, step=columns.step,
-            weight_offset=offset, weight_r=w_r, weight_c=w_c, weight_k=w_k, weight_d=w_d,
+            weight_offset=first_r + first_c, weight_r=w_r, weight_c=w_c,
+            weight_k=part.weights[2], weight_d=part.weights[3],
             panel_bytes=len(rows.taps) * cut.steps * n * lanes * item,
             source_start=max(0, first_column) * part.source[2], strip_start=begin * strip_c,
             strip_runs=part.reduction if problem.in_planes else 1,
