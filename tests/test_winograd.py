@@ -246,11 +246,58 @@ def test_declines_with_a_reason(kernel, options, words):
         fastconv.conv2d(x, w, algorithm="winograd", **options)
 
 
-@pytest.mark.parametrize(("size", "layout"), [((5, 5), "NHWC"), ((3, 3), "NCHW")])
-def test_strided_input_gradients_are_for_one_kind(size, layout):
-    shapes = ((1, 20, 20, 16), (*size, 16, 16)) if layout == "NHWC" else ((1, 16, 20, 20), (16, 16, *size))
-    with pytest.raises(ValueError, match=re.escape("3x3 of stride 2 in layout 'NHWC' only")):
-        fastconv.plan_conv2d(*shapes, stride=2, direction="grad_input", layout=layout, algorithm="winograd")
+@pytest.mark.parametrize(("size", "stride"), [((2, 2), 2), ((12, 12), 2), ((5, 3), 4), ((4, 1), (1, 2))])
+def test_strided_input_gradients_need_a_few_taps_in_each_phase(size, stride):
+    shapes = (1, 20, 20, 16), (*size, 16, 16)
+    with pytest.raises(ValueError, match=re.escape("at least the stride with 2 to 5 taps in a phase")):
+        fastconv.plan_conv2d(*shapes, stride=stride, direction="grad_input", algorithm="winograd")
+
+
+@each_layout
+@pytest.mark.parametrize("padding", [0, 1, 2, ((3, 0), (0, 4))])
+@pytest.mark.parametrize(("size", "stride"), [((4, 4), 2), ((5, 5), 2), ((7, 8), (2, 3)), ((3, 5), (3, 1)), ((9, 6), (4, 2))])
+def test_phases_of_an_input_gradient_lie_in_their_places(size, stride, padding, layout):
+    """Whatever phase the padding begins with, and whether zeros fill up the kernel."""
+    rng = np.random.default_rng(9)
+    for image in ((9, 9), (10, 13), (23, 12)):
+        x_shape, w_shape = ((1, *image, 18), (*size, 18, 17)) if layout == "NHWC" else ((1, 18, *image), (17, 18, *size))
+        options = {"stride": stride, "padding": padding, "layout": layout}
+        plan = fastconv.plan_conv2d(x_shape, w_shape, direction="grad_input", algorithm="winograd", **options)
+        grad_y, w = (rng.standard_normal(shape).astype("f") for shape in (plan.problem.y_shape, w_shape))
+        result, plain = (
+            fastconv.conv2d_grad_input(grad_y, w, x_shape, algorithm=name, **options) for name in ("winograd", "naive")
+        )
+        np.testing.assert_allclose(result, plain, atol=2e-5 * np.abs(plain).max())
+
+
+@each_dtype
+@pytest.mark.parametrize(("size", "stride"), [((4, 4), 2), ((5, 5), 2), ((7, 7), 2), ((3, 7), (3, 2))])
+def test_error_of_a_strided_input_gradient_is_near_that_of_the_plain_sum(size, stride, dtype):
+    rng = np.random.default_rng(10)
+    grad_y, w = (rng.standard_normal(shape).astype(dtype) for shape in ((1, 20, 20, 64), (*size, 16, 64)))
+    pair = (stride, stride) if isinstance(stride, int) else stride
+    x_shape = (1, *(19 * s + k for s, k in zip(pair, size, strict=True)), 16)
+    exact = reference.conv2d_grad_input(
+        grad_y.astype(np.longdouble), w.astype(np.longdouble), x_shape, stride=stride
+    )  # fmt: skip
+    compute = functools.partial(fastconv.conv2d_grad_input, grad_y, w, x_shape, stride=stride)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype, 4)
+
+
+@each_layout
+@pytest.mark.parametrize("name", ["threads-winograd-k5-strided", "threads-winograd-k4-strided"])
+def test_strided_input_gradient_depends_on_neither_batch_nor_threads(name, layout, set_threads):
+    case = by_name(name)
+    given = data(case, "floats", layout, "float32")
+    keywords = {"algorithm": "winograd", "layout": layout, **case.arguments}
+    results = []
+    for threads in range(1, min(2, numba.config.NUMBA_NUM_THREADS) + 1):
+        set_threads(threads)
+        results.append(fastconv.conv2d_grad_input(given.grad_y, given.w, given.x.shape, **keywords))
+        each = (1, *given.x.shape[1:])
+        alone = [fastconv.conv2d_grad_input(image[None], given.w, each, **keywords) for image in given.grad_y]
+        assert_same_bits(np.concatenate(alone), results[-1])
+    assert_same_bits(results[0], results[-1])
 
 
 @each_dtype

@@ -41,9 +41,10 @@ WINOGRAD = record("""
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column dilation_r dilation_c stride_r stride_c
+    read_r read_c write_r write_c
     tile_rows tile_columns tiles block blocks parts
     reduction channels panels chunk held streams
-    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c piece_bytes
+    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c lead_r lead_c summed piece_bytes
     every_r every_c target_row target_column
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
@@ -53,12 +54,14 @@ WINOGRAD = record("""
     weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. A tile at (i, j) reads from source pixel (i stride_r + first_row, j stride_c +
-first_column) on, and its first target is (i every_r + target_row, j every_c + target_column); `every_*` are 1 but in
-input gradients of a stride. `transform_*` are the addresses of the compiled parts of these names, which know no
+first_column) on, every read_r-th x read_c-th, and its first target is (i every_r + target_row, j every_c +
+target_column), the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are the addresses of the compiled parts of these names, which know no
 register tile, `multiply` and `multiply_last` those of the parts that do, for all panels and the last one; a panel has
 `panel_lanes` target channels, a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces
 of phases_r x phases_c phases of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes
-apart. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies `piece_bytes`
+apart. So many of them are `summed`: all, but in input gradients of a stride, where each piece is a phase of the targets
+and its first one lies as many rows and columns before that of piece 0 as the piece has in front of it. The first
+lead_r rows and lead_c columns of the kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies `piece_bytes`
 behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
 
 
@@ -146,11 +149,10 @@ def trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, image, i, j, table):
     a, b, taps_r, taps_c = taps
     row = i * p.stride_r + p.first_row + a * p.dilation_r
     column = j * p.stride_c + p.first_column + b * p.dilation_c
-    apart_r, apart_c = p.apart_r * p.dilation_r, p.apart_c * p.dilation_c
     trace_tile(
-        inputs_of(M0, S0, R0), inputs_of(M1, S1, R1), image, row, column, apart_r, apart_c,
-        last_read(row, M0, S0, taps_r, apart_r, p.source_rows),
-        last_read(column, M1, S1, taps_c, apart_c, p.source_columns),
+        inputs_of(M0, S0, R0), inputs_of(M1, S1, R1), image, row, column, p.read_r, p.read_c,
+        last_read(row, M0, S0, taps_r, p.read_r, p.source_rows),
+        last_read(column, M1, S1, taps_c, p.read_c, p.source_columns),
         p.source_r, p.source_c, table, p.zeros,
     )  # fmt: skip
 
@@ -193,11 +195,13 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
-    A piece has the first taps_r x taps_c taps; the others are zeros. With WHOLE, no tap is missing.
+    `met` are the first row and column of taps that a piece has, and the ends of these; the others are zeros. With WHOLE,
+    no tap is missing.
     """
+    first_r, first_c, end_r, end_c = met
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     # Read before the loops: what is written in them might be a record, for all that LLVM knows.
     tap_r, tap_c, pitch = p.tap_r, p.tap_c, p.weight_k
@@ -210,11 +214,13 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, ta
                     prefetch(place + AHEAD * pitch)
                     if lanes - v < VL:
                         taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
-                        if WHOLE != 0 or (a < taps_r and b < taps_c):
+                        if WHOLE != 0 or (first_r <= a < end_r and first_c <= b < end_c):
                             copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
             if WHOLE == 0:
-                taps[taps_r:, :] = p.zeros
-                taps[:, taps_c:] = p.zeros
+                for a in range(R0):
+                    for b in range(R1):
+                        if not (first_r <= a < end_r and first_c <= b < end_c):
+                            taps[a, b] = p.zeros
             transform_tile(
                 REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, 0, own + p.weight_table,
                 (k * p.panel_lanes + v) * ITEM,
@@ -223,22 +229,23 @@ def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, ta
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, before, rows):
     """The same of weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
+    first_r, first_c, end_r, end_c = met
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     for a in range(R0):
         for b in range(R1):
             taps[a, b] = own + p.buffer + (a * R1 + b) * VL * VL * ITEM
-            if WHOLE == 0 and (a >= taps_r or b >= taps_c):
+            if WHOLE == 0 and not (first_r <= a < end_r and first_c <= b < end_c):
                 carray(pointer(taps[a, b]), VL * VL, REAL)[:] = REAL(0)
     for v in range(0, lanes, VL):
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(R0 if WHOLE != 0 else taps_r):
-                for b in range(R1 if WHOLE != 0 else taps_c):
+            for a in range(0 if WHOLE != 0 else first_r, R0 if WHOLE != 0 else end_r):
+                for b in range(0 if WHOLE != 0 else first_c, R1 if WHOLE != 0 else end_c):
                     square = tap + v * p.weight_d + first * ITEM + a * p.tap_r + b * p.tap_c
                     there = min(VL, lanes - v)
                     for d in range(there):
@@ -323,20 +330,21 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
 
     def transform_panel(plan, own, weights, panel, piece, first, packed):
         p = record_at(plan, WINOGRAD)
-        a, b, taps_r, taps_c = taps_of_piece(R0, R1, p, piece)
+        a, b, end_r, end_c = taps_of_piece(R0, R1, p, piece)
+        met = (1 if a < p.lead_r else 0), (1 if b < p.lead_c else 0), end_r, end_c
         trace_matrix(COUNT, own + p.weight_table, packed, p.weight_step)
         lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
         rows = min(p.chunk, p.reduction - first)
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, rows)
+            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows)
         elif PICKS != 0 and abs(p.weight_c) == ITEM and p.weight_d == TAPS * ITEM:
             transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows)
         elif abs(p.weight_c) == ITEM:
             transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, first, rows)
         else:
             transform_turned(
-                REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, taps_r, taps_c, lanes, first, rows
+                REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, first, rows
             )
 
     return jit.part(transform_panel)
@@ -344,20 +352,20 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
 
 @functools.cache
 def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
-    """The part that transforms the products of `tiles` tiles with a panel of weights back into the target."""
+    """The part that transforms the products of `tiles` tiles with a panel of weights back into the targets `traced`."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
     COUNT = rows.outputs * columns.outputs
 
-    def transform_back(address, own, tiles, group, panel):
+    def transform_back(address, own, traced, tiles, group, panel):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
         start = call.start + group * p.start_group + panel * p.panel_lanes * ITEM
         for t in range(tiles):
-            table = own + p.sources + t * COUNT * 8
+            table = traced + t * COUNT * 8
             written = carray(pointer(table), COUNT, np.int64)
             for v in range(0, lanes, VL):
                 there = min(VL, lanes - v)
@@ -435,6 +443,7 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
         for t in range(capacity):
             product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
         pieces, chunks = p.pieces_r * p.pieces_c, (p.reduction + p.chunk - 1) // p.chunk
+        panels = p.panels * (pieces // p.summed)
         ready, traced, filled = -1, -1, False
         for task in range(begin, end):
             part = task % p.parts
@@ -449,31 +458,36 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 source, target = call.source, call.target + p.target_offset
                 for piece in range(pieces):
                     taps, table = taps_of_piece(R0, R1, p, piece), own + p.pixels + piece * p.block * INPUTS * 8
+                    phase = piece // p.summed
+                    targets = own + p.sources + phase * p.block * O0 * O1 * 8
                     image, a, b = locate_tile(p, first)
                     for t in range(tiles):
                         i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
-                        trace_inputs(
-                            M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, table + t * INPUTS * 8
-                        )  # fmt: skip
-                        if piece == 0:
+                        if phase == 0:
+                            trace_inputs(
+                                M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j,
+                                table + t * INPUTS * 8,
+                            )  # fmt: skip
+                        if piece % p.summed == 0:
                             trace_tile(
-                                O0, O1, target + image * p.target_n, i * p.every_r + p.target_row,
-                                j * p.every_c + p.target_column, p.dilation_r, p.dilation_c, p.rows, p.columns,
-                                p.target_r, p.target_c, own + p.sources + t * O0 * O1 * 8, own + p.unused,
+                                O0, O1, target + image * p.target_n, i * p.every_r + p.target_row - phase // p.pieces_c,
+                                j * p.every_c + p.target_column - phase % p.pieces_c, p.write_r, p.write_c,
+                                p.rows, p.columns, p.target_r, p.target_c, targets + t * O0 * O1 * 8, own + p.unused,
                             )  # fmt: skip
                         image, a, b = next_tile(p, image, a, b)
-            for panel in range(p.panels * part // p.parts, p.panels * (part + 1) // p.parts):
+            for each in range(panels * part // p.parts, panels * (part + 1) // p.parts):
+                phase, panel = each // p.panels, each % p.panels
                 weights = call.other + p.weight_offset + group * p.weight_group
-                for step in range(pieces * chunks):
+                for step in range(p.summed * chunks):
                     piece, k = step // chunks, step % chunks * p.chunk
                     if p.transformed != 0:
-                        packed = weights + panel * p.weight_panel + step * p.weight_chunk
+                        packed = weights + each * p.weight_panel + step * p.weight_chunk
                     else:
                         packed = own + p.weights
-                        call_part(p.transform_weights, (call.plan, own, weights, panel, piece, k, packed))
+                        call_part(p.transform_weights, (call.plan, own, weights, panel, phase + piece, k, packed))
                     if p.streams != 0 or not filled:
                         filled = True
-                        for q in range(piece if p.streams != 0 else 0, piece + 1 if p.streams != 0 else pieces):
+                        for q in range(piece if p.streams != 0 else 0, piece + 1 if p.streams != 0 else p.summed):
                             call_part(
                                 p.transform_inputs,
                                 (
@@ -486,25 +500,26 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                     multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
                     shift, count = piece * p.piece_bytes + k % p.held * ITEM, min(p.chunk, p.reduction - k)
                     call_part(multiply, (call.plan, own, packed, shift, count, 1 if step > 0 else 0, tiles))
-                call_part(p.transform_outputs, (address, own, tiles, group, panel))
+                targets = own + p.sources + phase * p.block * O0 * O1 * 8
+                call_part(p.transform_outputs, (address, own, targets, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)
 
 
 @functools.cache
 def pack() -> CFunc:
-    """Transform all weights once; a task is one panel of one group."""
+    """Transform all weights once; a task is one panel of one group, and of one phase of the targets."""
 
     def transform_panels(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
-        chunks = (p.reduction + p.chunk - 1) // p.chunk
+        chunks, phases = (p.reduction + p.chunk - 1) // p.chunk, p.pieces_r * p.pieces_c // p.summed
         for task in range(begin, end):
-            weights = call.source + p.weight_offset + task // p.panels * p.weight_group
-            panel, target = task % p.panels, call.target + task * p.weight_panel
-            for step in range(p.pieces_r * p.pieces_c * chunks):
-                piece, k, packed = step // chunks, step % chunks * p.chunk, target + step * p.weight_chunk
+            weights = call.source + p.weight_offset + task // (p.panels * phases) * p.weight_group
+            panel, phase, target = task % p.panels, task // p.panels % phases, call.target + task * p.weight_panel
+            for step in range(p.summed * chunks):
+                piece, k, packed = phase + step // chunks, step % chunks * p.chunk, target + step * p.weight_chunk
                 call_part(p.transform_weights, (call.plan, own, weights, panel, piece, k, packed))
 
     return jit.kernel(transform_panels)

@@ -40,7 +40,7 @@ WINOGRAD_WEIGHTS = record("""
     dilation_r dilation_c stride_r stride_c
     gradient_n gradient_r gradient_c gradient_group rows columns
     target_r target_c target_k target_group slab_bytes
-    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c
+    pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c read_r read_c
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros

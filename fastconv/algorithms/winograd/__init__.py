@@ -1,7 +1,7 @@
 """winograd: convolutions of 3 taps and more along an axis, dilated or not, with a quarter to a half of the products.
 
-The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases, but for
-3x3 of stride 2, whose tiles have all phases. Where too few channels are read to fill vectors, tiles lie along rows
+The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases, which an
+input gradient computes from the same transformed tiles, but for 3x3 of stride 2, whose tiles have all phases. Where too few channels are read to fill vectors, tiles lie along rows
 (`fastconv.kernels.winograd_rows`).
 
 Forward pass, and input gradient as the same kernel on the flipped weights; the weight gradient is the transposed
@@ -45,12 +45,13 @@ def _form(problem: ConvProblem, direction: str) -> Form:
 
 def _band_rows(problem: ConvProblem, direction: str) -> int:
     """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
-    return _form(problem, direction).rows.outputs * problem.dilation[0]
+    form = _form(problem, direction)
+    return form.rows.outputs * form.target_phases[0] * problem.dilation[0]
 
 
 def _layout_of_bands(problem: ConvProblem, direction: str) -> str:
     """Of NCHW problems: the taps of a piece do not lie side by side in weights that are not turned."""
-    return IMAGES_LAST if _form(problem, direction).piece_count == 1 else CHANNELS_LAST
+    return IMAGES_LAST if _form(problem, direction).whole else CHANNELS_LAST
 
 
 class Winograd(Algorithm):
@@ -66,10 +67,9 @@ class Winograd(Algorithm):
         if problem.stride != (1, 1) and problem.dilation != (1, 1):
             return f"winograd has strides without dilation, not {problem.stride} with {problem.dilation}"
         formed = has_form(problem.kernel_size, problem.stride, direction)
-        backward = direction == "grad_input" and problem.stride != (1, 1)
-        if backward and (problem.layout != "NHWC" or not formed):
-            only = "3x3 of stride 2 in layout 'NHWC'"  # turning planes takes what tiles save
-            return f"winograd has input gradients of {only} only, not {problem.kernel_size} of {problem.stride}"
+        if not formed and direction == "grad_input" and problem.stride != (1, 1):
+            few = "kernels of at least the stride with 2 to 5 taps in a phase, or 1 along one axis"
+            return f"winograd has input gradients of strides for {few}, not {problem.kernel_size} of {problem.stride}"
         if not formed:
             few = f"at most {MOST_PIECES} pieces of 3 or 4 taps along each axis, or 1 along one"
             return f"winograd is for kernels of {few}, not {problem.kernel_size}"
@@ -112,7 +112,8 @@ class Winograd(Algorithm):
             layout = _layout_of_bands(problem, direction)
             ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem, direction))]
             packed = alone = None
-            if layout == IMAGES_LAST:
+            # Tiles of a strided input gradient reach over the edges of bands, and their bits are to be the image's.
+            if layout == IMAGES_LAST and not (direction == "grad_input" and problem.stride != (1, 1)):
                 packed, alone = (
                     plan_banded(problem, direction, self._band_planner(problem, direction, packs), threads)
                     for packs in (True, False)

@@ -15,7 +15,8 @@ class Form:
     """F(m0 x m1, r0 x r1): tiles of m0 x m1 outputs of r0 x r1 kernels, by n0 x n1 products.
 
     Larger kernels are cut into `pieces` of that size along rows and columns, which are added up before the products are
-    transformed back, and so are the `phases` of a stride.
+    transformed back, and so are the `phases` of a stride. In an input gradient these have targets of their own instead,
+    from the same inputs: it has `target_phases`.
 
     `*_slots` are the slots (`direct.model`) that transforming one vector of a tile takes, most of them for moving it
     between caches: the inputs, the weights, the products back, and for the weight gradient the output gradients and the
@@ -33,12 +34,16 @@ class Form:
     """Transformed weights that a prepared layer keeps: from a slower cache more come later than they are made."""
     pieces: tuple[int, int] = (1, 1)
     phases: tuple[int, int] = (1, 1)
+    target_phases: tuple[int, int] = (1, 1)
 
     def __str__(self) -> str:
         form = f"F({self.rows.m} x {self.columns.m}, {self.rows.r} x {self.columns.r})"
         if self.rows.stride != 1:
             form += f" of stride {abs(self.rows.stride)}"
-        return form if self.pieces == (1, 1) else f"{form} for each of {self.pieces[0]} x {self.pieces[1]} pieces"
+        for parts, name in ((self.pieces, "pieces"), (self.target_phases, "phases")):
+            if parts != (1, 1):
+                form += f" for each of {parts[0]} x {parts[1]} {name}"
+        return form
 
     @property
     def matrices(self) -> int:
@@ -57,8 +62,18 @@ class Form:
 
     @property
     def piece_count(self) -> int:
-        """Pieces of a kernel."""
+        """Pieces of a kernel that are added up."""
         return self.pieces[0] * self.pieces[1]
+
+    @property
+    def target_count(self) -> int:
+        """Phases of the targets."""
+        return self.target_phases[0] * self.target_phases[1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether a kernel is one piece for all targets."""
+        return self.piece_count * self.target_count == 1
 
     def taps_apart(self, stride: tuple[int, int]) -> tuple[int, int]:
         """The taps from one of a piece to the next along both axes, and pixels: in its phase of the stride."""
@@ -66,7 +81,7 @@ class Form:
 
     def describe(self, tiles: int, outputs: int, taps: int) -> str:
         """The form in words, with its share of the multiplications where so many tiles make outputs of `taps` each."""
-        share = outputs * taps / (tiles * self.matrices * self.piece_count)
+        share = outputs * taps / (tiles * self.matrices * self.piece_count * self.target_count)
         return f"{self}, 1/{share:.1f} of the multiplications"
 
 
@@ -110,7 +125,7 @@ GRADIENTS = {
     ((3, 3), (2, 2)): Form(Filtering(2, 3, -2), Filtering(2, 3, -2), input_slots=240, weight_slots=290,
                            output_slots=115, gradient_slots=0, sums_slots=0, kept_bytes=3 << 19),
 }  # fmt: skip
-"""The same of input gradients, which have no other forms of a stride."""
+"""The same of input gradients."""
 _CUTS = {2: Filtering(5, 2), 3: Filtering(4, 3), 4: Filtering(3, 4), 5: Filtering(2, 5)}
 """What other kernels, and pieces of them, take along an axis, by taps: all of 6 inputs, and so of the same points."""
 MOST_PIECES = 16
@@ -124,11 +139,13 @@ _INPUT_SLOTS = {36: 550, 6: 90}
 
 def has_form(size: tuple[int, int], stride: tuple[int, int], direction: str) -> bool:
     """Whether kernels of that size take one: a single tap gains nothing, and two of stride 1 would err too much."""
-    if direction == "grad_input" and stride != (1, 1):
-        return (size, stride) in GRADIENTS
     taps = _taps_of_phases(size, stride)
-    err = stride == (1, 1) and 2 in taps
-    return max(taps) > 1 and not err and form_of(size, stride, direction).piece_count <= MOST_PIECES
+    if max(taps) == 1 or (stride == (1, 1) and 2 in taps):
+        return False
+    pieces = form_of(size, stride, direction).piece_count
+    if direction == "grad_input" and stride != (1, 1):
+        return pieces == 1 and size[0] >= stride[0] and size[1] >= stride[1]  # else no window reads some of the pixels
+    return pieces <= MOST_PIECES
 
 
 def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
@@ -140,7 +157,7 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
 def form_of(size: tuple[int, int], stride: tuple[int, int], direction: str) -> Form:
     """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
     backward = direction == "grad_input" and stride != (1, 1)
-    form = GRADIENTS[size, stride] if backward else _form_of(size, stride)
+    form = _form_of_gradient(size, stride) if backward else _form_of(size, stride)
     if not halves_vectors():
         return form
     return replace(form, **{name: share * getattr(form, name) for name, share in _HALVED_SHARES.items()})
@@ -162,6 +179,13 @@ def _form_of(size: tuple[int, int], stride: tuple[int, int]) -> Form:
         gradient_slots=75 if flat else 100 + 10 * outputs, sums_slots=60 + 5 * taps if flat else 240 + 7 * taps,
         kept_bytes=3 << 19, pieces=(phases[0] * pieces_r, phases[1] * pieces_c), phases=phases,
     )  # fmt: skip
+
+
+def _form_of_gradient(size: tuple[int, int], stride: tuple[int, int]) -> Form:
+    """That of an input gradient of a stride: a kernel of each phase's taps for the targets of that phase."""
+    if (size, stride) in GRADIENTS:
+        return GRADIENTS[size, stride]
+    return replace(_form_of(_taps_of_phases(size, stride), (1, 1)), target_phases=stride)
 
 
 def _cut(taps: int) -> tuple[Filtering, int]:

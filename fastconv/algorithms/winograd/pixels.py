@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,8 +21,9 @@ from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
-from fastconv.kernels.target import LATENCY_ROWS, TILE_SHARE, Tile, panel_slots, panel_tile
+from fastconv.kernels.target import LATENCY_ROWS, TILE_SHARE, Tile, halves_vectors, panel_slots, panel_tile
 from fastconv.kernels.tiles import RUN_FIELDS
+from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import INPUT
 from fastconv.problem import ConvProblem
 
@@ -40,8 +42,10 @@ _TABLE_BYTES = 12 << 10
 """Its tables of matrices and of a register tile's rows, and the lines that keep matrices apart."""
 _NEAR_BYTES = 1 << 20
 """Transformed input that stays in the second cache level beside the weights."""
-_FAR_SHARE = 0.85
+_FAR_SHARE = 0.9
 """Speed of the products where it does not."""
+_STORE_SLOTS = {False: 9.0, True: 6.0}
+"""Storing a vector of transformed weights that do not stay there either, by whether the CPU multiplies halves."""
 _MULTIPLY_SHARE = 0.95
 """Share of the peak that the products reach, their operands coming from the second cache level."""
 _PRODUCT_STEPS = 4
@@ -67,19 +71,44 @@ class Held(NamedTuple):
     pieces: int
 
 
-def _axis(problem: ConvProblem, direction: str, axis: int) -> Axis:
-    """One axis of the pass, whose sub-problems a strided input gradient does together.
+def _axis(problem: ConvProblem, direction: str, axis: int, together: bool) -> Axis:
+    """One axis of the pass, with the sub-problems of a strided input gradient as one.
 
-    Its targets are counted from the beginning of the padding, where those that output 0 meets begin: target t meets
-    outputs (t - a) / stride, and so a tile from target i stride on those from output i - (taps - 1) // stride on.
+    Where a filtering does these `together`, targets are counted from the beginning of the padding, where those that
+    output 0 meets begin: target t meets outputs (t - a) / stride, and so a tile from target i stride on those from
+    output i - (taps - 1) // stride on. Else `first` and `offsets` are those of the phase whose windows end with the
+    kernel's last tap, or a zero beyond it; the targets of the others lie up to stride - 1 before its own.
     """
-    stride, size = problem.stride[axis], problem.kernel_size[axis]
+    stride, size, pad = problem.stride[axis], problem.kernel_size[axis], problem.padding[axis][0]
     if direction == "forward":
         return forward_axis(problem, axis)
     if stride == 1:
         return grad_input_axes(problem, axis)[0]
-    offsets = tuple(-(a // stride) for a in range(size))
-    return Axis(-problem.padding[axis][0], stride, problem.input_size[axis], 1, tuple(range(size)), offsets)
+    taps = range(size)
+    if together:
+        offsets = tuple(-(a // stride) for a in taps)
+        return Axis(-pad, stride, problem.input_size[axis], 1, tuple(taps), offsets)
+    last = size - 1 + _zeros_beyond(problem, axis)
+    begin = -((last - pad) // stride)  # the first output whose windows reach a target
+    offsets = tuple(begin + (last - a) // stride for a in taps)
+    return Axis(begin * stride + last - pad, stride, problem.input_size[axis], 1, tuple(taps), offsets)
+
+
+def _zeros_beyond(problem: ConvProblem, axis: int) -> int:
+    """Zeros behind a strided kernel's last tap with which the first targets of all phases lie in the same places.
+
+    0 where that would take another tap in a phase: a place more then has targets of some phases.
+    """
+    stride, size = problem.stride[axis], problem.kernel_size[axis]
+    missing = (problem.padding[axis][0] - size) % stride
+    return missing if missing <= -size % stride else 0
+
+
+def _tiles_along(filtering: Filtering, axis: Axis, dilation: int, phases: int) -> int:
+    """Tiles that the targets of an axis take; with a place for each of their phases, those of the last of these."""
+    if phases == 1:
+        return tiles_along(filtering, axis.count - axis.first, dilation)
+    return tiles_along(filtering, (axis.count - 1 - axis.first + phases - 1) // phases + 1, 1)
 
 
 def _tile(dtype: str, tiles: int, channels: int) -> Tile:
@@ -104,14 +133,16 @@ class WinogradOperation(Operation):
         self.direction = direction
         self.threads = threads
         self.form = form = form_of(problem.kernel_size, problem.stride, direction)
-        rows, columns = (_axis(problem, direction, axis) for axis in (0, 1))
-        self._tile_rows = tiles_along(form.rows, rows.count - rows.first, problem.dilation[0])
-        self._tile_columns = tiles_along(form.columns, columns.count - columns.first, problem.dilation[1])
+        together = form.target_phases == (1, 1)
+        rows, columns = (_axis(problem, direction, axis, together) for axis in (0, 1))
+        self._tile_rows, self._tile_columns = map(
+            _tiles_along, (form.rows, form.columns), (rows, columns), problem.dilation, form.target_phases
+        )
         self._roles = roles(problem, direction)
         self._tiles = problem.n * self._tile_rows * self._tile_columns
         self.tile = tile or _tile(problem.dtype, self._tiles, self._roles.channels)
-        self._targets = problem.n * rows.count * columns.count
         self._panels = -(-self._roles.channels // self.tile.NR)
+        self._all_panels = self._panels * form.target_count
         self._block, self._parts, self.held, self._slots = self._blocking(held)
         zeros = np.zeros(max(problem.groups * self._roles.reduction, self.tile.NR), problem.dtype)
         self._zeros = np.zeros(problem.groups * self._panels * self.tile.NR, problem.dtype)
@@ -124,11 +155,11 @@ class WinogradOperation(Operation):
             self._launches.append(Launch(self._kernel(plan), problem.dtype, plan, tasks, threads, workspace, grain))
         pack, workspace = self._record(rows, columns, zeros, False)
         self._pack = Launch(
-            self._pack_kernel(pack), problem.dtype, pack, problem.groups * self._panels, threads, workspace
+            self._pack_kernel(pack), problem.dtype, pack, problem.groups * self._all_panels, threads, workspace
         )
         self._kept = zeros  # the records hold its address
         self.workspace_bytes = self._launches[0].workspace_bytes
-        self._packed_bytes = problem.groups * self._panels * int(pack["weight_panel"][0])
+        self._packed_bytes = problem.groups * self._all_panels * int(pack["weight_panel"][0])
         self._keeps_weights = self._packed_bytes <= form.kept_bytes
         fits = self._keeps_weights and self.workspace_bytes + self._packed_bytes <= scratch_limit(problem, threads)
         self._saved_slots = self._repeated_slots() if fits else 0.0
@@ -143,7 +174,7 @@ class WinogradOperation(Operation):
 
     def _transform_weights(self) -> CFunc:
         form = self.form
-        return kernels.transform_weights(self.problem.dtype, form.rows, form.columns, form.piece_count == 1)
+        return kernels.transform_weights(self.problem.dtype, form.rows, form.columns, form.whole)
 
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
@@ -179,14 +210,15 @@ class WinogradOperation(Operation):
         """
         shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
         matrices, outputs = self.form.matrices, self.form.outputs
-        parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._panels]
+        parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._all_panels]
         found = []
         all_held, streamed = Held(reduction, self.form.piece_count), Held(min(reduction, _STREAMED_BYTES // item), 1)
         for held in {all_held, streamed} if given is None else {given}:
             beside = matrices * self._chunk(held) * shape.NR * item
             beside += self._buffer_bytes + self._row_bytes + _TABLE_BYTES
             # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
-            each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count) + outputs * 8
+            each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count)
+            each += outputs * self.form.target_count * 8
             most = min(_TASK_BYTES - beside, _TILE_BYTES) // (each * shape.MR)
             if most < 1 and held != streamed and given is None:  # the pieces of many channels
                 continue
@@ -238,22 +270,29 @@ class WinogradOperation(Operation):
     def _task_slots(self, tiles: int, parts: int, held: Held) -> float:
         shape, form, reduction = self.tile, self.form, self._roles.reduction
         height = -(-tiles // shape.MR) * shape.MR
-        panels = -(-self._panels // parts)
-        vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL))
+        panels = -(-self._all_panels // parts)
+        vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL) * form.target_count)
         times = panels if self._streams(held) else 1
         pieces = form.piece_count
         inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
-        weights = reduction * vectors * form.weight_slots
+        weights = reduction * vectors * self._vector_slots(tiles, held)
         multiply = form.matrices * height * vectors * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
         if form.matrices * tiles * self._tile_bytes(held) > _NEAR_BYTES:
             multiply /= _FAR_SHARE
-        trace = tiles * (form.matrices * pieces + form.outputs) * _TRACE_SLOTS
+        trace = tiles * (form.matrices * pieces + form.outputs * form.target_count) * _TRACE_SLOTS
         return trace + pieces * (inputs + weights + multiply) + tiles * vectors * form.output_slots
+
+    def _vector_slots(self, tiles: int, held: Held) -> float:
+        """Slots of transforming a vector of weights beside so many tiles."""
+        packed = self._chunk(held) * self.tile.NR * self.problem.itemsize
+        if self.form.matrices * (tiles * self._tile_bytes(held) + packed) <= _NEAR_BYTES:
+            return self.form.weight_slots
+        return max(self.form.weight_slots, self.form.matrices * _STORE_SLOTS[halves_vectors()])
 
     def _weight_slots(self) -> float:
         """Slots of transforming all weights."""
         vectors = self.problem.groups * self._roles.reduction * -(-self._roles.channels // self.tile.VL)
-        return vectors * self.form.piece_count * self.form.weight_slots
+        return vectors * self.form.piece_count * self.form.target_count * self.form.weight_slots
 
     def _repeated_slots(self) -> float:
         """Slots of each thread in which blocks of tiles transform weights that other blocks have transformed."""
@@ -278,12 +317,19 @@ class WinogradOperation(Operation):
     ) -> tuple[np.ndarray, int]:  # fmt: skip
         problem, part, shape, form = self.problem, self._roles, self.tile, self.form
         outputs, taps, matrices, pieces = form.outputs, form.taps, form.matrices, form.piece_count
+        (phases_r, phases_c), targets_each = form.target_phases, outputs * form.target_count
         kh, kw = problem.kernel_size
         apart_r, apart_c = form.taps_apart(problem.stride)
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
-        flipped_r, flipped_c = (axis.offsets[0] > axis.offsets[-1] for axis in (rows, columns))
-        offset = (kh - 1) * w_r * flipped_r + (kw - 1) * w_c * flipped_c
+        flipped_r, flipped_c = (  # with a tap in each phase, the phases' order remains
+            axis.offsets[0] > axis.offsets[-1] or phases > 1
+            for axis, phases in zip((rows, columns), form.target_phases, strict=True)
+        )
+        lead_r, lead_c = (
+            _zeros_beyond(problem, axis) if phases > 1 else 0 for axis, phases in enumerate(form.target_phases)
+        )
+        offset = (kh - 1 + lead_r) * w_r * flipped_r + (kw - 1 + lead_c) * w_c * flipped_c
         w_r, w_c = -w_r if flipped_r else w_r, -w_c if flipped_c else w_c
         height = -(-self._block // shape.MR) * shape.MR
         chunk = self._chunk(self.held)
@@ -295,7 +341,7 @@ class WinogradOperation(Operation):
         chunk_bytes = matrices * weight_step
         panel_bytes = pieces * -(-reduction // chunk) * chunk_bytes
         sizes = (
-            self._block * outputs * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
+            self._block * targets_each * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
             chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
             self._row_bytes, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, matrices * 8, self._buffer_bytes,
         )  # fmt: skip
@@ -316,14 +362,17 @@ class WinogradOperation(Operation):
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             stride_r=rows.step, stride_c=columns.step, apart_r=apart_r, apart_c=apart_c,
+            read_r=problem.dilation[0] * (apart_r if phases_r == 1 else 1),
+            read_c=problem.dilation[1] * (apart_c if phases_c == 1 else 1),
+            write_r=problem.dilation[0] * phases_r, write_c=problem.dilation[1] * phases_c,
             every_r=rows.every, every_c=columns.every, target_row=rows.first, target_column=columns.first,
-            pieces_r=form.pieces[0], pieces_c=form.pieces[1],
-            phases_r=form.phases[0], phases_c=form.phases[1], taps_r=kh, taps_c=kw,
+            pieces_r=form.pieces[0] * phases_r, pieces_c=form.pieces[1] * phases_c, summed=pieces,
+            phases_r=form.phases[0] * phases_r, phases_c=form.phases[1] * phases_c, taps_r=kh + lead_r, taps_c=kw + lead_c, lead_r=lead_r, lead_c=lead_c,
             streams=self._streams(self.held), piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,
             held=self.held.channels, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=0 if transformed else offset,
             weight_r=w_r, weight_c=w_c, tap_r=w_r * apart_r, tap_c=w_c * apart_c, weight_k=w_k, weight_d=w_d,
-            weight_group=self._panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
+            weight_group=self._all_panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
             value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
@@ -342,8 +391,8 @@ class WinogradOperation(Operation):
         return Estimate(max(seconds, traffic), self._describe())
 
     def _describe(self) -> str:
-        kh, kw = self.problem.kernel_size
-        return self.form.describe(self._tiles, self._targets, kh * kw)
+        outputs, taps = self.problem.n * math.prod(self.problem.output_size), math.prod(self.problem.kernel_size)
+        return self.form.describe(self._tiles, outputs, taps)
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""

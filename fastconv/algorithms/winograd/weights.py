@@ -124,6 +124,7 @@ class WeightGradientOperation(Operation):
             rows=rows, columns=columns,
             target_r=w[0], target_c=w[1], target_k=w[2], target_group=problem.oc_per_group * w[3],
             stride_r=problem.stride[0], stride_c=problem.stride[1], apart_r=apart_r, apart_c=apart_c,
+            read_r=apart_r * problem.dilation[0], read_c=apart_c * problem.dilation[1],
             pieces_r=form.pieces[0], pieces_c=form.pieces[1],
             phases_r=form.phases[0], phases_c=form.phases[1],
             taps_r=problem.kernel_size[0], taps_c=problem.kernel_size[1],
