@@ -11,7 +11,6 @@ from fastconv.algorithms import banded, direct
 from fastconv.algorithms.base import PLAIN
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import Winograd
-from fastconv.algorithms.winograd.forms import form_of
 from fastconv.epilogue import epilogue_for
 from fastconv.problem import IMAGES_LAST, problem_from
 
@@ -26,7 +25,7 @@ def planned(algorithm, problem, direction, threads):
         return None
     if Winograd().declines(problem, direction) or (algorithm == "winograd, groups" and problem.groups == 1):
         return None
-    if form_of(problem.kernel_size, problem.stride, direction).piece_count > 1:  # bands are for weights in one piece
+    if not Winograd._has_bands(problem, direction):
         return None
     planner = {
         "winograd": functools.partial(Winograd._band_planner, packs=True),

@@ -255,12 +255,16 @@ def test_strided_input_gradients_need_a_few_taps_in_each_phase(size, stride):
 
 @each_layout
 @pytest.mark.parametrize("padding", [0, 1, 2, ((3, 0), (0, 4))])
-@pytest.mark.parametrize(("size", "stride"), [((4, 4), 2), ((5, 5), 2), ((7, 8), (2, 3)), ((3, 5), (3, 1)), ((9, 6), (4, 2))])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((4, 4), 2), ((5, 5), 2), ((7, 8), (2, 3)), ((3, 5), (3, 1)), ((9, 6), (4, 2))]
+)
 def test_phases_of_an_input_gradient_lie_in_their_places(size, stride, padding, layout):
     """Whatever phase the padding begins with, and whether zeros fill up the kernel."""
     rng = np.random.default_rng(9)
     for image in ((9, 9), (10, 13), (23, 12)):
-        x_shape, w_shape = ((1, *image, 18), (*size, 18, 17)) if layout == "NHWC" else ((1, 18, *image), (17, 18, *size))
+        x_shape, w_shape = (
+            ((1, *image, 18), (*size, 18, 17)) if layout == "NHWC" else ((1, 18, *image), (17, 18, *size))
+        )
         options = {"stride": stride, "padding": padding, "layout": layout}
         plan = fastconv.plan_conv2d(x_shape, w_shape, direction="grad_input", algorithm="winograd", **options)
         grad_y, w = (rng.standard_normal(shape).astype("f") for shape in (plan.problem.y_shape, w_shape))

@@ -343,9 +343,7 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
         elif abs(p.weight_c) == ITEM:
             transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, first, rows)
         else:
-            transform_turned(
-                REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, first, rows
-            )
+            transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, first, rows)
 
     return jit.part(transform_panel)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,6 +23,24 @@ def tasks_wanted(problem: ConvProblem, threads: int) -> int:
     if threads == 1:
         return 1
     return threads * max(2, min(TASKS_PER_THREAD, conv_flops(problem) // (threads * _TASK_FLOPS)))
+
+
+def last_done(work: list[float], threads: int) -> float:
+    """When the last task is done, by the time that each takes: threads take their own share, then what others have left.
+
+    See `fastconv.kernels.launch`.
+    """
+    shares = [deque(work[len(work) * t // threads : len(work) * (t + 1) // threads]) for t in range(threads)]
+    clocks = [(0.0, t) for t in range(threads)]
+    done = 0.0
+    while clocks:
+        clock, thread = heapq.heappop(clocks)
+        left = next((share for share in shares[thread:] + shares[:thread] if share), None)
+        if left is None:
+            done = max(done, clock)
+        else:
+            heapq.heappush(clocks, (clock + left.popleft(), thread))
+    return done
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,7 @@ class Winograd(Algorithm):
             layout = _layout_of_bands(problem, direction)
             ways: list[Any] = [transposed(problem, direction, layout, self, threads, _band_rows(problem, direction))]
             packed = alone = None
-            # Tiles of a strided input gradient reach over the edges of bands, and their bits are to be the image's.
-            if layout == IMAGES_LAST and not (direction == "grad_input" and problem.stride != (1, 1)):
+            if self._has_bands(problem, direction):
                 packed, alone = (
                     plan_banded(problem, direction, self._band_planner(problem, direction, packs), threads)
                     for packs in (True, False)
@@ -126,6 +125,15 @@ class Winograd(Algorithm):
         if direction == "grad_weight":
             return WeightGradientOperation(problem, threads)
         return WinogradOperation(problem, direction, threads)
+
+    @staticmethod
+    def _has_bands(problem: ConvProblem, direction: str) -> bool:
+        """Whether one thread can compute bands of NCHW images from weights as they lie, with the bits of the whole.
+
+        Tiles of a strided input gradient reach over the edges of bands.
+        """
+        strided = direction == "grad_input" and problem.stride != (1, 1)
+        return _layout_of_bands(problem, direction) == IMAGES_LAST and not strided
 
     @staticmethod
     def _band_planner(problem: ConvProblem, direction: str, packs: bool) -> BandPlanner:

@@ -15,7 +15,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, last_done, roles, workspace_offsets
 from fastconv.algorithms.winograd.forms import form_of, tiles_along
 from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
@@ -58,6 +58,8 @@ _LOW_ROWS = (8, LATENCY_ROWS)
 """Heights of register tiles lower than the usual one."""
 _LOW_SHARE = 0.9
 """A low register tile must take less than that of the usual one's time, as it loads more for each multiply-add."""
+_FEW_TASKS = 8
+"""Tasks of a thread up to which the order counts in which threads take them."""
 _RUNS_PER_THREAD = 4
 """Runs of tasks that a thread takes one after another, of problems in groups."""
 _FETCH_SECONDS = 0.15e-9
@@ -255,11 +257,14 @@ class WinogradOperation(Operation):
         return held.channels if held.channels < reduction else -(-reduction // -(-reduction // _CHUNK))
 
     def _thread_slots(self, block: int, parts: int, held: Held) -> float:
-        """Slots of the thread that works longest: whole blocks come first, and the last ones fill the gaps."""
+        """Slots of the thread that works longest."""
         each = self.problem.groups * parts
         whole, rest = divmod(self._tiles, block)
         slots = self._task_slots(block, parts, held)
         last = self._task_slots(rest, parts, held) if rest else 0.0
+        if whole * each <= _FEW_TASKS * self.threads and self.problem.groups == 1:
+            return last_done([slots] * (each * whole) + [last] * (each if rest else 0), self.threads)
+        # Of many tasks, the last blocks fill the gaps.
         rounds, more = divmod(each * whole, self.threads)
         busy = [(rounds + (thread < more)) * slots for thread in range(self.threads)]
         heapq.heapify(busy)
