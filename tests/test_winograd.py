@@ -262,9 +262,9 @@ def test_phases_of_an_input_gradient_lie_in_their_places(size, stride, padding, 
     """Whatever phase the padding begins with, and whether zeros fill up the kernel."""
     rng = np.random.default_rng(9)
     for image in ((9, 9), (10, 13), (23, 12)):
-        x_shape, w_shape = (
-            ((1, *image, 18), (*size, 18, 17)) if layout == "NHWC" else ((1, 18, *image), (17, 18, *size))
-        )
+        x_shape, w_shape = (1, *image, 18), (*size, 18, 17)
+        if layout == "NCHW":
+            x_shape, w_shape = (1, 18, *image), (17, 18, *size)
         options = {"stride": stride, "padding": padding, "layout": layout}
         plan = fastconv.plan_conv2d(x_shape, w_shape, direction="grad_input", algorithm="winograd", **options)
         grad_y, w = (rng.standard_normal(shape).astype("f") for shape in (plan.problem.y_shape, w_shape))

@@ -15,7 +15,9 @@ A kernel larger than r0 x r1 is cut into pieces of that size, the last ones fill
 its own, and its products are added to those of the pieces before: to the multiplication, pieces are more channels. So
 are the phases of a stride s: the taps a, a + s and so on of a kernel are one of stride 1 on every s-th pixel. Where
 phases have unequal taps, a filtering of that stride has the products of all of them side by side instead: F(2, 3) of
-stride 2 has the three of F(2, 2) and two for the tap in the middle, for which nothing is transformed.
+stride 2 has the three of F(2, 2) and two for the tap in the middle, for which nothing is transformed. In the input
+gradient every phase has targets of its own, and the phases' kernels are like more target channels: their products are
+those of the same transformed tiles.
 """
 
 from __future__ import annotations
@@ -55,14 +57,15 @@ WINOGRAD = record("""
 """)
 """Strides and `*_group` are in bytes. A tile at (i, j) reads from source pixel (i stride_r + first_row, j stride_c +
 first_column) on, every read_r-th x read_c-th, and its first target is (i every_r + target_row, j every_c +
-target_column), the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are the addresses of the compiled parts of these names, which know no
-register tile, `multiply` and `multiply_last` those of the parts that do, for all panels and the last one; a panel has
-`panel_lanes` target channels, a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces
-of phases_r x phases_c phases of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes
-apart. So many of them are `summed`: all, but in input gradients of a stride, where each piece is a phase of the targets
-and its first one lies as many rows and columns before that of piece 0 as the piece has in front of it. The first
-lead_r rows and lead_c columns of the kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies `piece_bytes`
-behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
+target_column), and the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are
+the addresses of the compiled parts of these names, which know no register tile, `multiply` and `multiply_last` those of
+the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels, a register tile `height`
+rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases of the stride; a piece has
+every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are `summed`: all, but in input
+gradients of a stride, where each piece makes a phase of the targets, which lies as many rows and columns before that of
+piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the kernel are zeros that no weights
+stand for. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies
+`piece_bytes` behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
 
 
 _AHEAD_OF_LINE = 2
@@ -198,8 +201,8 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
-    `met` are the first row and column of taps that a piece has, and the ends of these; the others are zeros. With WHOLE,
-    no tap is missing.
+    `met` are the first row and column of taps that a piece has, and where they end; the others are zeros. With WHOLE, no
+    tap is missing.
     """
     first_r, first_c, end_r, end_c = met
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)

@@ -26,10 +26,7 @@ def tasks_wanted(problem: ConvProblem, threads: int) -> int:
 
 
 def last_done(work: list[float], threads: int) -> float:
-    """When the last task is done, by the time that each takes: threads take their own share, then what others have left.
-
-    See `fastconv.kernels.launch`.
-    """
+    """When the last of these tasks is done, by the time that each takes, as `fastconv.kernels.launch` hands them out."""
     shares = [deque(work[len(work) * t // threads : len(work) * (t + 1) // threads]) for t in range(threads)]
     clocks = [(0.0, t) for t in range(threads)]
     done = 0.0

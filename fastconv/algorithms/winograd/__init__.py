@@ -1,8 +1,8 @@
 """winograd: convolutions of 3 taps and more along an axis, dilated or not, with a quarter to a half of the products.
 
 The kernels are in `fastconv.kernels.winograd`; larger ones are cut into pieces, and strided ones into phases, which an
-input gradient computes from the same transformed tiles, but for 3x3 of stride 2, whose tiles have all phases. Where too few channels are read to fill vectors, tiles lie along rows
-(`fastconv.kernels.winograd_rows`).
+input gradient computes from the same transformed tiles, but for 3x3 of stride 2, whose tiles have all phases. Where too
+few channels are read to fill vectors, tiles lie along rows (`fastconv.kernels.winograd_rows`).
 
 Forward pass, and input gradient as the same kernel on the flipped weights; the weight gradient is the transposed
 algorithm (`fastconv.kernels.winograd_weights`). The rounding error is about twice that of the plain sum, three times
