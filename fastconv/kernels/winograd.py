@@ -57,11 +57,11 @@ WINOGRAD = record("""
 """)
 """Strides and `*_group` are in bytes. A tile at (i, j) reads from source pixel (i stride_r + first_row, j stride_c +
 first_column) on, every read_r-th x read_c-th, and its first target is (i every_r + target_row, j every_c +
-target_column), and the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are
+target_column), the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are
 the addresses of the compiled parts of these names, which know no register tile, `multiply` and `multiply_last` those of
 the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels, a register tile `height`
-rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases of the stride; a piece has
-every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are `summed`: all, but in input
+rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases of the stride; a piece
+has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are `summed`: all, but in input
 gradients of a stride, where each piece makes a phase of the targets, which lies as many rows and columns before that of
 piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the kernel are zeros that no weights
 stand for. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies
@@ -201,8 +201,8 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
-    `met` are the first row and column of taps that a piece has, and where they end; the others are zeros. With WHOLE, no
-    tap is missing.
+    `met` are the first row and column of taps that a piece has, and where they end; the others are zeros.
+    With WHOLE, no tap is missing.
     """
     first_r, first_c, end_r, end_c = met
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)

@@ -26,7 +26,7 @@ def tasks_wanted(problem: ConvProblem, threads: int) -> int:
 
 
 def last_done(work: list[float], threads: int) -> float:
-    """When the last of these tasks is done, by the time that each takes, as `fastconv.kernels.launch` hands them out."""
+    """When the last of these tasks is done, by what each takes, as `fastconv.kernels.launch` hands them out."""
     shares = [deque(work[len(work) * t // threads : len(work) * (t + 1) // threads]) for t in range(threads)]
     clocks = [(0.0, t) for t in range(threads)]
     done = 0.0
