@@ -114,7 +114,7 @@ class GatherPass(BoundPass):
             multiply /= self._apart_share()
         traced = tiles * self._border_share() * int(p["panel_parts"]) * taps
         trace = traced * (self.tile.MR + RUN_FIELDS) * model.TRACE_SECONDS
-        trace += self.launch.tasks * self.copying
+        trace += self.launch.tasks * self.copying + self._copied() * model.COPY_TRACED_SECONDS
         scatter = 0.0
         if p["target_d"] != self.problem.itemsize:
             value = model.TILE_TURN_SECONDS if p["target_c"] == self.problem.itemsize else model.SCATTER_SECONDS
@@ -173,6 +173,18 @@ class GatherPass(BoundPass):
         else:
             along = max(0, len(columns) - height + 1)
         return 1 - along / count * len(rows) / int(p["rows"])
+
+    def _copied(self) -> int:
+        """Values of tiles at the ends of rows that are copied, as rows of zeros cannot stand for pixels of planes."""
+        p, taps = self.launch.plan[0], int(self.launch.plan[0]["taps_c"])
+        if p["source_k"] == self.problem.itemsize or p["padding"]:
+            return 0
+        first, last = int(p["first_column"]), int(p["last_column"])
+        apart = max(1, (last - first) // max(1, taps - 1))
+        beyond = int(p["column_step"] * (p["columns"] - 1) + last - p["source_columns"] + 1)
+        outside = sum(min(taps, -(-max(0, pixels) // apart)) for pixels in (-first, beyond))
+        ends = min(int(p["n"] * p["rows"]), int(p["tiles"])) * self.packed_shape[0]
+        return ends * int(p["taps_r"]) * min(taps, outside) * int(p["reduction"]) * self.tile.MR
 
     def prepare(self, w: np.ndarray) -> np.ndarray:
         packed = aligned((1, 1, 1, math.prod(self.packed_shape)), self.problem.dtype)

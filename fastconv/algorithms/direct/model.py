@@ -42,6 +42,8 @@ MEETING_SHARE = 0.96
 """Speed of a tile that reads planes in place of which many meet in few cache lines."""
 TRACE_SECONDS = 0.3e-9
 """Writing one address of a tile's runs."""
+COPY_TRACED_SECONDS = 0.3e-9
+"""Copying one value that a tile reads in planes, where others of its pixels lie in the padding."""
 PACK_SECONDS = 0.12e-9
 """Packing one weight or output gradient."""
 PACK_TAPS_TIMES = 1.5
