@@ -37,6 +37,7 @@ from fastconv.algorithms.direct.correlate import plan_correlate, plan_exchanged
 from fastconv.algorithms.direct.depthwise import DepthwisePass, plan_depthwise
 from fastconv.algorithms.direct.disjoint import DisjointOperation, plan_disjoint
 from fastconv.algorithms.direct.dots import plan_dots
+from fastconv.algorithms.direct.gaps import leaves_gaps, plan_zeros, zeros_seconds
 from fastconv.algorithms.direct.gather import plan_gather, plan_padded, plan_reduce
 from fastconv.algorithms.direct.gathered import GatherPass
 from fastconv.algorithms.direct.grids import sub_problems
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
+_NO_START = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
+"""Stands for what sums begin with where there are none."""
 PIXEL_KINDS = (
     plan_gather, plan_padded, plan_reduce, plan_planes, plan_lines, plan_strips, plan_depthwise, plan_rolling,
     plan_rolling_pixels,
@@ -140,12 +143,6 @@ def _typical(problem: ConvProblem, direction: str) -> ConvProblem:
     return problem if direction == "grad_weight" else replace(problem, n=1)
 
 
-def _leaves_gaps(problem: ConvProblem, direction: str) -> bool:
-    """Whether an input gradient has pixels that no window reads."""
-    phases = math.prod(min(*pair) for pair in zip(problem.stride, problem.input_size))
-    return direction == "grad_input" and len(sub_problems(problem, direction)) < phases
-
-
 def plan_passes(problem: ConvProblem, direction: str, threads: int) -> tuple[Pass, ...]:
     """Plan the launches of a direction."""
     kinds = _kinds(_typical(problem, direction), direction)
@@ -183,7 +180,7 @@ def _banded(problem: ConvProblem, direction: str, threads: int) -> Banded | None
     """
     if direction == "grad_weight":
         return _banded_gradient(problem, threads)
-    if _leaves_gaps(problem, direction):
+    if leaves_gaps(problem, direction):
         return None
     if problem.groups > 1:
         return _banded_groups(problem, direction, threads)
@@ -305,18 +302,18 @@ class DirectOperation(Operation):
         self.direction = direction
         self.passes = plan_passes(problem, direction, threads)
         self.workspace_bytes = max((step.workspace_bytes for step in self.passes), default=0)
-        self._leaves_gaps = _leaves_gaps(problem, direction)
+        self._zeros = plan_zeros(problem, threads) if leaves_gaps(problem, direction) else None
         if direction == "forward":
             self.prepared_key = self.passes[0].prepared_key
 
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
-        return sum(step.seconds(rate) for step in self.passes)
+        seconds = sum(step.seconds(rate) for step in self.passes)
+        return seconds + (zeros_seconds(self.problem, self._zeros) if self._zeros else 0.0)
 
     def estimate(self, machine: Machine) -> Estimate:
         traffic = traffic_seconds(self.problem, self.direction, machine)
-        rate = model.slot_rate(machine, vector_bytes() // self.problem.itemsize)
-        seconds = sum(step.seconds(rate) for step in self.passes)
+        seconds = self.seconds(model.slot_rate(machine, vector_bytes() // self.problem.itemsize))
         reason = self.passes[0].describe() if self.passes else "no output has a tap"
         return Estimate(max(seconds, traffic), reason)
 
@@ -324,7 +321,7 @@ class DirectOperation(Operation):
         return self.passes[0].prepare(w)
 
     def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Bound:
-        if len(self.passes) == 1 and not self._leaves_gaps:
+        if len(self.passes) == 1 and self._zeros is None:
             return self.passes[0].bound(epilogue, prepared)
         return super().bound(epilogue, prepared)
 
@@ -332,7 +329,7 @@ class DirectOperation(Operation):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        if self._leaves_gaps:
-            result[...] = 0  # the pixels of the other phases were never read
+        if self._zeros:
+            self._zeros(first, second, _NO_START[self.problem.dtype], result)
         for step in self.passes:
             step.run(first, second, result, epilogue, prepared)
