@@ -117,13 +117,13 @@ FORMS = {
 }  # fmt: skip
 """By the kernel's size: the largest tiles whose rounding errors stay small, which grow along both axes of a square."""
 STRIDED = {
-    ((3, 3), (2, 2)): Form(Filtering(2, 3, 2), Filtering(2, 3, 2), input_slots=395, weight_slots=220, output_slots=105,
+    ((3, 3), (2, 2)): Form(Filtering(2, 3, 2), Filtering(2, 3, 2), input_slots=350, weight_slots=195, output_slots=90,
                            gradient_slots=175, sums_slots=200, kept_bytes=3 << 19),
 }  # fmt: skip
 """By size and stride, where phases of unequal size are better not cut into pieces alike: 25 products for 36."""
 GRADIENTS = {
-    ((3, 3), (2, 2)): Form(Filtering(2, 3, -2), Filtering(2, 3, -2), input_slots=240, weight_slots=290,
-                           output_slots=115, gradient_slots=0, sums_slots=0, kept_bytes=3 << 19),
+    ((3, 3), (2, 2)): Form(Filtering(2, 3, -2), Filtering(2, 3, -2), input_slots=210, weight_slots=255,
+                           output_slots=100, gradient_slots=0, sums_slots=0, kept_bytes=3 << 19),
 }  # fmt: skip
 """The same of input gradients."""
 _CUTS = {2: Filtering(5, 2), 3: Filtering(4, 3), 4: Filtering(3, 4), 5: Filtering(2, 5)}
