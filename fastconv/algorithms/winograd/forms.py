@@ -133,7 +133,7 @@ _HALVED_SHARES = {
     "input_slots": 0.65, "weight_slots": 0.65, "output_slots": 0.65, "gradient_slots": 0.45, "sums_slots": 0.45,
 }  # fmt: skip
 """Slots over those above where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load."""
-_INPUT_SLOTS = {36: 550, 6: 90}
+_INPUT_SLOTS = {36: 480, 6: 90}
 """What the others take, by the inputs of a tile."""
 
 
