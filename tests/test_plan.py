@@ -7,6 +7,7 @@ import pytest
 
 import fastconv
 from fastconv import cost, machine
+from fastconv.algorithms.direct import model
 from fastconv.problem import ConvProblem
 
 from . import reference
@@ -259,3 +260,11 @@ def test_plan_takes_a_missing_batch_axis_and_float16():
     without = fastconv.plan_conv2d((9, 8, 3), (3, 3, 3, 4), dtype=np.float16)
     assert with_batch.problem == without.problem
     assert without.problem.dtype == "float32"
+
+
+def test_the_last_task_is_done_when_threads_have_taken_them_in_turn():
+    assert model.last_done([], 2) == 0
+    assert model.last_done([3, 2, 1], 1) == 6
+    assert model.last_done([72, 72, 72, 72, 52, 52], 2) == 216  # the second thread has nothing left to take
+    assert model.last_done([4, 4, 4, 4, 1, 1, 1, 1], 2) == 12  # it takes what the first has left
+    assert model.last_done([5, 1, 1], 8) == 5

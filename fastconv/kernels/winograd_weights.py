@@ -48,7 +48,8 @@ WINOGRAD_WEIGHTS = record("""
     workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
     spare_table spare run
 """)
-"""Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on.
+"""Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on,
+every read_r-th x read_c-th.
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
 `slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient.
 `transform_*` are the addresses of compiled parts, which know no register tile. The last lines' fields are offsets into

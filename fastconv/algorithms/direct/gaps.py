@@ -1,4 +1,4 @@
-"""The pixels of an input gradient that no window reads: all are zeros before the others are computed."""
+"""Input gradients of which no window reads some pixels: they are filled with zeros before the others are computed."""
 
 from __future__ import annotations
 

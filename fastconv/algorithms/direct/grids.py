@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,21 +21,6 @@ def tasks_wanted(problem: ConvProblem, threads: int) -> int:
     if threads == 1:
         return 1
     return threads * max(2, min(TASKS_PER_THREAD, conv_flops(problem) // (threads * _TASK_FLOPS)))
-
-
-def last_done(work: list[float], threads: int) -> float:
-    """When the last of these tasks is done, by what each takes, as `fastconv.kernels.launch` hands them out."""
-    shares = [deque(work[len(work) * t // threads : len(work) * (t + 1) // threads]) for t in range(threads)]
-    clocks = [(0.0, t) for t in range(threads)]
-    done = 0.0
-    while clocks:
-        clock, thread = heapq.heappop(clocks)
-        left = next((share for share in shares[thread:] + shares[:thread] if share), None)
-        if left is None:
-            done = max(done, clock)
-        else:
-            heapq.heappush(clocks, (clock + left.popleft(), thread))
-    return done
 
 
 @dataclass(frozen=True)

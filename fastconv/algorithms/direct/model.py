@@ -5,7 +5,9 @@ Compute is counted in slots: one slot is one multiply-add of one vector, of whic
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, share_of, vector_bytes
@@ -310,6 +312,21 @@ def tile_slots(channels: int, shape: Tile) -> float:
 def balance(tasks: int, threads: int) -> float:
     """How much longer the last thread works than it would if tasks divided evenly."""
     return -(-tasks // threads) * threads / tasks if tasks else 1.0
+
+
+def last_done(work: list[float], threads: int) -> float:
+    """When the last of these tasks is done, by what each takes, as `fastconv.kernels.launch` hands them out."""
+    shares = [deque(work[len(work) * t // threads : len(work) * (t + 1) // threads]) for t in range(threads)]
+    clocks = [(0.0, t) for t in range(threads)]
+    done = 0.0
+    while clocks:
+        clock, thread = heapq.heappop(clocks)
+        left = next((share for share in shares[thread:] + shares[:thread] if share), None)
+        if left is None:
+            done = max(done, clock)
+        else:
+            heapq.heappush(clocks, (clock + left.popleft(), thread))
+    return done
 
 
 def filled(count: int, width: int) -> float:

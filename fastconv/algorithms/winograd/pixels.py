@@ -15,7 +15,7 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.direct import model
-from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, last_done, roles, workspace_offsets
+from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, roles, workspace_offsets
 from fastconv.algorithms.winograd.forms import form_of, tiles_along
 from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
@@ -263,7 +263,7 @@ class WinogradOperation(Operation):
         slots = self._task_slots(block, parts, held)
         last = self._task_slots(rest, parts, held) if rest else 0.0
         if whole * each <= _FEW_TASKS * self.threads and self.problem.groups == 1:
-            return last_done([slots] * (each * whole) + [last] * (each if rest else 0), self.threads)
+            return model.last_done([slots] * (each * whole) + [last] * (each if rest else 0), self.threads)
         # Of many tasks, the last blocks fill the gaps.
         rounds, more = divmod(each * whole, self.threads)
         busy = [(rounds + (thread < more)) * slots for thread in range(self.threads)]
