@@ -140,9 +140,9 @@ def _winograd_pieces() -> list[Case]:
         Case("threads-winograd-k7-slabs", 17, 33, (29, 30), (7, 7), padding=3, n=3),
         Case("threads-winograd-k7-batch", 40, 33, (9, 11), (7, 7), padding="same", n=7),
         Case("threads-winograd-k6-streamed", 260, 33, (27, 28), (6, 6), padding=3),
-        Case("winograd-k5x4-strided-asymmetric", 34, 36, (12, 17), (5, 4), (2, 3), ((0, 3), (2, 1)), n=2, groups=2),
+        Case("winograd-k5-strided-asymmetric", 34, 36, (12, 17), (5, 5), 2, ((0, 3), (2, 1)), n=2, groups=2),
         Case("threads-winograd-k5-strided", 40, 33, (37, 38), (5, 5), 2, 2, n=3),
-        Case("threads-winograd-k4-strided", 33, 40, (36, 50), (4, 4), 2, 1, n=3),
+        Case("threads-winograd-k4-strided", 33, 40, (20, 26), (4, 4), 2, 1, n=2),
         Case("threads-winograd-k4-packed", 32, 96, (33, 34), (4, 4), padding=2, n=3),
     ]
 
