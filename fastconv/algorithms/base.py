@@ -65,6 +65,8 @@ class Epilogue:
 
 PLAIN = Epilogue()
 """No bias and no activation."""
+UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
+"""Stands for what sums begin with in launches that add nothing up."""
 
 
 class Operation(ABC):

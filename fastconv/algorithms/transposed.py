@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastconv.algorithms import turning
-from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation, scratch_limit
+from fastconv.algorithms.base import PLAIN, UNUSED, Algorithm, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.cuts import Band, Block, Cut, bands_of, cut_of
 from fastconv.algorithms.turning import Images, transposition, waiting_seconds
 from fastconv.arrays import QUIET
@@ -30,8 +30,6 @@ _WEIGHT_SECONDS = 0.5e-9
 """Turning one weight, of which each thread fetches more than it turned."""
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
-_UNUSED = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
-"""Stands for what sums begin with, which moving has none of."""
 
 
 class MovingOperation(Operation):
@@ -68,7 +66,7 @@ class MovingOperation(Operation):
         return buffer[offset * item : (offset + math.prod(shape)) * item].view(dtype).reshape(shape)
 
     def _move(self, launch: Launch, source: np.ndarray, target: np.ndarray) -> None:
-        launch(source, source, _UNUSED[self.problem.dtype], target)
+        launch(source, source, UNUSED[self.problem.dtype], target)
 
 
 class TransposedOperation(MovingOperation):

@@ -27,7 +27,7 @@ from fastconv.algorithms.banded import (
     plan_banded,
     plan_banded_gradient,
 )
-from fastconv.algorithms.base import PLAIN, Algorithm, Epilogue, Estimate, Operation
+from fastconv.algorithms.base import PLAIN, UNUSED, Algorithm, Epilogue, Estimate, Operation
 from fastconv.algorithms.cuts import bands_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.abreast import plan_abreast
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     from fastconv.machine import Machine
 
 
-_NO_START = {dtype: np.zeros(1, dtype) for dtype in ("float32", "float64")}
-"""Stands for what sums begin with where there are none."""
 PIXEL_KINDS = (
     plan_gather, plan_padded, plan_reduce, plan_planes, plan_lines, plan_strips, plan_depthwise, plan_rolling,
     plan_rolling_pixels,
@@ -330,6 +328,6 @@ class DirectOperation(Operation):
         prepared: Any = None,
     ) -> None:  # fmt: skip
         if self._zeros:
-            self._zeros(first, second, _NO_START[self.problem.dtype], result)
+            self._zeros(first, second, UNUSED[self.problem.dtype], result)
         for step in self.passes:
             step.run(first, second, result, epilogue, prepared)

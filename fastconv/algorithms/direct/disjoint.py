@@ -20,6 +20,7 @@ import numpy as np
 
 from fastconv.algorithms.base import PLAIN, Epilogue, Operation, canonical_strides, scratch_limit
 from fastconv.algorithms.direct import model
+from fastconv.algorithms.direct.gaps import plan_zeros
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.transposed import MovingOperation
 from fastconv.algorithms.turning import Images
@@ -81,9 +82,10 @@ class DisjointOperation(MovingOperation):
         beside = (max(step.operation.workspace_bytes, step.move.workspace_bytes) for step in self._rounds)
         self.workspace_bytes = self._scratch + max(beside)
         kernel, windows = problem.kernel_size, problem.output_size
-        self._leaves_gaps = not self._folds and any(
+        gaps = not self._folds and any(
             k * count < size for k, count, size in zip(kernel, windows, problem.input_size, strict=True)
         )
+        self._zeros = plan_zeros(problem, threads) if gaps and direction == "grad_input" else None
         self.prepared_key = self
 
     def _parts(self, problem: ConvProblem, plan: Planner) -> tuple[Operation, Launch, Images, tuple[int, ...]]:
@@ -149,8 +151,8 @@ class DisjointOperation(MovingOperation):
         self, first: np.ndarray, second: np.ndarray, result: np.ndarray, epilogue: Epilogue = PLAIN,
         prepared: Any = None,
     ) -> None:  # fmt: skip
-        if self.direction == "grad_input" and self._leaves_gaps:
-            result[...] = 0  # pixels behind the last windows
+        if self._zeros:  # pixels behind the last windows
+            self._move(self._zeros, first, result)
         w = (result if self.direction == "grad_weight" else second).reshape(self._w_shape)
         with Buffer(self._scratch) as buffer:
             for step in self._rounds:

@@ -6,13 +6,11 @@ import math
 
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels import zeros
-from fastconv.kernels.launch import Launch
+from fastconv.kernels.launch import Launch, threads_for_bytes
 from fastconv.kernels.params import fill
 from fastconv.problem import ConvProblem
 
 _TASK_BYTES = 64 << 10
-_SHARED_BYTES = 256 << 10
-"""Bytes that one thread fills as fast as several are woken."""
 _BYTE_SECONDS = 0.05e-9
 """Filling a byte, most of which the caches do not hold."""
 
@@ -27,11 +25,8 @@ def plan_zeros(problem: ConvProblem, threads: int) -> Launch:
     """Plan the launch that fills an input gradient with zeros."""
     count, item = math.prod(problem.x_shape), problem.itemsize
     block = _TASK_BYTES // item
-    plan = fill(zeros.ZEROS, count=count, block=block)
-    return Launch(
-        lambda: zeros.zeros(problem.dtype), problem.dtype, plan, -(-count // block),
-        threads if count * item > _SHARED_BYTES else 1,
-    )  # fmt: skip
+    plan, threads = fill(zeros.ZEROS, count=count, block=block), min(threads, threads_for_bytes(count * item))
+    return Launch(lambda: zeros.zeros(problem.dtype), problem.dtype, plan, -(-count // block), threads)
 
 
 def zeros_seconds(problem: ConvProblem, launch: Launch) -> float:

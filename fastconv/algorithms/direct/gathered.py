@@ -179,10 +179,8 @@ class GatherPass(BoundPass):
         p, taps = self.launch.plan[0], int(self.launch.plan[0]["taps_c"])
         if p["source_k"] == self.problem.itemsize or p["padding"]:
             return 0
-        first, last = int(p["first_column"]), int(p["last_column"])
-        apart = max(1, (last - first) // max(1, taps - 1))
-        beyond = int(p["column_step"] * (p["columns"] - 1) + last - p["source_columns"] + 1)
-        outside = sum(min(taps, -(-max(0, pixels) // apart)) for pixels in (-first, beyond))
+        begin, end = self.tables[1], self.tables[1] + p["column_step"] * (p["columns"] - 1)
+        outside = int(np.count_nonzero(begin < 0) + np.count_nonzero(end >= p["source_columns"]))
         ends = min(int(p["n"] * p["rows"]), int(p["tiles"])) * self.packed_shape[0]
         return ends * int(p["taps_r"]) * min(taps, outside) * int(p["reduction"]) * self.tile.MR
 

@@ -28,7 +28,7 @@ from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import rows
-from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_of, has_form
+from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_of, has_form, strides_back
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
 from fastconv.kernels.target import vector_bytes
@@ -67,7 +67,7 @@ class Winograd(Algorithm):
         if problem.stride != (1, 1) and problem.dilation != (1, 1):
             return f"winograd has strides without dilation, not {problem.stride} with {problem.dilation}"
         formed = has_form(problem.kernel_size, problem.stride, direction)
-        if not formed and direction == "grad_input" and problem.stride != (1, 1):
+        if not formed and strides_back(problem.stride, direction):
             few = "kernels of at least the stride with 2 to 5 taps in a phase, or 1 along one axis"
             return f"winograd has input gradients of strides for {few}, not {problem.kernel_size} of {problem.stride}"
         if not formed:
@@ -132,8 +132,8 @@ class Winograd(Algorithm):
 
         Tiles of a strided input gradient reach over the edges of bands.
         """
-        strided = direction == "grad_input" and problem.stride != (1, 1)
-        return _layout_of_bands(problem, direction) == IMAGES_LAST and not strided
+        back = strides_back(problem.stride, direction)
+        return _layout_of_bands(problem, direction) == IMAGES_LAST and not back
 
     @staticmethod
     def _band_planner(problem: ConvProblem, direction: str, packs: bool) -> BandPlanner:

@@ -137,13 +137,18 @@ _INPUT_SLOTS = {36: 480, 6: 90}
 """What the others take, by the inputs of a tile."""
 
 
+def strides_back(stride: tuple[int, int], direction: str) -> bool:
+    """Whether a pass is the input gradient of a stride, whose phases are those of its targets."""
+    return direction == "grad_input" and stride != (1, 1)
+
+
 def has_form(size: tuple[int, int], stride: tuple[int, int], direction: str) -> bool:
     """Whether kernels of that size take one: a single tap gains nothing, and two of stride 1 would err too much."""
     taps = _taps_of_phases(size, stride)
     if max(taps) == 1 or (stride == (1, 1) and 2 in taps):
         return False
     pieces = form_of(size, stride, direction).piece_count
-    if direction == "grad_input" and stride != (1, 1):
+    if strides_back(stride, direction):
         return pieces == 1 and size[0] >= stride[0] and size[1] >= stride[1]  # else no window reads some of the pixels
     return pieces <= MOST_PIECES
 
@@ -156,8 +161,7 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
 @functools.lru_cache(maxsize=256)
 def form_of(size: tuple[int, int], stride: tuple[int, int], direction: str) -> Form:
     """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
-    backward = direction == "grad_input" and stride != (1, 1)
-    form = _form_of_gradient(size, stride) if backward else _form_of(size, stride)
+    form = (_form_of_gradient if strides_back(stride, direction) else _form_of)(size, stride)
     if not halves_vectors():
         return form
     return replace(form, **{name: share * getattr(form, name) for name, share in _HALVED_SHARES.items()})

@@ -327,15 +327,13 @@ class WinogradOperation(Operation):
         apart_r, apart_c = form.taps_apart(problem.stride)
         item, reduction = problem.itemsize, part.reduction
         w_r, w_c, w_k, w_d = part.weights
-        flipped_r, flipped_c = (  # with a tap in each phase, the phases' order remains
-            axis.offsets[0] > axis.offsets[-1] or phases > 1
-            for axis, phases in zip((rows, columns), form.target_phases, strict=True)
-        )
         lead_r, lead_c = (
             _zeros_beyond(problem, axis) if phases > 1 else 0 for axis, phases in enumerate(form.target_phases)
         )
-        offset = (kh - 1 + lead_r) * w_r * flipped_r + (kw - 1 + lead_c) * w_c * flipped_c
-        w_r, w_c = -w_r if flipped_r else w_r, -w_c if flipped_c else w_c
+        offset, read_r, read_c = 0, apart_r, apart_c
+        if self.direction == "grad_input":  # the last tap comes first, and what a tile reads follows each other
+            offset, read_r, read_c = (kh - 1 + lead_r) * w_r + (kw - 1 + lead_c) * w_c, 1, 1
+            w_r, w_c = -w_r, -w_c
         height = -(-self._block // shape.MR) * shape.MR
         chunk = self._chunk(self.held)
         # A transform writes to all matrices at once: they must not lie a multiple of 4 KiB apart.
@@ -367,8 +365,7 @@ class WinogradOperation(Operation):
             block=self._block, blocks=-(-self._tiles // self._block), parts=self._parts,
             reduction=reduction, channels=part.channels, panels=self._panels, chunk=chunk,
             stride_r=rows.step, stride_c=columns.step, apart_r=apart_r, apart_c=apart_c,
-            read_r=problem.dilation[0] * (apart_r if phases_r == 1 else 1),
-            read_c=problem.dilation[1] * (apart_c if phases_c == 1 else 1),
+            read_r=problem.dilation[0] * read_r, read_c=problem.dilation[1] * read_c,
             write_r=problem.dilation[0] * phases_r, write_c=problem.dilation[1] * phases_c,
             every_r=rows.every, every_c=columns.every, target_row=rows.first, target_column=columns.first,
             pieces_r=form.pieces[0] * phases_r, pieces_c=form.pieces[1] * phases_c, summed=pieces,
