@@ -78,7 +78,7 @@ def test_depthwise_tiles_of_copied_channels(strip, monkeypatch):
 
 
 ROLLING = (
-    Case("rolling", 19, 19, (13, 8), (3, 3), padding=((1, 0), (2, 1)), groups=19, n=2),
+    Case("rolling", 19, 19, (13, 10), (3, 3), padding=((1, 0), (2, 1)), groups=19, n=2),
     Case("rolling-dilated", 16, 16, (17, 12), (2, 3), padding=((2, 3), (3, 4)), dilation=(3, 4), groups=16),
     Case("rolling-pairs", 18, 18, (11, 13), (3, 3), stride=2, padding=((1, 0), (0, 1)), groups=18, n=2),
 )

@@ -28,6 +28,8 @@ from fastconv.kernels.target import lanes_dividing
 
 AHEAD = 16
 """Rows of weights to ask for ahead of packing: they lie too far apart for the CPU to foresee."""
+TOGETHER_BYTES = 256
+"""Bytes of such a row that are asked for together: line by line they come slowly from memory."""
 
 PACKING = record("entry source_group")
 """What records of packing begin with: the address of the compiled part that packs a panel, and the bytes from group to
@@ -43,6 +45,17 @@ PACK = record("""
 has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
 every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
 on the next row. With a period of 1 each tap has as many lines. `entry` is the address of the compiled `pack_part`."""
+
+
+@jit.inline
+def asked_bytes(begin, end, row_bytes):
+    """How many bytes of each row to ask for where a panel of it, from `begin` to `end`, is packed.
+
+    The first panel of a stretch of TOGETHER_BYTES asks for all of these; the others find them in some cache.
+    """
+    if -(-begin // TOGETHER_BYTES) * TOGETHER_BYTES < end:
+        end = min(row_bytes, -(-end // TOGETHER_BYTES) * TOGETHER_BYTES)
+    return end - begin
 
 
 @jit.inline
@@ -73,6 +86,7 @@ def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
                     target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
         return
+    asked = asked_bytes(panel * NR * ITEM, (panel * NR + lanes) * ITEM, q.channels * ITEM)
     for t in range(begin, end):
         tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
         place = target + (t - begin) * q.reduction * NR * ITEM
@@ -81,7 +95,7 @@ def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
             continue
         for k in range(q.reduction):
             row, there = tap + k * q.source_k, place + k * NR * ITEM
-            for line in range(0, NR * ITEM, LINE):
+            for line in range(0, asked, LINE):
                 prefetch(row + AHEAD * q.source_k + line)
             if lanes == NR:
                 copy_first_lanes(REAL, NR, NR, row, there)

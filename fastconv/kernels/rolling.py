@@ -11,6 +11,7 @@ even and of odd columns, which are stored side by side.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
+from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, with_taps
 from fastconv.kernels.rolling_rows import (
     PairRows,
     Product,
@@ -80,16 +81,6 @@ def rolling_strip(
         vectors = range(width)
         kernel = kernel_weights(emit, (height, taps), emit.load_broadcast, weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
-        every = [
-            [
-                PlaneTap(
-                    emit, add(add(first, const(v * lanes * column_step)), multiply(spread, const(b))), column_step,
-                    size, builder.sub(columns, const(v * lanes)), not inner or v in (0, width - 1),
-                )
-                for b in range(taps)
-            ]
-            for v in vectors
-        ]  # fmt: skip
         last = emit.below(columns, (width - 1) * lanes)
         # Where columns share loads, one vector is done after the other; else one column, which many sums wait for.
         order = (
@@ -97,13 +88,6 @@ def rolling_strip(
             if column_step == 2
             else [(v, b) for b in range(taps) for v in vectors]
         )
-        strided = StridedTaps(emit, first, taps, width, size, bool(inner)) if column_step == 2 else None
-
-        def products(place: Any, exists: Any) -> Iterator[Product]:
-            met = None if strided is None else strided.in_row(place, exists)
-            for v, b in order:
-                value = every[v][b].load(place, exists) if met is None else met(v, b)
-                yield v, b, functools.partial(every[v][b].add, value, meets=exists)
 
         def store(v: int, value: Any, there: Any) -> None:
             place = add(there, const(v * emit.vector_bytes))
@@ -113,7 +97,29 @@ def rolling_strip(
                 emit.store(value, place)
 
         rows = Rows(lines, begin, end, row, rows_apart, step, source, source_line, source_rows, target, target_line)
-        roll_rows(emit, rows, kernel, apart, width, begins, lowest, products, store)
+
+        def roll(finite: bool) -> None:
+            every = [
+                [
+                    PlaneTap(
+                        emit, add(add(first, const(v * lanes * column_step)), multiply(spread, const(b))), column_step,
+                        size, builder.sub(columns, const(v * lanes)), not inner or v in (0, width - 1), finite,
+                    )
+                    for b in range(taps)
+                ]
+                for v in vectors
+            ]  # fmt: skip
+            strided = StridedTaps(emit, first, taps, width, size, bool(inner)) if column_step == 2 else None
+
+            def products(place: Any, exists: Any) -> Iterator[Product]:
+                met = None if strided is None else strided.in_row(place, exists)
+                for v, b in order:
+                    value = every[v][b].load(place, exists) if met is None else met(v, b)
+                    yield v, b, functools.partial(every[v][b].add, value, meets=exists)
+
+            roll_rows(emit, rows, kernel, apart, width, begins, lowest, products, store)
+
+        with_taps(emit, list(itertools.chain(*kernel)), roll)
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
@@ -147,20 +153,9 @@ def rolling_pairs(
         const, add = emit.const, emit.add
         vectors, half = range(width), lanes // 2
         kernel = kernel_weights(emit, heights, emit.load_broadcast, weights, weight_r, weight_c)
-        every = {
-            (v, shift): PlaneTap(
-                emit, add(first, const(v * lanes + shift)), 1, size, const(lanes), not inner or v in (0, width - 1)
-            )
-            for v in vectors
-            for shift in shifts
-        }
         lanes_of = [[i for lane in range(h * half, (h + 1) * half) for i in (lane, lanes + lane)] for h in range(2)]
         interleaved = [ir.Constant(ir.VectorType(I32, lanes), order) for order in lanes_of]
         masks = [emit.below(columns, k * lanes) for k in range(2 * width)]
-
-        def products(place: Any) -> Iterator[Product]:
-            for (v, shift), tap in every.items():
-                yield v, shift, functools.partial(tap.add, tap.load(place))
 
         def store(sums: list[Any], place: Any) -> None:
             for k in range(2 * width):
@@ -168,7 +163,24 @@ def rolling_pairs(
                 emit.store_masked(value, add(place, const(k * emit.vector_bytes)), masks[k])
 
         rows = PairRows(lines, begin, end, low, high, source, source_line, target, target_line)
-        roll_pairs(emit, rows, kernel, phases, width, products, store)
+
+        def roll(finite: bool) -> None:
+            every = {
+                (v, shift): PlaneTap(
+                    emit, add(first, const(v * lanes + shift)), 1, size, const(lanes), not inner or v in (0, width - 1),
+                    finite,
+                )
+                for v in vectors
+                for shift in shifts
+            }  # fmt: skip
+
+            def products(place: Any) -> Iterator[Product]:
+                for (v, shift), tap in every.items():
+                    yield v, shift, functools.partial(tap.add, tap.load(place))
+
+            roll_pairs(emit, rows, kernel, phases, width, products, store)
+
+        with_taps(emit, list(itertools.chain(*kernel)), roll)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KH, KW, PR, PC, NV, INNER, *[types.intp] * 15), codegen

@@ -90,7 +90,17 @@ def halves_vectors() -> bool:
     return vector_bytes() == 64 and cpu_target.target_context.codegen().magic_tuple()[1] in _HALVING
 
 
-_HEIGHTS = {32: {1: 12, 2: 14, 3: 8, 4: 6}, 16: {1: 12, 2: 6}}
+_SMALL_SECOND_CACHE = frozenset({"znver1", "znver2", "znver3"})
+"""CPUs whose second cache level has half of what others have."""
+
+
+@functools.cache
+def second_cache_bytes() -> int:
+    """Bytes of the second cache level of the target CPU."""
+    return 1 << 19 if cpu_target.target_context.codegen().magic_tuple()[1] in _SMALL_SECOND_CACHE else 1 << 20
+
+
+_HEIGHTS = {32: {1: 12, 2: 14, 3: 8, 4: 6}, 16: {1: 8, 2: 6, 3: 4}}
 """Rows of a tile for each number of vectors, by registers: the sums, a row of vectors and a scalar fill them."""
 _HIGHEST = 15
 """Rows of the highest tile, of one vector: those of 5 taps of 3 channels, or of 15, 30 or 45 channels."""
@@ -108,12 +118,16 @@ TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 """Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
 _HALVED_SHARE = {1: 0.93, 2: 0.95, 3: 0.965, 4: 0.97}
 """The same of tiles of whole vectors where the CPU halves them: loads and addresses then have twice the time."""
+_NARROW_SHARE = {1: 0.74, 2: 0.93, 3: 0.955}
+"""The same of tiles of 16 registers."""
 
 
 def share_of(shape: Tile, shares: dict[int, float]) -> float:
     """Share of the peak that a tile reaches; `shares` say it by vectors where a core does two multiply-adds a cycle."""
     if halves_vectors() and shape.slots == 1.0:
         shares = _HALVED_SHARE
+    elif registers() == 16:
+        shares = _NARROW_SHARE
     return shares[min(shape.NV, max(shares))]
 
 

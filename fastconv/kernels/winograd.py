@@ -30,7 +30,7 @@ from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.packing import AHEAD
+from fastconv.kernels.packing import AHEAD, asked_bytes
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import call_part, copy_first_lanes, pick_columns, pointer, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
@@ -68,6 +68,8 @@ stand for. Where it `streams`, a tile's source is transformed again for every pa
 `piece_bytes` behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
 
 
+_ROWS_AHEAD = 2
+"""Rows of weights to ask for ahead of transforming them where target channels lie side by side."""
 _AHEAD_OF_LINE = 2
 """Squares of weights that are asked for ahead."""
 _MOST_PICKED = 7
@@ -198,23 +200,26 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
 
 
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows):
+def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, asked, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
     `met` are the first row and column of taps that a piece has, and where they end; the others are zeros.
-    With WHOLE, no tap is missing.
+    With WHOLE, no tap is missing. So many bytes of a row are `asked` for at once.
     """
     first_r, first_c, end_r, end_c = met
     taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
     # Read before the loops: what is written in them might be a record, for all that LLVM knows.
     tap_r, tap_c, pitch = p.tap_r, p.tap_c, p.weight_k
     for k in range(rows):
+        for a in range(R0):
+            for b in range(R1):
+                for line in range(0, asked, LINE):
+                    prefetch(tap + (k + _ROWS_AHEAD) * pitch + a * tap_r + b * tap_c + line)
         for v in range(0, lanes, VL):
             for a in range(R0):
                 for b in range(R1):
                     place = tap + k * pitch + a * tap_r + b * tap_c + v * ITEM
                     taps[a, b] = place
-                    prefetch(place + AHEAD * pitch)
                     if lanes - v < VL:
                         taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
                         if WHOLE != 0 or (first_r <= a < end_r and first_c <= b < end_c):
@@ -340,7 +345,9 @@ def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bo
         rows = min(p.chunk, p.reduction - first)
         tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
         if p.weight_d == ITEM:
-            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, rows)
+            begin = panel * p.panel_lanes * ITEM
+            asked = asked_bytes(begin, begin + lanes * ITEM, p.channels * ITEM)
+            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, asked, rows)
         elif PICKS != 0 and abs(p.weight_c) == ITEM and p.weight_d == TAPS * ITEM:
             transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows)
         elif abs(p.weight_c) == ITEM:

@@ -66,7 +66,7 @@ class DotPass(Pass):
         tiles = -(-int(p["channels"]) // shape.NV) * -(
             -problem.ic_per_group * math.prod(problem.kernel_size) // shape.MR
         )
-        step = shape.MR * shape.NV / model.DOT_SHARE[shape.NV]
+        step = shape.MR * shape.NV / (model.DOT_SHARE[shape.NV] * model.costs().line_dot_share)
         vectors = pixels / self._lanes_share() / shape.VL
         ends = tasks * tiles * shape.MR * shape.NV * model.DOT_SECONDS
         work = copies + vectors * tiles * step / rate + ends

@@ -53,7 +53,7 @@ class LinePass(BoundPass):
         tiles = -(-int(p["channels"]) // shape.MR)
         slots = int(p["steps"]) * panel_slots(shape, int(p["columns"]), model.LINE_SHARE)
         slots += int(p["panels"]) * model.LINE_TILE_SLOTS
-        work = rows * tiles * slots / rate + copied * int(p["parts"]) * _VALUE_SECONDS
+        work = rows * tiles * slots / model.costs().line_share / rate + copied * int(p["parts"]) * _VALUE_SECONDS
         work *= model.balance(self.launch.tasks, self.threads)
         work += max(0, copied * self.problem.itemsize - NEAR_IMAGES_BYTES) * model.PLANES_FAR_SECONDS
         return model.launch_seconds(self.threads) + work / self.threads

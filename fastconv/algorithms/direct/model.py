@@ -123,10 +123,6 @@ MASKED_SHARE = 0.93
 """Speed of such a tile that loads and stores a part of its lanes only."""
 PERMUTE_SLOTS = 0.5
 """Slots of bringing a channel of each group to its lanes."""
-ROLLING_SHARE = 0.97
-"""Share of what multiply-adds and loads allow that rolling sums reach."""
-SPILLED_SHARE = 0.8
-"""The same of those whose weights and sums find too few registers."""
 PLANE_DOT_END_SHARE = 0.7
 """Speed of adding up the lanes of weight gradients of planes: one sum waits for another."""
 STENCIL_SHARE = 0.95
@@ -159,7 +155,10 @@ _CORE_HERTZ = 3.6e9
 
 
 class Costs(NamedTuple):
-    """What depends on the CPU: on whether it multiplies whole vectors at once, or halves of them. Slots, or shares."""
+    """What depends on the CPU: on whether it multiplies whole vectors at once, or halves of them, or has narrow ones.
+
+    Slots, or shares.
+    """
 
     stencil_load: float
     """A load of a tile of a plane, most of which straddle two cache lines."""
@@ -173,6 +172,18 @@ class Costs(NamedTuple):
     """One that reads so many more takes twice as long where all of them take more than `STENCIL_FAR_BYTES`."""
     stencil_conflict_share: float
     """Speed of one that reads `STENCIL_CONFLICT_PLANES` planes which meet."""
+    rolling_share: float
+    """Share of what multiply-adds and loads allow that rolling sums of planes reach."""
+    spilled_share: float
+    """The same of those whose weights and sums find too few registers."""
+    pixel_rolling_share: float
+    """The same of pixels whose channels lie side by side."""
+    rolling_dot_share: float
+    """The same of weight gradients that roll down such pixels."""
+    line_share: float
+    """Speed of a tile of pixels in lines, beside what its vectors allow."""
+    line_dot_share: float
+    """Speed of dot products over strips of pixels, beside what is counted."""
     rolling_strip: float
     """Lost with every strip of rolling sums."""
     rolling_plane: float
@@ -239,7 +250,9 @@ class Costs(NamedTuple):
 
 _WHOLE = Costs(
     stencil_load=2.0, stencil_tap=17, stencil_tile=55, stencil_planes_share=0.85, stencil_more_planes=16,
-    stencil_conflict_share=0.64, rolling_strip=300, rolling_plane=100, pixel_store=2.0, pair_store=2.0,
+    stencil_conflict_share=0.64, rolling_share=0.97, spilled_share=0.8, pixel_rolling_share=1.0,
+    rolling_dot_share=1.0, line_share=1.0, line_dot_share=1.0, rolling_strip=300, rolling_plane=100,
+    pixel_store=2.0, pair_store=2.0,
     depthwise_share=0.74, channel_load=1.0, depthwise_tile=68, group_tile=68, hides_loads=False,
     channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
@@ -250,7 +263,9 @@ _WHOLE = Costs(
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
-    stencil_conflict_share=0.85, rolling_strip=90, rolling_plane=36, pixel_store=1.5, pair_store=1.0,
+    stencil_conflict_share=0.85, rolling_share=0.97, spilled_share=0.8, pixel_rolling_share=1.0,
+    rolling_dot_share=1.0, line_share=1.0, line_dot_share=1.0, rolling_strip=90, rolling_plane=36,
+    pixel_store=1.5, pair_store=1.0,
     depthwise_share=0.97, channel_load=0.75, depthwise_tile=25, group_tile=45, hides_loads=True,
     channel_dot_share=0.93, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
@@ -260,11 +275,16 @@ _HALVED = Costs(
     dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
+_NARROW = _WHOLE._replace(
+    stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
+    line_share=0.85, line_dot_share=1.6, plane_dot_share=0.35, plane_share=0.93,
+)  # fmt: skip
+"""Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 
 
 def costs() -> Costs:
     """Those of this CPU."""
-    return _HALVED if halves_vectors() else _WHOLE
+    return _HALVED if halves_vectors() else _NARROW if vector_bytes() == 32 else _WHOLE
 
 
 def nominal_rate() -> float:

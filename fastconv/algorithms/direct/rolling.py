@@ -13,10 +13,10 @@ from numba.core.ccallback import CFunc
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.base import ZerosPass
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, Axis, even_step, roles
-from fastconv.cost import far_bytes
+from fastconv.cost import far_bytes, images_bytes
 from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import fill
+from fastconv.kernels.params import LINE, fill
 from fastconv.kernels.rolling_rows import pair_offsets
 from fastconv.kernels.target import PairTile, RollingTile, lanes_for, registers, vector_bytes
 from fastconv.problem import ConvProblem
@@ -34,6 +34,8 @@ _MOST_VECTORS = 4
 """Vectors of a strip at most."""
 _FAR_PLANE_BYTES = 200 << 10
 """A plane that leaves the nearer caches before the next strip writes other parts of its rows."""
+_MANY_PAGES_BYTES = 2 << 20
+"""A plane whose rows lie in more pages than a core keeps in mind: strips of a cache line look each up again."""
 _TASK_BYTES = 32 << 10
 """Bytes that a task moves at least: beginning one takes some 0.1 microseconds."""
 
@@ -56,7 +58,7 @@ class RollingPass(ZerosPass):
         met, depth = min(shape.AT, shape.KH), -(-shape.KH // shape.AT)
         products = shape.KH * shape.KW * model.vector_slots(shape.VL, self.problem.itemsize)
         spills = shape.KH * shape.KW + depth * shape.NV > registers() - 2
-        products /= model.SPILLED_SHARE if spills else model.ROLLING_SHARE
+        products /= model.costs().spilled_share if spills else model.costs().rolling_share
         # Of strided columns a pair of vectors is loaded and taken apart, and then shifted for the columns further on.
         loads = met * (shape.KW + (2 if shape.S > 1 else 0)) + 1
         row = vectors * (products + loads if shape.S > 1 else max(products, loads))
@@ -73,7 +75,10 @@ class RollingPass(ZerosPass):
         grains = -(-self.launch.tasks // self.launch.grain)
         share = model.balance(grains, self.threads) / self.threads
         far = p["strips"] > 1 and p["rows"] * p["target_r"] > _FAR_PLANE_BYTES
-        apart = far_bytes(problem) * model.STREAM_SECONDS if far else 0.0
+        moved = far_bytes(problem)
+        if p["rows"] * p["target_r"] > _MANY_PAGES_BYTES and self.tile.VL * self.tile.NV * problem.itemsize <= LINE:
+            moved = images_bytes(problem)
+        apart = moved * model.STREAM_SECONDS if far else 0.0
         work = max(slots / rate, model.planes_seconds(problem))
         return model.launch_seconds(self.threads) + work * share + apart
 
@@ -87,7 +92,7 @@ class PairPass(RollingPass):
         planes = self.launch.tasks // int(p["row_blocks"])
         vectors = -(-int(p["columns"]) // (2 * shape.VL))
         slots = shape.KH * shape.KW + shape.KW // 2 + 1 + 4 * model.costs().pair_store
-        slots *= model.vector_slots(shape.VL, self.problem.itemsize) / model.ROLLING_SHARE
+        slots *= model.vector_slots(shape.VL, self.problem.itemsize) / model.costs().rolling_share
         rows = int(p["source_rows"]) + int(p["row_blocks"] - 1) * (shape.KH // 2)
         return self._seconds(planes * rows * vectors * slots, rate)
 

@@ -50,7 +50,7 @@ class RollingDotsPass(SlabPass):
         slots = math.prod(problem.y_shape[:3]) * (taps + 1 + costs.channel_load) + loads
         slots = vectors * (slots + strips * (costs.rolling_plane + 2 * taps))
         total = self.slabs.workspace_bytes / problem.itemsize * model.ADD_SECONDS
-        return strips_seconds(self, slots, rate) + total
+        return strips_seconds(self, slots / costs.rolling_dot_share, rate) + total
 
 
 def plan_rolling_dots(problem: ConvProblem, threads: int) -> RollingDotsPass | None:

@@ -56,8 +56,9 @@ class RollingPixelsPass(ZerosPass):
     def seconds(self, rate: float) -> float:
         p, (rows, row) = self.launch.plan[0], self._row()
         strips = self.problem.n * int(p["strips"] * (p["vectors"] + p["overlapping"]))
-        slots = strips * (rows * row + int(p["row_blocks"] * p["row_step"]) * model.costs().rolling_plane)
-        return strips_seconds(self, slots, rate)
+        costs = model.costs()
+        slots = strips * (rows * row + int(p["row_blocks"] * p["row_step"]) * costs.rolling_plane)
+        return strips_seconds(self, slots / costs.pixel_rolling_share, rate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,16 @@ from fastconv.cost import traffic_seconds
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
-from fastconv.kernels.target import LATENCY_ROWS, TILE_SHARE, Tile, halves_vectors, panel_slots, panel_tile
+from fastconv.kernels.target import (
+    LATENCY_ROWS,
+    TILE_SHARE,
+    Tile,
+    halves_vectors,
+    panel_slots,
+    panel_tile,
+    registers,
+    second_cache_bytes,
+)
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import INPUT
@@ -40,14 +49,14 @@ _TILE_BYTES = 22 << 16
 """The share of tiles: 120 tiles of 64 channels and 25 products in 1.6 MB took a sixth longer than 66."""
 _TABLE_BYTES = 12 << 10
 """Its tables of matrices and of a register tile's rows, and the lines that keep matrices apart."""
-_NEAR_BYTES = 1 << 20
-"""Transformed input that stays in the second cache level beside the weights."""
 _FAR_SHARE = 0.9
-"""Speed of the products where it does not."""
+"""Speed of the products where transformed input does not stay in the second cache level beside the weights."""
 _STORE_SLOTS = {False: 9.0, True: 6.0}
 """Storing a vector of transformed weights that do not stay there either, by whether the CPU multiplies halves."""
 _MULTIPLY_SHARE = 0.95
 """Share of the peak that the products reach, their operands coming from the second cache level."""
+_ALONE_SHARE = 0.6
+"""Speed of a panel of a single vector where registers are few: its tile loads more than it multiplies."""
 _PRODUCT_STEPS = 4
 """Beginning and end of the sums of a register tile, in their steps."""
 _TRACE_SLOTS = 6
@@ -281,8 +290,10 @@ class WinogradOperation(Operation):
         pieces = form.piece_count
         inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
         weights = reduction * vectors * self._vector_slots(tiles, held)
-        multiply = form.matrices * height * vectors * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
-        if form.matrices * tiles * self._tile_bytes(held) > _NEAR_BYTES:
+        alone = form.target_count if registers() == 16 and shape.last(self._roles.channels).NV == 1 else 0
+        multiplied = vectors + alone * (1 / _ALONE_SHARE - 1)
+        multiply = form.matrices * height * multiplied * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
+        if form.matrices * tiles * self._tile_bytes(held) > second_cache_bytes():
             multiply /= _FAR_SHARE
         trace = tiles * (form.matrices * pieces + form.outputs * form.target_count) * _TRACE_SLOTS
         return trace + pieces * (inputs + weights + multiply) + tiles * vectors * form.output_slots
@@ -290,7 +301,7 @@ class WinogradOperation(Operation):
     def _vector_slots(self, tiles: int, held: Held) -> float:
         """Slots of transforming a vector of weights beside so many tiles."""
         packed = self._chunk(held) * self.tile.NR * self.problem.itemsize
-        if self.form.matrices * (tiles * self._tile_bytes(held) + packed) <= _NEAR_BYTES:
+        if self.form.matrices * (tiles * self._tile_bytes(held) + packed) <= second_cache_bytes():
             return self.form.weight_slots
         return max(self.form.weight_slots, self.form.matrices * _STORE_SLOTS[halves_vectors()])
 

@@ -52,6 +52,7 @@ class _Costs(NamedTuple):
 
 
 _WHOLE = _Costs(share=0.8, tile=130, shuffle=2.0, points=14, row=50, packed=100, packed_tap=60)
+_NARROW = _WHOLE._replace(share=0.5)
 _HALVED = _Costs(share=1.0, tile=65, shuffle=1.6, points=7.3, row=25, packed=50, packed_tap=30)
 
 
@@ -148,7 +149,7 @@ class RowsOperation(Operation):
         self.direction = direction
         self.threads = threads
         self._rows, self._columns, self._roles = _parts(problem, direction)
-        self._costs = _HALVED if halves_vectors() else _WHOLE
+        self._costs = _HALVED if halves_vectors() else _NARROW if vector_bytes() == 32 else _WHOLE
         self._met_taps = len(self._rows.taps) * met_share(self._rows, self._roles.source_size[0])
         # For an image, so that an output's bits depend on neither their number nor that of threads.
         fitting = [cut for cut in _cuts(problem, direction) if _fits(problem, direction, cut)]
