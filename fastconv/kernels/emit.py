@@ -126,17 +126,24 @@ class Emitter:
 
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         """Store the lanes of a vector that a mask names, and touch no other place."""
+        self.store_all_masked([value], [address], mask)
+
+    def store_all_masked(self, values: list[Any], addresses: list[Any], mask: Any) -> None:
+        """The same of several vectors, each at its address."""
         if vector_bytes() == 64:
-            self._store_lanes(value, address, mask)
+            for value, address in zip(values, addresses, strict=True):
+                self._store_lanes(value, address, mask)
             return
         # Without mask registers this takes a dozen cycles (Zen 3), also where the mask names all lanes.
         every = ir.IntType(mask.type.count)
         whole = self.builder.icmp_signed("==", self.builder.bitcast(mask, every), ir.Constant(every, -1))
         with self.builder.if_else(whole) as (all_lanes, some_lanes):
             with all_lanes:
-                self.store(value, address)
+                for value, address in zip(values, addresses, strict=True):
+                    self.store(value, address)
             with some_lanes:
-                self._store_lanes(value, address, mask)
+                for value, address in zip(values, addresses, strict=True):
+                    self._store_lanes(value, address, mask)
 
     def _store_lanes(self, value: Any, address: Any, mask: Any) -> None:
         pointer = self.vector.as_pointer()

@@ -137,10 +137,9 @@ class TileSums:
                 for i, value in enumerate(values):
                     emit.store(value, emit.add(places[i // self.width], emit.const(i % self.width * size)))
             with some_lanes:
-                masks = [emit.below(lanes, j * emit.vector.count) for j in range(self.width)]
-                for i, value in enumerate(values):
-                    place = emit.add(places[i // self.width], emit.const(i % self.width * size))
-                    emit.store_masked(value, place, masks[i % self.width])
+                for j in range(self.width):
+                    there = [emit.add(place, emit.const(j * size)) for place in places]
+                    emit.store_all_masked(values[j :: self.width], there, emit.below(lanes, j * emit.vector.count))
 
     def add_to(self, sums: list[Any], targets: Callable[[int], Any], rows: Any, lanes: Any, adds: Any) -> None:
         """Add the first `lanes` lanes of the first `rows` rows to the targets, or write them where `adds` is 0."""
