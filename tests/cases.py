@@ -176,7 +176,7 @@ def _winograd_rows() -> list[Case]:
         *(Case(f"winograd-rows-{h}x{w}", 3, 19, (h, w), (3, 3), padding=1) for h, w in widths),
         *(Case(f"winograd-rows-oc{oc}", 2, oc, (4, 21), (4, 5), padding=(0, 2)) for oc in (1, 8, 9, 16, 32)),
         Case("winograd-rows-input", 33, 3, (6, 22), (3, 3), padding=1, n=2),
-        Case("winograd-rows-k2x2", 5, 17, (5, 14), (2, 2)),
+        Case("winograd-rows-k2x2", 3, 17, (5, 14), (2, 2)),
         Case("winograd-rows-k1x7", 7, 12, (3, 23), (1, 7), padding=((0, 0), (5, 1))),
         Case("winograd-rows-k3x13", 1, 6, (4, 40), (3, 13), padding=(1, 6)),
         Case("winograd-rows-k7-strided", 3, 20, (20, 47), (7, 7), 2, 3, n=2),

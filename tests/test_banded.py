@@ -12,6 +12,7 @@ from fastconv.algorithms.base import PLAIN
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import Winograd
 from fastconv.epilogue import epilogue_for
+from fastconv.kernels.target import vector_bytes
 from fastconv.problem import IMAGES_LAST, problem_from
 
 from .cases import CASES, Case, data
@@ -137,8 +138,8 @@ def test_weight_gradients_of_groups_in_bands(kind):
 
 
 BATCHES = (
-    Case("batches-dense", 32, 64, (9, 8), (3, 3), padding=1, groups=8, n=3),
-    Case("batches-strided", 48, 48, (11, 7), (3, 2), stride=2, padding=(1, 0), groups=6, n=5),
+    Case("batches-dense", 32, 64, (9, 8), (3, 3), padding=1, groups=16, n=3),
+    Case("batches-strided", 48, 48, (11, 7), (3, 2), stride=2, padding=(1, 0), groups=12, n=5),
     Case("batches-depthwise", 35, 35, (8, 9), (3, 3), padding=1, groups=35, n=5),
 )
 
@@ -149,7 +150,7 @@ def test_weight_gradients_of_groups_in_batches(case, images, monkeypatch):
     """Where a vector of channels of all images is too large for a band, some images come after others."""
     problem = problem_from(*case.shapes("NCHW")[:2], np.dtype("float32"), **case.arguments, layout="NCHW")
     each = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) // problem.n * problem.itemsize
-    together = max(1, 16 // max(problem.ic_per_group, problem.oc_per_group))
+    together = max(1, vector_bytes() // problem.itemsize // max(problem.ic_per_group, problem.oc_per_group))
     monkeypatch.setattr(banded, "_PLANE_BYTES", 0)
     monkeypatch.setattr(banded, "_BAND_BYTES", images * together * each // problem.groups + 1)
     for kind in ("integers", "floats"):
