@@ -118,7 +118,7 @@ TILE_SHARE = {1: 0.72, 2: 0.88, 3: 0.95, 4: 0.97}
 """Share of the peak that a tile of so many vectors reaches from the first cache level (docs/experiments.md)."""
 _HALVED_SHARE = {1: 0.93, 2: 0.95, 3: 0.965, 4: 0.97}
 """The same of tiles of whole vectors where the CPU halves them: loads and addresses then have twice the time."""
-_NARROW_SHARE = {1: 0.74, 2: 0.93, 3: 0.955}
+_FEW_REGISTERS_SHARE = {1: 0.74, 2: 0.93, 3: 0.955}
 """The same of tiles of 16 registers."""
 
 
@@ -127,7 +127,7 @@ def share_of(shape: Tile, shares: dict[int, float]) -> float:
     if halves_vectors() and shape.slots == 1.0:
         shares = _HALVED_SHARE
     elif registers() == 16:
-        shares = _NARROW_SHARE
+        shares = _FEW_REGISTERS_SHARE
     return shares[min(shape.NV, max(shares))]
 
 
