@@ -16,7 +16,7 @@ from fastconv.cost import far_bytes, leaves_caches, traffic_seconds
 from fastconv.kernels import winograd_rows as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, aligned, fill
-from fastconv.kernels.target import TileRow, halves_vectors, tile_row, vector_bytes
+from fastconv.kernels.target import TileRow, halves_vectors, registers, tile_row, vector_bytes
 from fastconv.kernels.toomcook import Filtering
 from fastconv.problem import ConvProblem
 
@@ -52,7 +52,7 @@ class _Costs(NamedTuple):
 
 
 _WHOLE = _Costs(share=0.8, tile=130, shuffle=2.0, points=14, row=50, packed=100, packed_tap=60)
-_NARROW = _WHOLE._replace(share=0.5)
+_NARROW = _WHOLE._replace(share=0.95)
 _HALVED = _Costs(share=1.0, tile=65, shuffle=1.6, points=7.3, row=25, packed=50, packed_tap=30)
 
 
@@ -185,7 +185,10 @@ class RowsOperation(Operation):
 
     def _task_slots(self, cut: _Cut, block: int) -> float:
         costs, lanes = self._costs, cut.tile.VL
-        tile = costs.tile + cut.tile.tiles * cut.filtering.n * cut.steps * self._met_taps / costs.share
+        products = cut.tile.tiles * cut.filtering.n * cut.steps * self._met_taps / costs.share
+        if registers() == 16:  # of few tiles in a row each multiply-add waits for loads: of its weights, and a value
+            products *= (cut.tile.tiles + 1) / cut.tile.tiles
+        tile = costs.tile + products
         if self.problem.in_planes:
             squares = -(-cut.tile.tiles * cut.filtering.m // lanes)
             tile += squares * costs.shuffle * lanes * (lanes.bit_length() - 1)
