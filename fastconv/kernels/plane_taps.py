@@ -119,7 +119,7 @@ class StridedTaps:
         return value
 
 
-def with_taps(emit: Emitter, weights: list[Any], body: Callable[[bool], None]) -> None:
+def by_finiteness(emit: Emitter, weights: list[Any], body: Callable[[bool], None]) -> None:
     """Emit a loop over rows, `body`, and where masks take registers a second one for weights that are all finite.
 
     What such weights meet outside the image is a zero that was loaded, and its product may be added: a mask for each

@@ -25,7 +25,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, with_taps
+from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, by_finiteness
 from fastconv.kernels.rolling_rows import (
     PairRows,
     Product,
@@ -119,7 +119,7 @@ def rolling_strip(
 
             roll_rows(emit, rows, kernel, apart, width, begins, lowest, products, store)
 
-        with_taps(emit, list(itertools.chain(*kernel)), roll)
+        by_finiteness(emit, list(itertools.chain(*kernel)), roll)
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
@@ -180,7 +180,7 @@ def rolling_pairs(
 
             roll_pairs(emit, rows, kernel, phases, width, products, store)
 
-        with_taps(emit, list(itertools.chain(*kernel)), roll)
+        by_finiteness(emit, list(itertools.chain(*kernel)), roll)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KH, KW, PR, PC, NV, INNER, *[types.intp] * 15), codegen
