@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from fastconv.kernels.target import vector_bytes
+from fastconv.kernels.target import masks_have_registers
 
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
@@ -130,7 +130,7 @@ class Emitter:
 
     def store_all_masked(self, values: list[Any], addresses: list[Any], mask: Any) -> None:
         """The same of several vectors, each at its address."""
-        if vector_bytes() == 64:
+        if masks_have_registers():
             for value, address in zip(values, addresses, strict=True):
                 self._store_lanes(value, address, mask)
             return

@@ -9,7 +9,7 @@ from typing import Any
 from llvmlite import ir
 
 from fastconv.kernels.emit import I32, Emitter
-from fastconv.kernels.target import vector_bytes
+from fastconv.kernels.target import masks_have_registers
 
 
 class PlaneTap:
@@ -125,7 +125,7 @@ def by_finiteness(emit: Emitter, weights: list[Any], body: Callable[[bool], None
     What such weights meet outside the image is a zero that was loaded, and its product may be added: a mask for each
     product took two thirds of the time (Zen 3).
     """
-    if vector_bytes() == 64:
+    if masks_have_registers():
         body(False)
         return
     zeros = functools.reduce(emit.builder.fadd, (emit.builder.fmul(weight, emit.constant(0.0)) for weight in weights))

@@ -55,6 +55,11 @@ def vector_bytes() -> int:
     return 64 if "zmm" in assembly else 32 if "ymm" in assembly else 16
 
 
+def masks_have_registers() -> bool:
+    """Whether masks have registers of their own, and cost nothing: not those of CPUs with narrower vectors."""
+    return vector_bytes() == 64
+
+
 _LEAST_BYTES = 32
 """Bytes of the narrowest vectors that have masks."""
 
