@@ -243,9 +243,8 @@ class Request:
         """The plan for the threads that this Python thread may use now: for one where others would save too little."""
         threads = self._threads()
         plan = self._plans.get(threads)
-        if plan is None:
-            plan = self._plans[threads] = self._plan_for(threads)
-        return plan
+        # Of callers that plan at once all take the first's: what it binds does not keep its operation's tables alive.
+        return self._plans.setdefault(threads, self._plan_for(threads)) if plan is None else plan
 
     def _threads(self) -> int:
         return 1 if self._work < _LEAST_SHARED else launch.max_threads()

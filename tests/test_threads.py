@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numba
 import numpy as np
 import pytest
 
+from fastconv import plan
 from fastconv.algorithms.direct import plan_depthwise, sub_problems
 from fastconv.epilogue import epilogue_for
 from fastconv.problem import problem_from
@@ -49,6 +52,23 @@ def test_an_activation_is_applied_once(channels, dtype, set_threads):
     for _ in range(2000):
         step.run(x, w, y, epilogue)
         assert np.all(y == 7.5)
+
+
+def test_callers_that_plan_at_once_share_one_plan(monkeypatch):
+    """Each bound a plan of its own, and one was freed with its tables while its kernel ran."""
+    both, planned = threading.Barrier(2, timeout=60), plan.Request._plan_for
+
+    def planned_at_once(self, threads):
+        both.wait()
+        return planned(self, threads)
+
+    monkeypatch.setattr(plan.Request, "_plan_for", planned_at_once)
+    problem = problem_from((37, 5, 6, 16), (3, 3, 16, 17), np.dtype("float32"), 1, "same", 1, 1, "NHWC")
+    asked = plan.Request("forward", problem, False, "direct")
+    plan.plan_problem.cache_clear()  # else both may find one that was made before
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: asked.plan, range(2))
+    assert one is other is asked.plan
 
 
 LAYERS = ("omp", "workqueue", "tbb")

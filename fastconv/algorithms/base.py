@@ -87,7 +87,7 @@ class Operation(ABC):
         return None
 
     def bound(self, epilogue: Epilogue = PLAIN, prepared: Any = None) -> Bound:
-        """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time."""
+        """What does `run(first, second, result, epilogue, prepared)` for three arrays at a time, while this lives."""
         return lambda first, second, result: self.run(first, second, result, epilogue, prepared)
 
     @abstractmethod
