@@ -9,10 +9,10 @@ DOCS_VENV := .venv-docs
 DOCS_READY := $(DOCS_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak mutate bench training dashboard docs figures lint format clean
+.PHONY: help setup demo test test-all soak mutate bench training dashboard docs figures lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'PYTHON=python3.12 chooses the interpreter of .venv, ARGS="..." adds options to demo, test, soak, mutate, bench, training and figures.'
 
 setup: $(READY) ## make .venv with the package, editable, and everything the other targets use
@@ -28,7 +28,10 @@ demo: setup ## the dense layer of 10^9 weights against small kernels, in under a
 	$(BIN)/python -m bench --quick $(ARGS)
 
 test: setup ## run the tests, in two processes: most of the time goes into compiling, which one thread does
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+test-all: ## the same with every case in all layouts and dtypes, and whatever else `test` takes a part of; an hour or two
+	FASTCONV_TESTS=all $(MAKE) test
 
 soak: setup ## random problems between guard pages and against other libraries, for SECONDS=600 each
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(ARGS)

@@ -1,6 +1,7 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and the order in which processes take them."""
 
 import gc
+import os
 
 import numba
 import pytest
@@ -8,14 +9,27 @@ from threadpoolctl import threadpool_limits
 
 from bench import timing
 
-LONGEST = ("test_correctness", "test_cpu_targets", "test_signal", "test_winograd", "test_threads", "test_arrays")
-"""Modules that take minutes, the longest first: begun last, one would keep one of several processes alone."""
+# Before a library of threads is loaded: those of several processes on as many cores must not wait spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+LONGEST = ("test_correctness", "test_cpu_targets", "test_passes", "test_gather", "test_winograd", "test_threads")
+"""Modules that take minutes: begun last, one would keep one of several processes alone.
+
+The first compiles most of what the others need, and so all processes take it together.
+"""
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest modules; where pytest-xdist deals modules out, it is told to keep this order."""
+    """Begin with the longest modules, and say what pytest-xdist gives to one process: a module, or a part of the first.
+
+    Such a part has the cases of one size of kernel, which need the same compiled code.
+    """
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    for item in items:
+        case = item.callspec.params.get("case") if item.path.stem == LONGEST[0] and hasattr(item, "callspec") else None
+        part = "" if case is None else "-{}x{}".format(*case.kernel)
+        item.add_marker(pytest.mark.xdist_group(item.path.stem + part))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +56,15 @@ def benches_do_not_wait():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "settle", lambda: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewer_collections():
+    """Let Python collect cycles less often: what compiling makes and drops set off a tenth of the suite's time."""
+    before = gc.get_threshold()
+    gc.set_threshold(20_000, *before[1:])
+    yield
+    gc.set_threshold(*before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -222,7 +222,7 @@ def check(what: str) -> None:
                     LAYERS[name](np.random.default_rng(number))
                     continue
                 if name in KINDS:
-                    compare_all(name, (case,), number)
+                    compare_all(name, [(number, case)])
                     continue
                 for direction in DIRECTIONS:
                     for layout in LAYOUTS:

@@ -74,14 +74,14 @@ def _onnx(case: Case, x, w, grad_y) -> dict:
 _ASK = {"torch": _torch, "scipy": _scipy, "onnx": _onnx}
 
 
-def check(rng: np.random.Generator, number: int, case: Case | None = None) -> int:
+def check(rng: np.random.Generator, number: int, case: Case | None = None, dtype: str = "") -> int:
     """Compare a problem, random if not given, in NCHW with one oracle; return how many results that were."""
     oracle = ORACLES[number % len(ORACLES)]
     case = case or draw_case(rng)
     x_shape, w_shape, y_shape = case.shapes("NCHW")
     if oracle != "torch" and np.prod(y_shape) * np.prod(w_shape[1:]) > _MOST_PRODUCTS:
         return 0
-    dtype = str(rng.choice(["float32", "float64"]))
+    dtype = dtype or str(rng.choice(["float32", "float64"]))
     x, w, grad_y = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, w_shape, y_shape))
     keywords = {"layout": "NCHW", **case.arguments}
     results = {

@@ -5,6 +5,7 @@ Which kind a problem gets is the cost model's choice; correctness must not hang 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numba
@@ -73,13 +74,13 @@ def halve(value):
     return value / 2
 
 
-def compare_all(name: str, cases: tuple[Case, ...], first: int = 0) -> int:
+def compare_all(name: str, numbered: Iterable[tuple[int, Case]]) -> int:
     """All directions and layouts of these cases; how many the kind could do.
 
-    Dtypes come in turn, and so does an activation; `first` is the number of the first case.
+    Dtypes come in turn, and so does an activation.
     """
     done = 0
-    for number, case in enumerate(cases, first):
+    for number, case in numbered:
         for direction in directions_of(name):
             for turn, layout in enumerate(LAYOUTS):
                 dtype, activation = ("float32", "float64")[(number + turn) % 2], (None, halve, "relu")[number // 2 % 3]

@@ -8,22 +8,19 @@ import json
 
 from fastconv.kernels.target import vector_bytes
 
-from .cases import DIRECTIONS, DTYPES, LAYOUTS, NAMED, TARGET_CASES, compare_integers
-
-COMBINATIONS = 2
-"""Layouts and dtypes of each case: both of both, but not all four, as compiling for a CPU takes minutes."""
+from .cases import DIRECTIONS, NAMED, TARGET_CASES, compare_integers
+from .extent import combinations, cross_section
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.target_check")
     parser.add_argument("--every", type=int, default=3, help="take every n-th case (3)")
-    cases = TARGET_CASES[:: parser.parse_args().every]
+    cases = cross_section(TARGET_CASES, parser.parse_args().every)
     compared = 0
     for algorithm in [name for name in NAMED if name != "naive"]:  # whose plain loops know no vectors
         for number, case in enumerate(cases):
-            dtypes = DTYPES if number % 2 else DTYPES[::-1]
             for direction in DIRECTIONS:
-                for layout, dtype in zip(LAYOUTS, dtypes, strict=True):
+                for layout, dtype in combinations(number):
                     compared += compare_integers(case, direction, algorithm, layout, dtype)
     print(json.dumps({"vector_bytes": vector_bytes(), "cases": len(cases), "compared": compared}))
 

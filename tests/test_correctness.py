@@ -7,10 +7,7 @@ import fastconv
 
 from .cases import (
     ALGORITHMS,
-    CASES,
     DIRECTIONS,
-    DTYPES,
-    LAYOUTS,
     UNIVERSAL,
     by_name,
     call,
@@ -20,16 +17,7 @@ from .cases import (
     tolerance,
 )
 from .checks import assert_owned
-
-COMBINATIONS = [
-    (case, layout, dtype)
-    for number, case in enumerate(CASES)
-    for layout in LAYOUTS
-    for dtype in DTYPES
-    if dtype == "float32" or layout == LAYOUTS[number % 2]
-]
-"""Each case in both layouts and both dtypes, but with float64 in one of the layouts only: a quarter of the kernels is
-left for the random problems of `test_bounds` and of the soak, as compiling them took minutes."""
+from .extent import COMBINATIONS
 
 each_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 each_combination = pytest.mark.parametrize(
@@ -52,25 +40,20 @@ def results(case, given, direction, layout):
 
 @each_combination
 @each_direction
-def test_integers_are_exact(case, layout, dtype, direction):
-    given = data(case, "integers", layout, dtype)
-    for algorithm, result in results(case, given, direction, layout):
+def test_integers_are_exact_and_floats_within_tolerance(case, layout, dtype, direction):
+    """Both in one test: planning each problem again would take half as long as computing it."""
+    integers, floats = (data(case, kind, layout, dtype) for kind in ("integers", "floats"))
+    for algorithm, result in results(case, integers, direction, layout):
         assert_owned(result, dtype)
         if sums_plain_products(case, algorithm, direction, layout, dtype):
-            np.testing.assert_array_equal(result, given.expected[direction], err_msg=algorithm)
-
-
-@each_combination
-@each_direction
-def test_floats_are_within_tolerance(case, layout, dtype, direction):
+            np.testing.assert_array_equal(result, integers.expected[direction], err_msg=algorithm)
     # The tolerance is 0 where no product contributes, such as the gradient of a cell that no window reads.
-    given = data(case, "floats", layout, dtype)
-    for algorithm, result in results(case, given, direction, layout):
-        assert result.shape == given.expected[direction].shape
+    for algorithm, result in results(case, floats, direction, layout):
+        assert result.shape == floats.expected[direction].shape
         exact = sums_plain_products(case, algorithm, direction, layout, dtype)
         rule = tolerance if exact else inexact_tolerance
-        limit = rule(dtype, case.reduction_length(direction), given.magnitude[direction])
-        excess = np.abs(result - given.expected[direction]) - limit
+        limit = rule(dtype, case.reduction_length(direction), floats.magnitude[direction])
+        excess = np.abs(result - floats.expected[direction]) - limit
         assert np.all(excess <= 0), f"{algorithm} is off by {excess.max()} more than the tolerance allows"
 
 

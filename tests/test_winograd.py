@@ -13,12 +13,15 @@ from fastconv.kernels.target import vector_bytes
 from fastconv.kernels.toomcook import Filtering, transforms
 
 from . import reference
-from .cases import CASES, DIRECTIONS, DTYPES, LAYOUTS, by_name, data
+from .cases import DIRECTIONS, DTYPES, LAYOUTS, by_name, data
 from .checks import assert_same_bits
+from .extent import COMBINATIONS
 from .transformed import assert_error_near_plain_sums, assert_prepared_as_called, each_activation
 
-TILED = [case for case in CASES if case.name.startswith(("winograd-", "threads-winograd"))]
-each_tiled = pytest.mark.parametrize("case", TILED, ids=lambda case: case.name)
+TILED = [combination for combination in COMBINATIONS if "winograd-" in f"{combination[0].name}-"]
+each_tiled = pytest.mark.parametrize(
+    ("case", "layout", "dtype"), TILED, ids=lambda value: getattr(value, "name", value)
+)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 KERNELS = [*FORMS, (4, 4), (6, 6), (7, 7), (9, 9), (3, 5), (8, 3), (1, 11), (6, 1)]
@@ -49,8 +52,6 @@ def test_a_negative_stride_is_that_of_the_input_gradient():
 
 
 @each_tiled
-@each_layout
-@each_dtype
 @each_activation
 def test_prepared_layer_has_the_bits_of_the_call(activation, dtype, layout, case):
     assert_prepared_as_called("winograd", activation, dtype, layout, case)

@@ -39,7 +39,13 @@ from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import INPUT, OUTPUT, WEIGHTS, transform_tile
 from fastconv.kernels.transpose import transpose_square
 
-WINOGRAD = record("""
+FORM = "m_r m_c r_r r_c s_r s_c matrices tile_inputs outputs_r outputs_c item vector"
+"""Fields of the form F(m_r x m_c, r_r x r_c) of strides s_r and s_c (`Filtering`): its products, the inputs of a tile
+and its outputs along both axes, then the bytes of a value and of a vector. With them one compiled kernel does all
+forms."""
+
+WINOGRAD = record(f"""
+    {FORM}
     source_n source_r source_c source_group source_rows source_columns
     target_offset target_n target_r target_c target_group
     rows columns first_row first_column dilation_r dilation_c stride_r stride_c
@@ -51,21 +57,23 @@ WINOGRAD = record("""
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
     value_pitch value_step weight_step product_step zeros
-    transform_inputs transform_outputs transform_weights multiply multiply_last panel_lanes height
+    trace_inputs trace_outputs transform_inputs transform_outputs transform_weights transform_taps
+    multiply multiply_last panel_lanes height
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
     weight_source unused tile_table starts buffer_table buffer
 """)
 """Strides and `*_group` are in bytes. A tile at (i, j) reads from source pixel (i stride_r + first_row, j stride_c +
 first_column) on, every read_r-th x read_c-th, and its first target is (i every_r + target_row, j every_c +
-target_column), the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `transform_*` are
-the addresses of the compiled parts of these names, which know no register tile, `multiply` and `multiply_last` those of
-the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels, a register tile `height`
-rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases of the stride; a piece
-has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are `summed`: all, but in input
-gradients of a stride, where each piece makes a phase of the targets, which lies as many rows and columns before that of
-piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the kernel are zeros that no weights
-stand for. Where it `streams`, a tile's source is transformed again for every panel; else that of a piece lies
-`piece_bytes` behind that of the piece before. The last lines' fields are offsets into each thread's workspace."""
+target_column), the others lie `write_*` apart; `every_*` are 1 but in input gradients of a stride. `trace_*` and
+`transform_*` are the addresses of the compiled parts of these names, which know no register tile, `multiply` and
+`multiply_last` those of the parts that do, for all panels and the last one; a panel has `panel_lanes` target channels,
+a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces_c pieces of phases_r x phases_c phases
+of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are
+`summed`: all, but in input gradients of a stride, where each piece makes a phase of the targets, which lies as many
+rows and columns before that of piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the
+kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed again for every panel;
+else that of a piece lies `piece_bytes` behind that of the piece before. The last lines' fields are offsets into each
+thread's workspace."""
 
 
 _ROWS_AHEAD = 2
@@ -106,12 +114,12 @@ def first_target(a, M, dilation):
 
 
 @jit.inline
-def taps_of_piece(R0, R1, p, piece):
-    """The first tap of a piece along both axes, and how many it has: the last ones may have fewer than R0 x R1."""
+def taps_of_piece(p, piece):
+    """The first tap of a piece along both axes, and how many it has: the last ones may have fewer."""
     row, column = piece // p.pieces_c, piece % p.pieces_c
-    a = row % p.phases_r + row // p.phases_r * R0 * p.apart_r
-    b = column % p.phases_c + column // p.phases_c * R1 * p.apart_c
-    return a, b, min(R0, (p.taps_r - a - 1) // p.apart_r + 1), min(R1, (p.taps_c - b - 1) // p.apart_c + 1)
+    a = row % p.phases_r + row // p.phases_r * p.r_r * p.apart_r
+    b = column % p.phases_c + column // p.phases_c * p.r_c * p.apart_c
+    return a, b, min(p.r_r, (p.taps_r - a - 1) // p.apart_r + 1), min(p.r_c, (p.taps_c - b - 1) // p.apart_c + 1)
 
 
 @jit.inline
@@ -126,39 +134,46 @@ def last_read(start, M, S, taps, apart, size):
     return min(size, start + inputs_of(M, S, taps) * apart)
 
 
-@jit.inline
-def trace_tile(
-    ROWS, COLUMNS, image, first_row, first_column, apart_r, apart_c, rows, columns, pitch_r, pitch_c, table, outside
-):  # fmt: skip
-    """Write the addresses of ROWS x COLUMNS pixels of an image, `apart` apart; those outside are `outside`."""
-    addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
-    last_row, last_column = first_row + (ROWS - 1) * apart_r, first_column + (COLUMNS - 1) * apart_c
-    first = image + first_row * pitch_r + first_column * pitch_c
-    step_r, step_c = apart_r * pitch_r, apart_c * pitch_c
-    if first_row >= 0 and first_column >= 0 and last_row < rows and last_column < columns:
+@functools.cache
+def trace(height: int, width: int) -> CFunc:
+    """The part that writes the addresses of height x width pixels of an image; those outside are `outside`.
+
+    `at` is the image's address, the pitches of its rows and columns and how many there are, and `apart` those from one
+    of these pixels to the next. The loops' ends are compiled in: of small tiles, tracing took 3 to 7 % longer without.
+    """
+    ROWS, COLUMNS = height, width
+
+    def trace_tile(image, pitch_r, pitch_c, rows, columns, first_row, first_column, apart_r, apart_c, table, outside):
+        addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
+        last_row, last_column = first_row + (ROWS - 1) * apart_r, first_column + (COLUMNS - 1) * apart_c
+        first = image + first_row * pitch_r + first_column * pitch_c
+        step_r, step_c = apart_r * pitch_r, apart_c * pitch_c
+        if first_row >= 0 and first_column >= 0 and last_row < rows and last_column < columns:
+            for a in range(ROWS):
+                for b in range(COLUMNS):
+                    addresses[a, b] = first + a * step_r + b * step_c
+            return
         for a in range(ROWS):
+            row = first_row + a * apart_r
             for b in range(COLUMNS):
-                addresses[a, b] = first + a * step_r + b * step_c
-        return
-    for a in range(ROWS):
-        row = first_row + a * apart_r
-        for b in range(COLUMNS):
-            column = first_column + b * apart_c
-            inside = 0 <= row < rows and 0 <= column < columns
-            addresses[a, b] = first + a * step_r + b * step_c if inside else outside
+                column = first_column + b * apart_c
+                inside = 0 <= row < rows and 0 <= column < columns
+                addresses[a, b] = first + a * step_r + b * step_c if inside else outside
+
+    return jit.part(trace_tile)
 
 
 @jit.inline
-def trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, image, i, j, table):
+def trace_inputs(p, taps, image, i, j, table):
     """Write the addresses of what these taps of a piece read for the tile whose first target is (i, j)."""
     a, b, taps_r, taps_c = taps
     row = i * p.stride_r + p.first_row + a * p.dilation_r
     column = j * p.stride_c + p.first_column + b * p.dilation_c
-    trace_tile(
-        inputs_of(M0, S0, R0), inputs_of(M1, S1, R1), image, row, column, p.read_r, p.read_c,
-        last_read(row, M0, S0, taps_r, p.read_r, p.source_rows),
-        last_read(column, M1, S1, taps_c, p.read_c, p.source_columns),
-        p.source_r, p.source_c, table, p.zeros,
+    rows = last_read(row, p.m_r, p.s_r, taps_r, p.read_r, p.source_rows)
+    columns = last_read(column, p.m_c, p.s_c, taps_c, p.read_c, p.source_columns)
+    call_part(
+        p.trace_inputs,
+        (image, p.source_r, p.source_c, rows, columns, row, column, p.read_r, p.read_c, table, p.zeros),
     )  # fmt: skip
 
 
@@ -199,117 +214,134 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
     return jit.part(transform_channels)
 
 
+@functools.cache
+def transform_taps(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
+    """The part that transforms `count` vectors of weights, whose taps `table` has.
+
+    `offset` is added to the addresses of the first, and `step` from each to the next; where they go, `target` and
+    `target_step`.
+    """
+    REAL = np.dtype(dtype).type
+    VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // np.dtype(dtype).itemsize, rows, columns
+
+    def transform_vectors(plan, own, table, count, offset, step, target, target_step):
+        p = record_at(plan, WINOGRAD)
+        for i in range(count):
+            transform_tile(
+                REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, table, offset + i * step, own + p.weight_table,
+                target + i * target_step, p.zeros, REAL(0),
+            )  # fmt: skip
+
+    return jit.part(transform_vectors)
+
+
 @jit.inline
-def transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, asked, rows):
+def transform_in_place(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, asked, rows):
     """Transform weights whose target channels lie side by side: `rows` source channels of `lanes` target channels.
 
     `met` are the first row and column of taps that a piece has, and where they end; the others are zeros.
     With WHOLE, no tap is missing. So many bytes of a row are `asked` for at once.
     """
     first_r, first_c, end_r, end_c = met
-    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
-    # Read before the loops: what is written in them might be a record, for all that LLVM knows.
-    tap_r, tap_c, pitch = p.tap_r, p.tap_c, p.weight_k
+    taps_r, taps_c, tap_r, tap_c, pitch = p.r_r, p.r_c, p.tap_r, p.tap_c, p.weight_k
+    together, table = lanes // VL if WHOLE != 0 else 0, own + p.weight_source
+    single = table + taps_r * taps_c * 8
+    in_place = carray(pointer(table), (taps_r, taps_c), np.int64)
+    taps = carray(pointer(single), (taps_r, taps_c), np.int64)
+    for a in range(taps_r):
+        for b in range(taps_c):
+            in_place[a, b] = tap + a * tap_r + b * tap_c
     for k in range(rows):
-        for a in range(R0):
-            for b in range(R1):
+        for a in range(taps_r):
+            for b in range(taps_c):
                 for line in range(0, asked, LINE):
                     prefetch(tap + (k + _ROWS_AHEAD) * pitch + a * tap_r + b * tap_c + line)
-        for v in range(0, lanes, VL):
-            for a in range(R0):
-                for b in range(R1):
-                    place = tap + k * pitch + a * tap_r + b * tap_c + v * ITEM
+        there = k * p.panel_lanes * ITEM
+        call_part(p.transform_taps, (plan, own, table, together, k * pitch, VL * ITEM, there, VL * ITEM))
+        for v in range(together * VL, lanes, VL):
+            for a in range(taps_r):
+                for b in range(taps_c):
+                    place = in_place[a, b] + k * pitch + v * ITEM
                     taps[a, b] = place
-                    if lanes - v < VL:
-                        taps[a, b] = own + p.buffer + (a * R1 + b) * VL * ITEM
-                        if WHOLE != 0 or (first_r <= a < end_r and first_c <= b < end_c):
-                            copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
-            if WHOLE == 0:
-                for a in range(R0):
-                    for b in range(R1):
-                        if not (first_r <= a < end_r and first_c <= b < end_c):
-                            taps[a, b] = p.zeros
-            transform_tile(
-                REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, 0, own + p.weight_table,
-                (k * p.panel_lanes + v) * ITEM,
-                p.zeros, REAL(0),
-            )  # fmt: skip
+                    if WHOLE == 0 and not (first_r <= a < end_r and first_c <= b < end_c):
+                        taps[a, b] = p.zeros
+                    elif lanes - v < VL:
+                        taps[a, b] = own + p.buffer + (a * taps_c + b) * VL * ITEM
+                        copy_first_lanes(REAL, VL, lanes - v, place, taps[a, b])
+            call_part(p.transform_taps, (plan, own, single, 1, 0, 0, there + v * ITEM, 0))
 
 
 @jit.inline
-def transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, before, rows):
+def transform_turned(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, before, rows):
     """The same of weights whose source channels lie side by side, turning squares of VL source x VL target channels.
 
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
     first_r, first_c, end_r, end_c = met
-    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
-    for a in range(R0):
-        for b in range(R1):
-            taps[a, b] = own + p.buffer + (a * R1 + b) * VL * VL * ITEM
+    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
+    for a in range(p.r_r):
+        for b in range(p.r_c):
+            taps[a, b] = own + p.buffer + (a * p.r_c + b) * VL * VL * ITEM
             if WHOLE == 0 and not (first_r <= a < end_r and first_c <= b < end_c):
                 carray(pointer(taps[a, b]), VL * VL, REAL)[:] = REAL(0)
+    row = p.panel_lanes * ITEM
     for v in range(0, lanes, VL):
+        there = min(VL, lanes - v)
         for k in range(0, rows, VL):
             first = max(-before, min(k, rows - VL))
-            for a in range(0 if WHOLE != 0 else first_r, R0 if WHOLE != 0 else end_r):
-                for b in range(0 if WHOLE != 0 else first_c, R1 if WHOLE != 0 else end_c):
+            for a in range(0 if WHOLE != 0 else first_r, p.r_r if WHOLE != 0 else end_r):
+                for b in range(0 if WHOLE != 0 else first_c, p.r_c if WHOLE != 0 else end_c):
                     square = tap + v * p.weight_d + first * ITEM + a * p.tap_r + b * p.tap_c
-                    there = min(VL, lanes - v)
                     for d in range(there):
                         prefetch(square + d * p.weight_d + VL * ITEM)
                     transpose_square(REAL, VL, square, p.weight_d, there, taps[a, b], VL * ITEM)
-            for i in range(k, min(k + VL, rows)):
-                transform_tile(
-                    REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, (i - first) * VL * ITEM,
-                    own + p.weight_table, (i * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
-                )  # fmt: skip
+            count, offset, step = min(VL, rows - k), (k - first) * VL * ITEM, VL * ITEM
+            call_part(
+                p.transform_taps, (plan, own, own + p.weight_source, count, offset, step, k * row + v * ITEM, row)
+            )
 
 
 @jit.inline
-def transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, before, rows):
+def transform_lines(REAL, ITEM, VL, plan, p, own, tap, lanes, before, rows):
     """The same of whole kernels whose taps lie side by side, turning squares of VL target channels x VL taps.
 
     The taps of VL source channels are one line where these lie side by side, else a line has those of one. A line's
     last square overlaps the one before, or reads some taps of what precedes it, or follows the first line of all.
     """
-    COUNT = R0 * R1
-    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
-    lowest = tap + (R0 - 1) * min(p.weight_r, 0) + (R1 - 1) * min(p.weight_c, 0)
+    all_taps = p.r_r * p.r_c
+    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
+    lowest = tap + (p.r_r - 1) * min(p.weight_r, 0) + (p.r_c - 1) * min(p.weight_c, 0)
     turned = own + p.buffer + VL * VL * ITEM
-    for a in range(R0):
-        for b in range(R1):
+    for a in range(p.r_r):
+        for b in range(p.r_c):
             taps[a, b] = turned + (tap + a * p.weight_r + b * p.weight_c - lowest) * VL
-    together = VL if p.weight_k == COUNT * ITEM else 1
+    together, row = VL if p.weight_k == all_taps * ITEM else 1, p.panel_lanes * ITEM
     for v in range(0, lanes, VL):
         there = min(VL, lanes - v)
         for k in range(0, rows, together):
-            line = lowest + v * p.weight_d + k * p.weight_k
-            length = COUNT * min(together, rows - k)
+            line, count = lowest + v * p.weight_d + k * p.weight_k, min(together, rows - k)
+            length = all_taps * count
             for c in range(0, length, VL):
                 begin = min(c, length - VL) if before + k > 0 or length >= VL else 0
                 square = line + begin * ITEM
                 for d in range(there):
                     prefetch(square + d * p.weight_d + _AHEAD_OF_LINE * VL * ITEM)
                 transpose_square(REAL, VL, square, p.weight_d, there, turned + begin * VL * ITEM, VL * ITEM)
-            for i in range(min(together, rows - k)):
-                transform_tile(
-                    REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, i * COUNT * VL * ITEM,
-                    own + p.weight_table, ((k + i) * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
-                )  # fmt: skip
+            step = all_taps * VL * ITEM
+            call_part(p.transform_taps, (plan, own, own + p.weight_source, count, 0, step, k * row + v * ITEM, row))
 
 
 @jit.inline
-def transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows):
+def transform_picked(REAL, ITEM, VL, TAPS, plan, p, own, tap, lanes, rows):
     """The same of whole kernels of few taps that follow each other, picking what VL target channels have of each."""
-    taps = carray(pointer(own + p.weight_source), (R0, R1), np.int64)
+    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
     places = carray(pointer(own + p.buffer), TAPS, np.int64)
     picked = own + p.buffer + VL * VL * ITEM
-    lowest = tap + (R0 - 1) * min(p.weight_r, 0) + (R1 - 1) * min(p.weight_c, 0)
+    lowest = tap + (p.r_r - 1) * min(p.weight_r, 0) + (p.r_c - 1) * min(p.weight_c, 0)
     for q in range(TAPS):
         places[q] = q * VL * ITEM
-    for a in range(R0):
-        for b in range(R1):
+    for a in range(p.r_r):
+        for b in range(p.r_c):
             taps[a, b] = picked + (tap + a * p.weight_r + b * p.weight_c - lowest) * VL
     for k in range(rows):
         for v in range(0, lanes, VL):
@@ -317,45 +349,79 @@ def transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, 
             for part in range(0, VL * TAPS * ITEM, LINE):
                 prefetch(line + AHEAD * p.weight_k + part)
             pick_columns(REAL, VL, TAPS, line, min(VL, lanes - v), own + p.buffer, picked)
-            transform_tile(
-                REAL, VL, WEIGHTS, M0, R0, S0, M1, R1, S1, own + p.weight_source, 0, own + p.weight_table,
-                (k * p.panel_lanes + v) * ITEM, p.zeros, REAL(0),
-            )  # fmt: skip
+            target = (k * p.panel_lanes + v) * ITEM
+            call_part(p.transform_taps, (plan, own, own + p.weight_source, 1, 0, 0, target, 0))
+
+
+IN_PLACE = "target channels side by side"
+PICKED = "short kernels side by side"
+LINES = "taps side by side"
+TURNED = "source channels side by side"
+"""How weights lie, each with code of its own for bringing target channels to the lanes."""
+
+
+def order_of_weights(plan: np.ndarray, taps: int, whole: bool, item: int) -> str:
+    """How the weights of a planned record lie, whose pieces have so many taps; a kernel of one piece is `whole`."""
+    channel, column = int(plan["weight_d"][0]), abs(int(plan["weight_c"][0]))
+    if channel == item:
+        return IN_PLACE
+    if column != item:
+        return TURNED
+    return PICKED if whole and taps <= _MOST_PICKED and channel == taps * item else LINES
+
+
+@jit.inline
+def weights_of_piece(p, own, weights, panel, piece, first, packed):
+    """Where a piece's weights of a panel begin, the taps it has (`met`), its target channels and source channels.
+
+    Where they go transformed is written to the workspace.
+    """
+    a, b, end_r, end_c = taps_of_piece(p, piece)
+    met = (1 if a < p.lead_r else 0), (1 if b < p.lead_c else 0), end_r, end_c
+    trace_matrix(p.matrices, own + p.weight_table, packed, p.weight_step)
+    tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
+    return tap, met, min(p.panel_lanes, p.channels - panel * p.panel_lanes), min(p.chunk, p.reduction - first)
 
 
 @functools.cache
-def transform_weights(dtype: str, rows: Filtering, columns: Filtering, whole: bool) -> CFunc:
+def transform_weights(dtype: str, order: str, whole: bool, taps: int) -> CFunc:
     """The part that transforms a panel's weights of a piece and the source channels from `first` on into `packed`.
 
     These are n0 n1 matrices of at most `chunk` source channels x `panel_lanes` target channels. Lanes past the
-    last channel hold anything; their products are not used. A kernel of a single piece is `whole`.
+    last channel hold anything; their products are not used. A kernel of a single piece is `whole`, and has so many
+    `taps`. Here and in `transform_taps`, one part for each order and form takes a tenth as long to compile as one for
+    all orders of a form.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
-    COUNT, WHOLE, TAPS = rows.n * columns.n, int(whole), rows.r * columns.r
-    PICKS = int(whole and TAPS <= _MOST_PICKED)
+    VL, WHOLE, TAPS = vector_bytes() // ITEM, int(whole), taps
 
-    def transform_panel(plan, own, weights, panel, piece, first, packed):
+    def transform_in_place_panel(plan, own, weights, panel, piece, first, packed):
         p = record_at(plan, WINOGRAD)
-        a, b, end_r, end_c = taps_of_piece(R0, R1, p, piece)
-        met = (1 if a < p.lead_r else 0), (1 if b < p.lead_c else 0), end_r, end_c
-        trace_matrix(COUNT, own + p.weight_table, packed, p.weight_step)
-        lanes = min(p.panel_lanes, p.channels - panel * p.panel_lanes)
-        rows = min(p.chunk, p.reduction - first)
-        tap = weights + first * p.weight_k + panel * p.panel_lanes * p.weight_d + a * p.weight_r + b * p.weight_c
-        if p.weight_d == ITEM:
-            begin = panel * p.panel_lanes * ITEM
-            asked = asked_bytes(begin, begin + lanes * ITEM, p.channels * ITEM)
-            transform_in_place(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, asked, rows)
-        elif PICKS != 0 and abs(p.weight_c) == ITEM and p.weight_d == TAPS * ITEM:
-            transform_picked(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, TAPS, p, own, tap, lanes, rows)
-        elif abs(p.weight_c) == ITEM:
-            transform_lines(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, p, own, tap, lanes, first, rows)
-        else:
-            transform_turned(REAL, ITEM, VL, M0, R0, S0, M1, R1, S1, WHOLE, p, own, tap, met, lanes, first, rows)
+        tap, met, lanes, rows = weights_of_piece(p, own, weights, panel, piece, first, packed)
+        begin = panel * p.panel_lanes * ITEM
+        asked = asked_bytes(begin, begin + lanes * ITEM, p.channels * ITEM)
+        transform_in_place(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, asked, rows)
 
-    return jit.part(transform_panel)
+    def transform_picked_panel(plan, own, weights, panel, piece, first, packed):
+        p = record_at(plan, WINOGRAD)
+        tap, _, lanes, rows = weights_of_piece(p, own, weights, panel, piece, first, packed)
+        transform_picked(REAL, ITEM, VL, TAPS, plan, p, own, tap, lanes, rows)
+
+    def transform_lines_panel(plan, own, weights, panel, piece, first, packed):
+        p = record_at(plan, WINOGRAD)
+        tap, _, lanes, rows = weights_of_piece(p, own, weights, panel, piece, first, packed)
+        transform_lines(REAL, ITEM, VL, plan, p, own, tap, lanes, first, rows)
+
+    def transform_turned_panel(plan, own, weights, panel, piece, first, packed):
+        p = record_at(plan, WINOGRAD)
+        tap, met, lanes, rows = weights_of_piece(p, own, weights, panel, piece, first, packed)
+        transform_turned(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, first, rows)
+
+    return jit.part({
+        IN_PLACE: transform_in_place_panel, PICKED: transform_picked_panel, LINES: transform_lines_panel,
+        TURNED: transform_turned_panel,
+    }[order])  # fmt: skip
 
 
 @functools.cache
@@ -432,26 +498,23 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
 
 
 @functools.cache
-def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
-    """The kernel for one dtype and form; its tasks are (group, block of tiles, part of the panels)."""
-    ITEM = np.dtype(dtype).itemsize
-    VL, (M0, R0, S0), (M1, R1, S1), N0, N1 = vector_bytes() // ITEM, rows, columns, rows.n, columns.n
-    INPUTS, O0, O1 = rows.inputs * columns.inputs, rows.outputs, columns.outputs
+def winograd() -> CFunc:
+    """The kernel for all dtypes and forms; its tasks are (group, block of tiles, part of the panels)."""
 
     def winograd_tiles(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         own = call.workspace + thread * p.workspace_bytes
         capacity = (p.block + p.height - 1) // p.height * p.height
-        trace_matrix(N0 * N1, own + p.value_table, own + p.values, p.value_step)
-        trace_matrix(N0 * N1, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(N0 * N1, own + p.buffer_table, own + p.buffer, VL * ITEM)
+        trace_matrix(p.matrices, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(p.matrices, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(p.matrices, own + p.buffer_table, own + p.buffer, p.vector)
         product_rows = carray(pointer(own + p.targets), capacity, np.int64)
         carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
-            product_rows[t] = own + p.products + t * p.panel_lanes * ITEM
+            product_rows[t] = own + p.products + t * p.panel_lanes * p.item
         pieces, chunks = p.pieces_r * p.pieces_c, (p.reduction + p.chunk - 1) // p.chunk
-        panels = p.panels * (pieces // p.summed)
+        panels, outputs = p.panels * (pieces // p.summed), p.outputs_r * p.outputs_c
         ready, traced, filled = -1, -1, False
         for task in range(begin, end):
             part = task % p.parts
@@ -465,22 +528,23 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 traced = block
                 source, target = call.source, call.target + p.target_offset
                 for piece in range(pieces):
-                    taps, table = taps_of_piece(R0, R1, p, piece), own + p.pixels + piece * p.block * INPUTS * 8
+                    taps, table = taps_of_piece(p, piece), own + p.pixels + piece * p.block * p.tile_inputs * 8
                     phase = piece // p.summed
-                    targets = own + p.sources + phase * p.block * O0 * O1 * 8
+                    targets = own + p.sources + phase * p.block * outputs * 8
                     image, a, b = locate_tile(p, first)
                     for t in range(tiles):
-                        i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
+                        i, j = first_target(a, p.m_r, p.dilation_r), first_target(b, p.m_c, p.dilation_c)
                         if phase == 0:
-                            trace_inputs(
-                                M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j,
-                                table + t * INPUTS * 8,
-                            )  # fmt: skip
+                            trace_inputs(p, taps, source + image * p.source_n, i, j, table + t * p.tile_inputs * 8)
                         if piece % p.summed == 0:
-                            trace_tile(
-                                O0, O1, target + image * p.target_n, i * p.every_r + p.target_row - phase // p.pieces_c,
-                                j * p.every_c + p.target_column - phase % p.pieces_c, p.write_r, p.write_c,
-                                p.rows, p.columns, p.target_r, p.target_c, targets + t * O0 * O1 * 8, own + p.unused,
+                            call_part(
+                                p.trace_outputs,
+                                (
+                                    target + image * p.target_n, p.target_r, p.target_c, p.rows, p.columns,
+                                    i * p.every_r + p.target_row - phase // p.pieces_c,
+                                    j * p.every_c + p.target_column - phase % p.pieces_c,
+                                    p.write_r, p.write_c, targets + t * outputs * 8, own + p.unused,
+                                ),
                             )  # fmt: skip
                         image, a, b = next_tile(p, image, a, b)
             for each in range(panels * part // p.parts, panels * (part + 1) // p.parts):
@@ -499,16 +563,16 @@ def winograd(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                             call_part(
                                 p.transform_inputs,
                                 (
-                                    tiles, own + p.pixels + q * p.block * INPUTS * 8,
-                                    group * p.source_group + k * ITEM, min(p.held, p.reduction - k),
+                                    tiles, own + p.pixels + q * p.block * p.tile_inputs * 8,
+                                    group * p.source_group + k * p.item, min(p.held, p.reduction - k),
                                     own + p.value_table, q * p.piece_bytes, p.value_pitch, own + p.buffer,
                                     own + p.buffer_table, p.zeros,
                                 ),
                             )  # fmt: skip
                     multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
-                    shift, count = piece * p.piece_bytes + k % p.held * ITEM, min(p.chunk, p.reduction - k)
+                    shift, count = piece * p.piece_bytes + k % p.held * p.item, min(p.chunk, p.reduction - k)
                     call_part(multiply, (call.plan, own, packed, shift, count, 1 if step > 0 else 0, tiles))
-                targets = own + p.sources + phase * p.block * O0 * O1 * 8
+                targets = own + p.sources + phase * p.block * outputs * 8
                 call_part(p.transform_outputs, (address, own, targets, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)

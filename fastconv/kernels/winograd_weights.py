@@ -26,16 +26,17 @@ from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 from fastconv.kernels.toomcook import Filtering
 from fastconv.kernels.transforms import SUMS, transform_tile
 from fastconv.kernels.winograd import (
+    FORM,
     first_target,
     locate_tile,
     next_tile,
     taps_of_piece,
     trace_inputs,
     trace_matrix,
-    trace_tile,
 )
 
-WINOGRAD_WEIGHTS = record("""
+WINOGRAD_WEIGHTS = record(f"""
+    {FORM}
     source_n source_r source_c source_group source_rows source_columns first_row first_column
     dilation_r dilation_c stride_r stride_c
     gradient_n gradient_r gradient_c gradient_group rows columns
@@ -44,7 +45,7 @@ WINOGRAD_WEIGHTS = record("""
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
     input_pitch output_pitch value_step gradient_step product_step zeros
-    transform_inputs transform_gradients transform_sums
+    trace_inputs trace_gradients transform_inputs transform_gradients multiply transform_sums
     workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
     spare_table spare run
 """)
@@ -52,8 +53,8 @@ WINOGRAD_WEIGHTS = record("""
 every read_r-th x read_c-th.
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
 `slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient.
-`transform_*` are the addresses of compiled parts, which know no register tile. The last lines' fields are offsets into
-each thread's workspace."""
+`trace_*` and `transform_*` are the addresses of compiled parts, which know no register tile, `multiply` that of the one
+which does. The last lines' fields are offsets into each thread's workspace."""
 
 
 @functools.cache
@@ -92,22 +93,41 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
 
 
 @functools.cache
-def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering) -> CFunc:
-    """The kernel for one dtype, register tile and form; tasks are (slab, group, piece, block of inputs, of outputs)."""
+def multiply(dtype: str, tile: Tile) -> CFunc:
+    """The part that knows its register tile: the products of a block's transformed tiles, added to those so far."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    (M0, R0, S0), (M1, R1, S1), N0, N1 = rows, columns, rows.n, columns.n
+
+    def multiply_matrices(plan, own, inputs, outputs, tiles, adds):
+        p = record_at(plan, WINOGRAD_WEIGHTS)
+        run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
+        run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
+        for e in range(p.matrices):
+            values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
+            products = own + p.products + e * p.product_step
+            for k in range(0, inputs, MR):
+                for v in range(0, outputs, NR):
+                    added_tile(
+                        REAL, VL, MR, NV, 0, 1, own + p.run, values + k * ITEM, ITEM, gradients + v * ITEM,
+                        p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch, MR, NR, adds,
+                    )  # fmt: skip
+
+    return jit.part(multiply_matrices)
+
+
+@functools.cache
+def winograd_weights() -> CFunc:
+    """The kernel for all dtypes and forms; tasks are (slab, group, piece, block of inputs, block of outputs)."""
 
     def winograd_gradient(address, begin, end, thread):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD_WEIGHTS)
         own = call.workspace + thread * p.workspace_bytes
-        trace_matrix(N0 * N1, own + p.value_table, own + p.values, p.value_step)
-        trace_matrix(N0 * N1, own + p.gradient_table, own + p.gradients, p.gradient_step)
-        trace_matrix(N0 * N1, own + p.product_table, own + p.products, p.product_step)
-        trace_matrix(N0 * N1, own + p.spare_table, own + p.spare, VL * ITEM)
-        run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
+        trace_matrix(p.matrices, own + p.value_table, own + p.values, p.value_step)
+        trace_matrix(p.matrices, own + p.gradient_table, own + p.gradients, p.gradient_step)
+        trace_matrix(p.matrices, own + p.product_table, own + p.products, p.product_step)
+        trace_matrix(p.matrices, own + p.spare_table, own + p.spare, p.vector)
         pieces = p.pieces_r * p.pieces_c
         for task in range(begin, end):
             first_output = task % p.output_blocks * p.output_block
@@ -115,7 +135,7 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
             whole = task // p.output_blocks // p.input_blocks
             piece, group = whole % pieces, whole // pieces % p.groups
             slab = whole // pieces // p.groups
-            taps = taps_of_piece(R0, R1, p, piece)
+            taps = taps_of_piece(p, piece)
             inputs, outputs = min(p.input_block, p.inputs - first_input), min(p.output_block, p.outputs - first_output)
             source = call.source + group * p.source_group
             gradient = call.other + group * p.gradient_group
@@ -124,43 +144,37 @@ def winograd_weights(dtype: str, tile: Tile, rows: Filtering, columns: Filtering
                 tiles = min(p.block, end_tile - first)
                 image, a, b = locate_tile(p, first)
                 for t in range(tiles):
-                    i, j = first_target(a, M0, p.dilation_r), first_target(b, M1, p.dilation_c)
-                    trace_inputs(M0, R0, S0, M1, R1, S1, p, taps, source + image * p.source_n, i, j, own + p.pixels)
+                    i, j = first_target(a, p.m_r, p.dilation_r), first_target(b, p.m_c, p.dilation_c)
+                    trace_inputs(p, taps, source + image * p.source_n, i, j, own + p.pixels)
                     call_part(
                         p.transform_inputs,
                         (
-                            1, own + p.pixels, first_input * ITEM, inputs, own + p.value_table, t * p.input_pitch, 0,
+                            1, own + p.pixels, first_input * p.item, inputs, own + p.value_table, t * p.input_pitch, 0,
                             own + p.spare, own + p.spare_table, p.zeros,
                         ),
                     )  # fmt: skip
-                    trace_tile(
-                        M0, M1, gradient + image * p.gradient_n, i, j, p.dilation_r, p.dilation_c, p.rows, p.columns,
-                        p.gradient_r, p.gradient_c, own + p.pixels, p.zeros,
+                    call_part(
+                        p.trace_gradients,
+                        (
+                            gradient + image * p.gradient_n, p.gradient_r, p.gradient_c, p.rows, p.columns, i, j,
+                            p.dilation_r, p.dilation_c, own + p.pixels, p.zeros,
+                        ),
                     )  # fmt: skip
                     call_part(
                         p.transform_gradients,
                         (
-                            1, own + p.pixels, first_output * ITEM, outputs, own + p.gradient_table,
+                            1, own + p.pixels, first_output * p.item, outputs, own + p.gradient_table,
                             t * p.output_pitch, 0, own + p.spare, own + p.spare_table, p.zeros,
                         ),
                     )  # fmt: skip
                     image, a, b = next_tile(p, image, a, b)
-                run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
-                for e in range(N0 * N1):
-                    values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
-                    products = own + p.products + e * p.product_step
-                    for k in range(0, inputs, MR):
-                        for v in range(0, outputs, NR):
-                            added_tile(
-                                REAL, VL, MR, NV, 0, 1, own + p.run, values + k * ITEM, ITEM, gradients + v * ITEM,
-                                p.output_pitch, products + k * p.output_pitch + v * ITEM, p.output_pitch, MR, NR,
-                                first > begin_tile,
-                            )  # fmt: skip
+                adds = 1 if first > begin_tile else 0
+                call_part(p.multiply, (call.plan, own, inputs, outputs, tiles, adds))
             target = call.target + slab * p.slab_bytes + group * p.target_group
-            target += first_input * p.target_k + first_output * ITEM
-            targets = carray(pointer(own + p.target_table), (R0, R1), np.int64)
-            for a in range(R0):
-                for b in range(R1):
+            target += first_input * p.target_k + first_output * p.item
+            targets = carray(pointer(own + p.target_table), (p.r_r, p.r_c), np.int64)
+            for a in range(p.r_r):
+                for b in range(p.r_c):
                     i, j = taps[0] + a * p.apart_r, taps[1] + b * p.apart_c
                     there = a < taps[2] and b < taps[3]
                     targets[a, b] = target + i * p.target_r + j * p.target_c if there else 0

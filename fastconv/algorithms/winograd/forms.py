@@ -70,6 +70,15 @@ class Form:
         """Phases of the targets."""
         return self.target_phases[0] * self.target_phases[1]
 
+    def fields(self, lanes: int, item: int) -> dict[str, int]:
+        """What a kernel's record says of the form (`fastconv.kernels.winograd.FORM`), for vectors of so many lanes."""
+        (m_r, r_r, s_r), (m_c, r_c, s_c) = self.rows, self.columns
+        return {
+            "m_r": m_r, "m_c": m_c, "r_r": r_r, "r_c": r_c, "s_r": s_r, "s_c": s_c,
+            "matrices": self.matrices, "tile_inputs": self.rows.inputs * self.columns.inputs,
+            "outputs_r": self.rows.outputs, "outputs_c": self.columns.outputs, "item": item, "vector": lanes * item,
+        }  # fmt: skip
+
     @property
     def whole(self) -> bool:
         """Whether a kernel is one piece for all targets."""

@@ -183,15 +183,18 @@ class WinogradOperation(Operation):
             self._saved_slots = 0.0
         self.prepared_key = (self.tile.NR, self._panels, self._chunk(self.held)) if self._keeps_weights else None
 
-    def _transform_weights(self) -> CFunc:
-        form = self.form
-        return kernels.transform_weights(self.problem.dtype, form.rows, form.columns, form.whole)
+    def _compile_transform_of_weights(self, plan: np.ndarray) -> None:
+        form, problem = self.form, self.problem
+        order = kernels.order_of_weights(plan, form.taps, form.whole, problem.itemsize)
+        taps = form.taps if order == kernels.PICKED else 0  # the others take any number
+        plan["transform_weights"] = kernels.transform_weights(problem.dtype, order, form.whole, taps).address
+        plan["transform_taps"] = kernels.transform_taps(problem.dtype, form.rows, form.columns).address
 
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
 
         def compiled() -> CFunc:
-            plan["transform_weights"] = self._transform_weights().address
+            self._compile_transform_of_weights(plan)
             return kernels.pack()
 
         return compiled
@@ -202,14 +205,16 @@ class WinogradOperation(Operation):
         def compiled() -> CFunc:
             form, dtype = self.form, self.problem.dtype
             if not plan["transformed"][0]:
-                plan["transform_weights"] = self._transform_weights().address
+                self._compile_transform_of_weights(plan)
+            plan["trace_inputs"] = kernels.trace(form.rows.inputs, form.columns.inputs).address
+            plan["trace_outputs"] = kernels.trace(form.rows.outputs, form.columns.outputs).address
             plan["transform_inputs"] = kernels.transform_pixels(dtype, INPUT, form.rows, form.columns).address
             plan["transform_outputs"] = kernels.transform_products(dtype, form.rows, form.columns).address
             last = self.tile.last(self._roles.channels)
             plan["multiply_last"] = kernels.multiply(dtype, last, form.matrices).address
             if self._panels > 1:
                 plan["multiply"] = kernels.multiply(dtype, self.tile, form.matrices).address
-            return kernels.winograd(dtype, form.rows, form.columns)
+            return kernels.winograd()
 
         return compiled
 
@@ -356,7 +361,7 @@ class WinogradOperation(Operation):
         panel_bytes = pieces * -(-reduction // chunk) * chunk_bytes
         sizes = (
             self._block * targets_each * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
-            chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, taps * 8,
+            chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, 2 * taps * 8,
             self._row_bytes, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, matrices * 8, self._buffer_bytes,
         )  # fmt: skip
         (
@@ -364,7 +369,7 @@ class WinogradOperation(Operation):
             weight_source, unused, tile_table, starts, buffer_table, buffer, total,
         ) = workspace_offsets(*sizes)  # fmt: skip
         record = fill(
-            kernels.WINOGRAD,
+            kernels.WINOGRAD, **form.fields(shape.VL, item),
             source_n=part.source[0], source_r=part.source[1], source_c=part.source[2],
             source_group=reduction * part.source[3],
             source_rows=part.source_size[0], source_columns=part.source_size[1],
@@ -390,7 +395,8 @@ class WinogradOperation(Operation):
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
             value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
-            transform_inputs=0, transform_outputs=0, transform_weights=0, multiply=0, multiply_last=0,
+            trace_inputs=0, trace_outputs=0, transform_inputs=0, transform_outputs=0, transform_weights=0,
+            transform_taps=0, multiply=0, multiply_last=0,
             panel_lanes=shape.NR, height=shape.MR,
             workspace_bytes=total, sources=sources, targets=targets, values=values, weights=weights,
             products=products, value_table=value_table, weight_table=weight_table, product_table=product_table,

@@ -76,10 +76,13 @@ class WeightGradientOperation(Operation):
         tasks = self._slabs * problem.groups * form.piece_count * self._blocks
 
         def compiled() -> CFunc:
+            plan["trace_inputs"] = winograd.trace(form.rows.inputs, form.columns.inputs).address
+            plan["trace_gradients"] = winograd.trace(form.rows.m, form.columns.m).address
             for name, kind in (("transform_inputs", INPUT), ("transform_gradients", GRADIENT)):
                 plan[name] = winograd.transform_pixels(problem.dtype, kind, form.rows, form.columns).address
             plan["transform_sums"] = winograd_weights.transform_sums(problem.dtype, form.rows, form.columns).address
-            return winograd_weights.winograd_weights(problem.dtype, self.tile, form.rows, form.columns)
+            plan["multiply"] = winograd_weights.multiply(problem.dtype, self.tile).address
+            return winograd_weights.winograd_weights()
 
         self.launch = Launch(compiled, problem.dtype, plan, tasks, threads, workspace)
         self.workspace_bytes = self.launch.workspace_bytes + self.slabs.workspace_bytes
@@ -116,7 +119,7 @@ class WeightGradientOperation(Operation):
         )  # fmt: skip
         (rows, columns), ((top, _), (left, _)) = problem.output_size, problem.padding
         record = fill(
-            winograd_weights.WINOGRAD_WEIGHTS,
+            winograd_weights.WINOGRAD_WEIGHTS, **form.fields(shape.VL, item),
             source_n=x[0], source_r=x[1], source_c=x[2], source_group=problem.ic_per_group * x[3],
             source_rows=problem.input_size[0], source_columns=problem.input_size[1], first_row=-top, first_column=-left,
             dilation_r=problem.dilation[0], dilation_c=problem.dilation[1],
@@ -136,7 +139,8 @@ class WeightGradientOperation(Operation):
             output_blocks=-(-problem.oc_per_group // self._outputs),
             input_pitch=input_pitch, output_pitch=output_pitch,
             value_step=value_step, gradient_step=gradient_step, product_step=product_step,
-            zeros=address(self._zeros), transform_inputs=0, transform_gradients=0, transform_sums=0,
+            zeros=address(self._zeros), trace_inputs=0, trace_gradients=0,
+            transform_inputs=0, transform_gradients=0, multiply=0, transform_sums=0,
             workspace_bytes=total, values=values, gradients=gradients, products=products,
             value_table=value_table, gradient_table=gradient_table, product_table=product_table,
             target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare, run=run,

@@ -1,0 +1,34 @@
+"""How much of their tables the tests take: a cross-section in minutes, or all (``make test-all``), in an hour or more.
+
+Compiling is nearly all of that time, so what a cross-section takes of one case is the same in every test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+from .cases import CASES, DTYPES, LAYOUTS, Case
+
+ALL = os.environ.get("FASTCONV_TESTS") == "all"
+Member = TypeVar("Member")
+
+
+def cross_section(members: Sequence[Member], every: int, first: int = 0) -> Sequence[Member]:
+    """Every so-manieth of them from the first on, or all."""
+    return members if ALL else members[first::every]
+
+
+def combinations(number: int) -> tuple[tuple[str, str], ...]:
+    """The layouts and dtypes of the case with a number: each layout and each dtype once, or all four of them."""
+    if ALL:
+        return tuple(itertools.product(LAYOUTS, DTYPES))
+    return tuple(zip(LAYOUTS, DTYPES[::-1] if number % 2 else DTYPES, strict=True))
+
+
+COMBINATIONS: list[tuple[Case, str, str]] = [
+    (case, layout, dtype) for number, case in enumerate(CASES) for layout, dtype in combinations(number)
+]
+"""Every case in its layouts and dtypes."""
