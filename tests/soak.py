@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ _SIBLINGS = 128
 """Problems of `faults` that share kernels, as compiling takes a hundred times longer than computing."""
 _FAMILIES = 64
 """Such families are told in turn, so that no two workers compile for the same one, if their number divides this."""
+_CASES_APART = 5
 _ENVIRONMENT = {"NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 """Two threads in each worker find what one hides; on as many cores as workers they must not wait spinning."""
 
@@ -56,10 +58,15 @@ def forget_plans() -> None:
 
 
 def _from_table(rng: np.random.Generator, number: int) -> dict[str, Any]:
-    """A case of the table, in a layout and dtype in which the other tests take it: they need the same kernels."""
+    """A case of the table, in a layout and dtype in which the other tests take it: they need the same kernels.
+
+    Numbers that follow each other are cases that lie apart, so that a part of the table has some of every kind.
+    """
     from .cases import CASES
     from .extent import combinations
 
+    number = number * _CASES_APART % len(CASES)
+    assert math.gcd(_CASES_APART, len(CASES)) == 1  # else some cases would never come
     layout, dtype = rng.choice(combinations(number))
     halved = dtype == "float32" and rng.random() < 0.3  # float16 is computed in float32
     return {"case": CASES[number], "layout": str(layout), "dtype": "float16" if halved else str(dtype)}
@@ -72,7 +79,6 @@ def _bounds(draws: Draws, number: int, table: bool) -> int:
     other tests need as well.
     """
     from . import random_problems as problems
-    from .cases import CASES
     from .guarded import guarded
     from .test_local2d import CASES as LOCAL_CASES
 
@@ -88,8 +94,7 @@ def _bounds(draws: Draws, number: int, table: bool) -> int:
             compared = problems.check_pooling(rng, size, stride) + problems.check_flat(rng)
             compared += problems.check_signal(rng)
         else:
-            place = (number // 12 * 9 + kind - 3) % len(CASES)
-            drawn = problems.draw(rng, **_from_table(rng, place)) if table else problems.draw(rng)
+            drawn = problems.draw(rng, **(_from_table(rng, number // 12 * 9 + kind - 3) if table else {}))
             try:
                 compared = problems.Check(drawn, rng).run()
             except Exception:
@@ -108,13 +113,13 @@ def _faults(draws: Draws, number: int, table: bool) -> int:
     import numba
 
     from . import random_problems as problems
-    from .cases import CASES, LAYOUTS
+    from .cases import LAYOUTS
     from .guarded import guarded
 
     rng, family = draws(number), draws(number // (_SIBLINGS * _FAMILIES) * _FAMILIES + number % _FAMILIES, "family")
     layer, layout, dtype = problems.draw_layer(family), family.choice(LAYOUTS), family.choice(problems.DTYPES)
     if table:
-        chosen = _from_table(family, number % len(CASES))
+        chosen = _from_table(family, number)
     else:
         case = problems.draw_case(rng, layer, rows=12, columns=(24, 70))
         chosen = {"case": case, "layout": str(layout), "dtype": str(dtype)}
@@ -139,7 +144,7 @@ def _oracles(draws: Draws, number: int, table: bool) -> int:
     if not table:
         return oracles.check(draws(number), number)
     place = number % len(CASES)
-    return oracles.check(draws(number), number, CASES[place], dict(combinations(place))["NCHW"])
+    return oracles.check(draws(number), number, CASES[place], dict(combinations(place)).get("NCHW", "float32"))
 
 
 PARTS = {"bounds": _bounds, "faults": _faults, "oracles": _oracles}

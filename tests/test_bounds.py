@@ -10,9 +10,11 @@ import pytest
 import fastconv
 
 from .cases import CASES, NAMED, UNIVERSAL
+from .extent import ALL
 from .guarded import AVAILABLE
 from .process import ROOT, run_python
 
+TAKEN = len(CASES) if ALL else len(CASES) // 2
 needs_guards = pytest.mark.skipif(not AVAILABLE, reason="needs mmap and mprotect")
 
 TOUCH = """
@@ -47,9 +49,9 @@ def test_guards_fault(where, faults):
 
 
 @needs_guards
-@pytest.mark.parametrize(("part", "problems"), [("bounds", -(-len(CASES) // 9) * 12), ("faults", len(CASES))])
+@pytest.mark.parametrize(("part", "problems"), [("bounds", -(-TAKEN // 9) * 12), ("faults", TAKEN)])
 def test_random_problems_stay_inside_their_arrays(part, problems):
-    """Every case of the table once, all else drawn; ``make soak`` draws geometry too."""
+    """So many cases of the table once, all else drawn; ``make soak`` draws geometry too."""
     arguments = ["--table", "--seed", "2024", "--problems", str(problems), "--seconds", "280"]
     output = run_python("-m", "tests.soak", part, *arguments)
     assert f" {problems} problems" in output, output

@@ -99,14 +99,21 @@ def test_import_compiles_and_measures_nothing(copied_package):
     assert not (copied_package / "machine").exists()
 
 
-def test_second_process_loads_every_kernel_and_an_edit_compiles_anew(copied_package):
-    first = statistics(copied_package, EVERY_ALGORITHM)
+def test_second_process_loads_every_kernel():
+    """From the cache of the other tests, which have most of them already."""
+    run_python("-c", EVERY_ALGORITHM)
+    second = json.loads(run_python("-c", EVERY_ALGORITHM))
+    assert second["compiled"] == 0
+    assert second["loaded"] > 50
+
+
+def test_edit_compiles_anew(copied_package):
+    first = statistics(copied_package, ONE_KERNEL)
     assert first["compiled"] > 0
     assert first["loaded"] == 0
-
-    second = statistics(copied_package, EVERY_ALGORITHM)
+    second = statistics(copied_package, ONE_KERNEL)
     assert second["compiled"] == 0
-    assert 0 < second["loaded"] <= first["compiled"]
+    assert 0 < second["loaded"] <= first["compiled"]  # the first process calibrates the machine besides
 
     with (copied_package / "fastconv" / "kernels" / "simd.py").open("a") as file:
         file.write("\n# edited\n")

@@ -16,7 +16,7 @@ from .cases import CASES, Case, data
 from .extent import cross_section
 from .passes import KINDS, compare_all
 
-_EVERY = 7
+_EVERY = 11
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
 _RARE = (
     "plan_spread",

@@ -44,7 +44,8 @@ PACK = record("""
 """Where weights lie; `rows` and `columns` are the addresses of the taps to take. Where target channels lie apart, each
 has `lines` lines of `line` weights side by side, at `line_offsets` in the source and `line_bytes` apart in a panel. Of
 every `period` weights the q-th goes to the q-th of `slots` there, or nowhere if that is negative; the next ones follow
-on the next row. With a period of 1 each tap has as many lines. `entry` is the address of the compiled `pack_part`."""
+on the next row. With a period of 1 each tap has as many lines. `entry` is the address of `copy_part`,
+`turn_part` or `pick_part`, compiled."""
 
 
 @jit.inline
@@ -58,66 +59,92 @@ def asked_bytes(begin, end, row_bytes):
     return end - begin
 
 
-@jit.inline
-def pack_panel(q, REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end):
-    """Pack the weights of NR output channels in the order (tap, input channel, output channel), filled up with zeros.
+@functools.cache
+def copy_part(dtype: str, lanes: int) -> CFunc:
+    """The part of kernels that packs a panel of so many target channels which lie side by side in the source.
 
-    A tile then reads a panel from front to end. Only the lines of the taps from `begin` to `end` are packed where each
-    tap has its own, else all.
+    All parts pack in the order (tap, source channel, target channel), filled up with zeros, so that a tile reads a
+    panel from front to end: the taps from `begin` to `end`.
     """
-    rows = carray(pointer(q.rows), q.taps_r, np.int64)
-    columns = carray(pointer(q.columns), q.taps_c, np.int64)
-    lanes = min(NR, q.channels - panel * NR)
-    first = source + panel * NR * q.source_d
-    if q.source_d != ITEM:
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    NR = lanes
+    VL = lanes_dividing(NR, ITEM)
+
+    def copy_taps(plan, source, panel, target, begin, end):
+        q = record_at(plan, PACK)
+        rows = carray(pointer(q.rows), q.taps_r, np.int64)
+        columns = carray(pointer(q.columns), q.taps_c, np.int64)
+        lanes = min(NR, q.channels - panel * NR)
+        first = source + panel * NR * ITEM
+        asked = asked_bytes(panel * NR * ITEM, (panel * NR + lanes) * ITEM, q.channels * ITEM)
+        for t in range(begin, end):
+            tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
+            place = target + (t - begin) * q.reduction * NR * ITEM
+            if lanes == NR and q.source_k == NR * ITEM:
+                copy_run(REAL, VL, tap, place, q.reduction * NR)
+                continue
+            for k in range(q.reduction):
+                row, there = tap + k * q.source_k, place + k * NR * ITEM
+                for line in range(0, asked, LINE):
+                    prefetch(row + AHEAD * q.source_k + line)
+                if lanes == NR:
+                    copy_first_lanes(REAL, NR, NR, row, there)
+                else:
+                    copy_first_lanes(REAL, NR, lanes, row, there)
+
+    return jit.part(copy_taps)
+
+
+@functools.cache
+def turn_part(dtype: str, lanes: int) -> CFunc:
+    """The same of target channels that lie apart, whose lines of weights are turned in squares.
+
+    The lines of the taps from `begin` to `end` are packed where each tap has its own, else all.
+    """
+    REAL = np.dtype(dtype).type
+    ITEM = np.dtype(dtype).itemsize
+    NR = lanes
+    VL = lanes_dividing(NR, ITEM)
+
+    def turn_taps(plan, source, panel, target, begin, end):
+        q = record_at(plan, PACK)
+        lanes = min(NR, q.channels - panel * NR)
+        first = source + panel * NR * q.source_d
         offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
         each = q.lines // (q.taps_r * q.taps_c)
         lines = range(begin * each, end * each) if q.period == 1 else range(q.lines)
         for i in lines:
             for d in range(0, NR, VL):
-                if PERIOD > 1:
-                    pick_columns(
-                        REAL, VL, PERIOD, first + offsets[i] + d * q.source_d, min(VL, lanes - d), q.slots,
-                        target + i * q.line_bytes + d * ITEM,
-                    )  # fmt: skip
-                    continue
                 turn_line(
                     REAL, VL, 0, first + offsets[i], d, lanes, q.source_d, q.line,
                     target + (i - lines.start) * q.line_bytes + d * ITEM, q.slots, q.period, NR * ITEM,
                 )  # fmt: skip
-        return
-    asked = asked_bytes(panel * NR * ITEM, (panel * NR + lanes) * ITEM, q.channels * ITEM)
-    for t in range(begin, end):
-        tap = first + rows[t // q.taps_c] * q.source_r + columns[t % q.taps_c] * q.source_c
-        place = target + (t - begin) * q.reduction * NR * ITEM
-        if lanes == NR and q.source_k == NR * ITEM:
-            copy_run(REAL, VL, tap, place, q.reduction * NR)
-            continue
-        for k in range(q.reduction):
-            row, there = tap + k * q.source_k, place + k * NR * ITEM
-            for line in range(0, asked, LINE):
-                prefetch(row + AHEAD * q.source_k + line)
-            if lanes == NR:
-                copy_first_lanes(REAL, NR, NR, row, there)
-            else:
-                copy_first_lanes(REAL, NR, lanes, row, there)
+
+    return jit.part(turn_taps)
 
 
 @functools.cache
-def pack_part(dtype: str, lanes: int, period: int) -> CFunc:
-    """The part of kernels that packs the weights of a panel of so many channels.
-
-    With a `period` above 1, one target channel's line of so many weights follows another's.
-    """
+def pick_part(dtype: str, lanes: int, period: int) -> CFunc:
+    """The same where a target channel's line of `period` weights follows another's: each tap is picked from vectors."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     NR, PERIOD = lanes, period
     VL = lanes_dividing(NR, ITEM)
 
-    def pack_taps(plan, source, panel, target, begin, end):
-        pack_panel(record_at(plan, PACK), REAL, ITEM, VL, NR, PERIOD, source, panel, target, begin, end)
+    def pick_taps(plan, source, panel, target, begin, end):
+        q = record_at(plan, PACK)
+        lanes = min(NR, q.channels - panel * NR)
+        first = source + panel * NR * q.source_d
+        offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
+        for i in range(q.lines):
+            for d in range(0, NR, VL):
+                pick_columns(
+                    REAL, VL, PERIOD, first + offsets[i] + d * q.source_d, min(VL, lanes - d), q.slots,
+                    target + i * q.line_bytes + d * ITEM,
+                )  # fmt: skip
 
-    return jit.part(pack_taps)
+    return jit.part(pick_taps)
 
 
 @functools.cache

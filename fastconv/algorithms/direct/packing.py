@@ -24,10 +24,12 @@ _LAUNCH_WEIGHTS = 1 << 15
 
 
 def pack_part(problem: ConvProblem, pack: np.ndarray, lanes: int) -> CFunc:
-    """The part that packs as a record says; short lines that follow each other have one of their own."""
+    """The part that packs as a record says: by the order in which the weights lie."""
+    if pack["source_d"][0] == problem.itemsize:
+        return packing.copy_part(problem.dtype, lanes)
     line, together = int(pack["line"][0]), pack["source_d"][0] == pack["period"][0] * problem.itemsize
     short = together and line == pack["period"][0] and 1 < line <= _MOST_PICKED and vector_bytes() > 16
-    return packing.pack_part(problem.dtype, lanes, line if short else 1)
+    return packing.pick_part(problem.dtype, lanes, line) if short else packing.turn_part(problem.dtype, lanes)
 
 
 def plan_pack(
