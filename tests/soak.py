@@ -32,6 +32,7 @@ _SIBLINGS = 128
 _FAMILIES = 64
 """Such families are told in turn, so that no two workers compile for the same one, if their number divides this."""
 _CASES_APART = 5
+"""From one of the table to the next: those beside each other are alike."""
 _ENVIRONMENT = {"NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1"}
 """Two threads in each worker find what one hides; on as many cores as workers they must not wait spinning."""
 
@@ -143,7 +144,7 @@ def _oracles(draws: Draws, number: int, table: bool) -> int:
 
     if not table:
         return oracles.check(draws(number), number)
-    place = number % len(CASES)
+    place = number * _CASES_APART % len(CASES)
     return oracles.check(draws(number), number, CASES[place], dict(combinations(place)).get("NCHW", "float32"))
 
 

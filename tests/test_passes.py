@@ -26,6 +26,7 @@ _RARE = (
     "plan_pixel_pairs",
     "plan_rolling_dots",
     "plan_pixel_dots",
+    "plan_channel_dots",
 )
 """Kinds that few of the cases are for."""
 

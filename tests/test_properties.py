@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 import fastconv
 
 from .cases import LAYOUTS, NAMED, UNIVERSAL, Case
+from .extent import ALL
 
-properties = settings(derandomize=True, deadline=None, max_examples=150)
+properties = settings(derandomize=True, deadline=None, max_examples=300 if ALL else 80)
 algorithms = st.sampled_from([name for name in NAMED if name in UNIVERSAL])
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**32 - 1)
