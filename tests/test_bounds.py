@@ -14,7 +14,7 @@ from .extent import ALL
 from .guarded import AVAILABLE
 from .process import ROOT, run_python
 
-TAKEN = len(CASES) if ALL else len(CASES) // 3
+TAKEN = len(CASES) if ALL else len(CASES) // 5
 needs_guards = pytest.mark.skipif(not AVAILABLE, reason="needs mmap and mprotect")
 
 TOUCH = """

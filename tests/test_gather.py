@@ -116,7 +116,7 @@ def test_tiles_of_half_vectors(direction, layout, monkeypatch):
         monkeypatch.setattr(module, "panel_tile", halved)
     taken = 0
     for case, kind in itertools.product(
-        cross_section(CASES, 11), (gather.plan_gather, gather.plan_padded, planes.plan_planes)
+        cross_section(CASES, 17), (gather.plan_gather, gather.plan_padded, planes.plan_planes)
     ):
         x_shape, w_shape, _ = case.shapes(layout)
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)
