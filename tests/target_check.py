@@ -11,10 +11,13 @@ from fastconv.kernels.target import vector_bytes
 from .cases import DIRECTIONS, NAMED, TARGET_CASES, compare_integers
 from .extent import combinations, cross_section
 
+EVERY = 8
+"""Of the cases, as compiling for a CPU takes minutes."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.target_check")
-    parser.add_argument("--every", type=int, default=8, help="take every n-th case (8)")
+    parser.add_argument("--every", type=int, default=EVERY, help=f"take every n-th case ({EVERY})")
     cases = cross_section(TARGET_CASES, parser.parse_args().every)
     compared = 0
     for algorithm in [name for name in NAMED if name != "naive"]:  # whose plain loops know no vectors

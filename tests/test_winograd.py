@@ -18,7 +18,7 @@ from .checks import assert_same_bits
 from .extent import COMBINATIONS
 from .transformed import assert_error_near_plain_sums, assert_prepared_as_called, each_activation
 
-TILED = [combination for combination in COMBINATIONS if "winograd-" in f"{combination[0].name}-"]
+TILED = [taken for taken in COMBINATIONS if taken[0].name.startswith(("winograd-", "threads-winograd"))]
 each_tiled = pytest.mark.parametrize(
     ("case", "layout", "dtype"), TILED, ids=lambda value: getattr(value, "name", value)
 )
