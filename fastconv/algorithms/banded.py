@@ -37,7 +37,7 @@ _BAND_BYTES = 1 << 20
 _GROUPS_BYTES = 1 << 19
 """The same of a band of some groups of channels, which has little to compute for each value."""
 _VALUE_SECONDS = 0.1e-9
-"""Turning one value, near the core that reads it next."""
+"""Turning one value of a band of groups, near the core that reads it next; `Costs.turn_seconds` of another band."""
 _BAND_SECONDS = 1e-6
 """Beginning and end of a band's steps."""
 _GROUPS_SECONDS = 0.4e-6
@@ -283,8 +283,9 @@ class BandedOperation(Operation):
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
         threads = self._launch.threads
+        value_seconds = _VALUE_SECONDS if self._planner.groups else model.costs().turn_seconds
         each = {
-            kind: sum(stage.seconds(rate) for stage in stages) + self._values[kind] * _VALUE_SECONDS + _BAND_SECONDS
+            kind: sum(stage.seconds(rate) for stage in stages) + self._values[kind] * value_seconds + _BAND_SECONDS
             for kind, stages in self._kinds.items()
         }
         work = _most_loaded([each[part.problem] for part in self._parts], threads)

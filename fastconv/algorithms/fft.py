@@ -59,6 +59,8 @@ class _Slots(NamedTuple):
 _WHOLE_SLOTS = _Slots(octave=4.0, load=35.0, store=20.0, apart=69.0, product=10.0)
 _HALVED_SLOTS = _Slots(octave=4.5, load=2.0, store=8.0, apart=35.0, product=8.0)
 """The same where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load or a sum."""
+_NARROW_SLOTS = _Slots(octave=5.4, load=47.0, store=27.0, apart=93.0, product=13.5)
+"""And where vectors of 32 bytes find 16 registers, which hold no octave's operands (Zen 3)."""
 _NEAR_BYTES = 1 << 20
 """Panels and spectra that stay in the second cache level."""
 _FAR_SHARE = 0.8
@@ -101,7 +103,7 @@ class Sizes:
 
 
 def _slots() -> _Slots:
-    return _HALVED_SLOTS if halves_vectors() else _WHOLE_SLOTS
+    return _HALVED_SLOTS if halves_vectors() else _NARROW_SLOTS if vector_bytes() == 32 else _WHOLE_SLOTS
 
 
 def _held(problem: ConvProblem, direction: str) -> tuple[int, int]:

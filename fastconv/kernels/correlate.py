@@ -23,8 +23,8 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
-from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, record_at, turn_row
+from fastconv.kernels.params import CALL, LINE, record
+from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, prefetch, record_at, turn_row
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile, lanes_dividing, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
@@ -231,6 +231,9 @@ def add_tiles(dtype: str, tile: Tile, planes: bool) -> CFunc:
             place, pitch, added = target + t * MR * p.target_k, p.target_k, adds
             if p.even == 0 or before > 0:
                 place, pitch, added = own + p.buffer, NR * ITEM, 0
+            for m in range(rows):
+                for line in range(0, NR * ITEM, LINE):
+                    prefetch(place + m * pitch + line)
             added_tile(
                 REAL, VL, MR, NV, PLANES, runs, own + p.table, here, scalar_pitch, vectors, vector_c,
                 place, pitch, rows + before, lanes, added,

@@ -61,17 +61,17 @@ GATHER = record("""
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
 read neighbouring channels, and `inside` is the address of the runs of a tile in one row whose taps all lie inside the
-image, relative to its first pixel; no tile has more than `most_runs`. Where weights are read `in_place`, `weight_*` say
-how they lie; `packing` is the address of a record that begins as `PACKING` where tasks pack them, else 0, and `keeps`
-says that a thread keeps all panels of a group that it has packed; `padding` that of the `PAD` record where tasks copy
-the rows that they read, with zeros around them, and `source_*` describes such a copy; `scatter` that of the compiled
-`scatter`, where a pixel's channels lie apart in the target; what a tile reads is asked for `tiles_ahead`, if that is
-not 0, and what the next one writes if `asks_targets` is not. A panel's taps are used `chunk` at a time for all tiles of
-a task: fewer than all where a whole panel would leave the second cache level; `tables` and `runs` are the addresses and
-numbers of each tile's runs that are used now. Rows of `tile_channels` weights and of a tile's results are `row_bytes`
-long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the addresses of these compiled parts,
-`multiply_last` that for the last panel, which may be narrower. The last line's fields are offsets into each thread's
-workspace."""
+image, relative to its first pixel, or of their steps where these are listed; no tile has more than `most_runs`. Where
+weights are read `in_place`, `weight_*` say how they lie; `packing` is the address of a record that begins as `PACKING`
+where tasks pack them, else 0, and `keeps` says that a thread keeps all panels of a group that it has packed; `padding`
+that of the `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such
+a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target; what a tile reads is
+asked for `tiles_ahead`, if that is not 0, and what the next one writes if `asks_targets` is not. A panel's taps are
+used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
+`tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
+and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
+addresses of these compiled parts, `multiply_last` that for the last panel, which may be narrower. The last line's
+fields are offsets into each thread's workspace."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -308,16 +308,16 @@ def finish() -> CFunc:
 
 
 @functools.cache
-def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool) -> CFunc:
+def multiply(dtype: str, tile: Tile, unroll: int, listed: bool, start_kind: int, masked: bool) -> CFunc:
     """The part of the kernel that knows its register tile: the tiles of a task, by the taps of a panel from one on.
 
-    The tile may be narrower than the panels, for the last of them. `unroll` and `masked` are those of
-    `fastconv.kernels.tiles.multiply_tile`. Sums begin with a value for each channel in the lanes, or for each pixel.
+    The tile may be narrower than the panels, for the last of them. `unroll`, `listed` and `masked` are those of
+    `fastconv.kernels.tiles`. Sums begin with a value for each channel in the lanes, or for each pixel.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR = tile.VL, tile.MR, tile.NV, tile.NR
-    UNROLL, START, MASKED = unroll, start_kind, int(masked)
+    UNROLL, LISTED, START, MASKED = unroll, int(listed), start_kind, int(masked)
 
     def multiply_tiles(address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap):
         call = record_at(address, CALL)
@@ -351,8 +351,8 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool)
                         prefetch(integer_at(targets + m * 8) + shift + line)
             if runs < 0:
                 pitched_tile(
-                    REAL, VL, MR, NV, START, UNROLL, MASKED, p.inside_runs, p.inside, table, p.column_step * p.source_c,
-                    weights, weight_step, weight_tap, here, floor,
+                    REAL, VL, MR, NV, START, UNROLL, LISTED, MASKED, p.inside_runs, p.inside, table,
+                    p.column_step * p.source_c, weights, weight_step, weight_tap, here, floor,
                     integer_at(targets) + shift if in_place else own + p.buffer + kept,
                     p.target_c if in_place else p.row_bytes, stored,
                 )  # fmt: skip
@@ -372,16 +372,16 @@ def multiply(dtype: str, tile: Tile, unroll: int, start_kind: int, masked: bool)
 
 
 def multiplies(
-    dtype: str, tile: Tile, channels: int, unroll: int, start_kind: int, in_place: bool
+    dtype: str, tile: Tile, channels: int, unroll: int, listed: bool, start_kind: int, in_place: bool
 ) -> dict[str, CFunc]:  # fmt: skip
     """The parts that multiply, by the record's fields: that of the last panel, and that of the others if there are any.
 
     Weights that are read `in_place` end with the last channel, packed ones fill their vectors.
     """
     last = tile.last(channels)
-    parts = {"multiply_last": multiply(dtype, last, unroll, start_kind, in_place and channels % tile.VL != 0)}
+    parts = {"multiply_last": multiply(dtype, last, unroll, listed, start_kind, in_place and channels % tile.VL != 0)}
     if channels > tile.NR:
-        parts["multiply"] = multiply(dtype, tile, unroll, start_kind, False)
+        parts["multiply"] = multiply(dtype, tile, unroll, listed, start_kind, False)
     return parts
 
 

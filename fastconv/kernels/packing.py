@@ -18,6 +18,7 @@ from fastconv.kernels.simd import (
     call_part,
     copy_first_lanes,
     copy_run,
+    copy_values,
     pick_columns,
     pointer,
     prefetch,
@@ -89,9 +90,10 @@ def copy_part(dtype: str, lanes: int) -> CFunc:
                 for line in range(0, asked, LINE):
                     prefetch(row + AHEAD * q.source_k + line)
                 if lanes == NR:
-                    copy_first_lanes(REAL, NR, NR, row, there)
-                else:
-                    copy_first_lanes(REAL, NR, lanes, row, there)
+                    copy_values(REAL, NR, row, there)
+                    continue
+                for v in range(0, NR * ITEM, VL * ITEM):
+                    copy_first_lanes(REAL, VL, lanes - v // ITEM, row + v, there + v)
 
     return jit.part(copy_taps)
 

@@ -84,25 +84,11 @@ class TileSums:
         """
         emit = self.emit
         const, add, multiply = emit.const, emit.add, emit.builder.mul
-
-        def step(along: Any, row: Any, sums: list[Any]) -> list[Any]:
-            return self.add_step(scalars, along, row, sums)
-
-        def steps(count: int, first: Any) -> Any:
-            def several(k: Any, sums: list[Any]) -> list[Any]:
-                k = add(first, multiply(k, const(count)))
-                along, row = multiply(k, const(emit.item)), add(vector, multiply(k, self._vector_step))
-                for u in range(count):
-                    sums = step(add(along, const(u * emit.item)), row, sums)
-                    row = add(row, self._vector_step)
-                return sums
-
-            return several
-
         if self._unroll == ANYWHERE:
 
             def one(k: Any, sums: list[Any]) -> list[Any]:
-                return step(multiply(k, scalar_step), add(vector, multiply(k, self._vector_step)), sums)
+                along, row = multiply(k, scalar_step), add(vector, multiply(k, self._vector_step))
+                return self.add_step(scalars, along, row, sums)
 
             if self.sets == 1:
                 return emit.loop(length, one, sums)
@@ -118,9 +104,45 @@ class TileSums:
             firsts = sums[:: self.sets]
             firsts = emit.loop(emit.builder.sub(length, done), lambda k, sums: one(add(done, k), sums), firsts)
             return [firsts[i // self.sets] if i % self.sets == 0 else value for i, value in enumerate(sums)]
-        rounds = emit.builder.sdiv(length, const(self._unroll))
-        sums = emit.loop(rounds, steps(self._unroll, const(0)), sums)
-        done = multiply(rounds, const(self._unroll))
+
+        def side_by_side(k: Any) -> Callable[[int], Any]:
+            along = multiply(k, const(emit.item))
+            return lambda u: add(along, const(u * emit.item))
+
+        return self._add_unrolled(scalars, side_by_side, vector, length, self._unroll, sums)
+
+    def add_listed(self, scalars: list[Any], offsets: Any, vector: Any, length: Any, sums: list[Any]) -> list[Any]:
+        """Add `length` steps, whose scalars lie after each row's address by the offsets listed at `offsets`."""
+        emit = self.emit
+
+        def listed(k: Any) -> Callable[[int], Any]:
+            place = emit.add(offsets, emit.builder.mul(k, emit.const(8)))
+            return lambda u: emit.load_int(emit.add(place, emit.const(8 * u)))
+
+        return self._add_unrolled(scalars, listed, vector, length, self._unroll or UNROLLED, sums)
+
+    def _add_unrolled(
+        self, scalars: list[Any], along: Callable[[Any], Callable[[int], Any]], vector: Any, length: Any, unroll: int,
+        sums: list[Any],
+    ) -> list[Any]:  # fmt: skip
+        """Add `length` steps, `unroll` at once; ``along(k)(u)`` is how far step k + u's scalars lie after the rows'."""
+        emit = self.emit
+        const, add, multiply = emit.const, emit.add, emit.builder.mul
+
+        def steps(count: int, first: Any) -> Any:
+            def several(k: Any, sums: list[Any]) -> list[Any]:
+                k = add(first, multiply(k, const(count)))
+                places, row = along(k), add(vector, multiply(k, self._vector_step))
+                for u in range(count):
+                    sums = self.add_step(scalars, places(u), row, sums)
+                    row = add(row, self._vector_step)
+                return sums
+
+            return several
+
+        rounds = emit.builder.sdiv(length, const(unroll))
+        sums = emit.loop(rounds, steps(unroll, const(0)), sums)
+        done = multiply(rounds, const(unroll))
         return emit.loop(emit.builder.sub(length, done), steps(1, done), sums)
 
     def store(self, sums: list[Any], floor: Any, targets: Callable[[int], Any], lanes: Any) -> None:
@@ -230,34 +252,39 @@ def _pitched_run(
 
 @intrinsic(prefer_literal=True)
 def pitched_tile(
-    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any, MASKED: Any,
+    typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any, LISTED: Any, MASKED: Any,
     runs: Any, table: Any, scalars: Any, pitch: Any, vectors: Any, vector_step: Any, tap_step: Any,
     start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     """The tile of `multiply_tile` where all rows follow each other at one pitch, so that nobody has to list them.
 
     Run r is 1 + RUN_FIELDS integers of `table`: the offset of the first row's first scalar from `scalars`, then as
-    there; the next row's scalars lie `pitch` bytes on. All rows begin with the vectors at `start`, or each with its own
+    there; the next row's scalars lie `pitch` bytes on. Where LISTED is 1, `runs` counts steps, `table` has the offset
+    of each, and their vectors follow each other. All rows begin with the vectors at `start`, or each with its own
     scalar there; the first row goes to `target`, the next `target_pitch` on.
     """
     width, rows, start_kind, unroll = literal(NV), literal(MR), literal(START), literal(UNROLL)
     real, vector_lanes = REAL.dtype, literal(VL)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[7:14]
-        start, floor, target, target_pitch, lanes = args[14:]
+        runs, table, scalars, pitch, vectors, vector_step, tap_step = args[8:15]
+        start, floor, target, target_pitch, lanes = args[15:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
         tile = TileSums(emit, rows, width, vector_step, unroll, mask=mask)
 
-        run = _pitched_run(tile, table, scalars, pitch, vectors, tap_step)
-        sums = emit.loop(runs, run, tile.start(start_kind, lambda m: start, start))
+        first = tile.start(start_kind, lambda m: start, start)
+        if literal(LISTED):
+            addresses = [add(scalars, builder.mul(pitch, const(m))) for m in range(rows)]
+            sums = tile.add_listed(addresses, table, vectors, runs, first)
+        else:
+            sums = emit.loop(runs, _pitched_run(tile, table, scalars, pitch, vectors, tap_step), first)
         tile.store(sums, floor, lambda m: add(target, builder.mul(target_pitch, const(m))), lanes)
         return context.get_dummy_value()
 
     integers = [types.intp] * 8
-    return types.void(REAL, VL, MR, NV, START, UNROLL, MASKED, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, LISTED, MASKED, *integers, real, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -21,19 +21,21 @@ from fastconv.algorithms.turning import transposition
 from fastconv.cost import far_bytes
 from fastconv.kernels import correlate
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, address, fill, odd_lines
-from fastconv.kernels.target import Tile, gradient_slots, gradient_tile, vector_bytes
+from fastconv.kernels.params import LINE, Buffer, address, fill, odd_lines
+from fastconv.kernels.target import Tile, gradient_slots, gradient_tile, registers, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS
 from fastconv.kernels.transpose import MOST_INTERLEAVED
 from fastconv.problem import CHANNELS_LAST, IMAGES_LAST, ConvProblem
 
 _PANEL_BYTES = 32 << 10
 """Packed output gradients of a block of pixels: they stay in the first cache level for all taps."""
+_NARROW_PANEL_BYTES = 12 << 10
+"""The same where registers are few and a pixel's inputs take several lines: beside narrow panels these need as much."""
 _JOINED_CHANNELS = 16
 """Input channels of a group up to which the taps of a kernel row are joined."""
-_IN_PLACE_PASSES, _MEETING_PASSES, _FEW_SETS = 16, 4, 2
-"""Tiles that may read output gradients as they lie, and how many where their pixels spread over so few sets of a cache:
-vectors there mostly straddle cache lines, packed ones do not."""
+_IN_PLACE_PASSES, _MEETING_PASSES, _FEW_SETS = {32: 16, 16: 10}, 4, 2
+"""Tiles that may read output gradients as they lie, by registers, and how many where their pixels spread over so few
+sets of a cache: vectors there mostly straddle cache lines, packed ones do not."""
 _SLAB_PIXELS = 400
 """Pixels of a slab: with so many, adding its partial gradient takes some hundredth of computing it."""
 _PACKED_BYTES = 512 << 10
@@ -234,13 +236,13 @@ def plan_correlate(problem: ConvProblem, threads: int, exchanged: bool = False) 
     if exchanged:
         w = canonical_weight_strides((problem.ic, 1, 1, problem.oc), item, CHANNELS_LAST)
     far = w_bytes > _FAR_BYTES
-    room = int(scratch_limit(problem, 1)) - (_FAR_PANEL_BYTES if far else _PANEL_BYTES) - _PACKED_BYTES
+    room = int(scratch_limit(problem, 1)) - _panel_bytes(problem, far) - _PACKED_BYTES
     if not _lies_even(problem, w, joined) and w_bytes <= room:
         turn, room = Turn(problem, joined, threads), room - w_bytes
         w = canonical_weight_strides(turn.shape, item, turn.layout)
     panels, channel_tiles = -(-problem.oc_per_group // shape.NR), -(-reduction // shape.MR)
     in_place = y[3] == item and problem.oc_per_group % shape.VL == 0
-    passes = _MEETING_PASSES if sets_of(y[2]) <= _FEW_SETS else _IN_PLACE_PASSES
+    passes = _MEETING_PASSES if sets_of(y[2]) <= _FEW_SETS else _IN_PLACE_PASSES[registers()]
     in_place = in_place and len(rows.taps) * taps_c * channel_tiles <= passes
     even = _lies_even(problem, w, joined)
     planes = problem.layout == "NCHW" and not joined and reduction >= shape.MR
@@ -367,6 +369,14 @@ def _packed(axis: Axis, count: int, size: int | None) -> tuple[int, int]:
     return reach if size is None else min(reach, size), 1
 
 
+def _panel_bytes(problem: ConvProblem, far: bool) -> int:
+    """Packed output gradients of a block at most."""
+    if far:
+        return _FAR_PANEL_BYTES
+    lines = problem.ic_per_group * problem.itemsize > LINE
+    return _NARROW_PANEL_BYTES if lines and registers() == 16 else _PANEL_BYTES
+
+
 def _block(
     problem: ConvProblem, rows: Axis, columns: Axis, shape: Tile, most_pixels: int, channel_tiles: int, far: bool
 ) -> tuple[_Block, int]:
@@ -375,7 +385,7 @@ def _block(
     And in how many parts its input channels must be packed at least: more than one where that makes blocks larger, and
     the weight gradient is `far` or blocks have few pixels.
     """
-    panel_bytes = _FAR_PANEL_BYTES if far else _PANEL_BYTES
+    panel_bytes = _panel_bytes(problem, far)
     found: list[tuple[int, int, _Block]] = []
     for parts in range(1, min(channel_tiles, _FAR_PARTS) + 1):
         if found and not far and -found[0][0] >= _FEW_PIXELS:

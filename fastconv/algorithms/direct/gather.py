@@ -43,6 +43,8 @@ _TABLE_BYTES = 32 << 10
 _COPY_BYTES = 256 << 10
 """Copies of runs at the image's border that a block may take (layouts whose channels lie apart only)."""
 _MAX_TILES = 32
+_LISTED_STEPS = 9
+"""Steps of a run up to which each is listed by itself instead: beginning a run takes longer than so few steps."""
 _PADDED_BLOCKS = 4
 """How many times as long tasks may be that copy the rows that they read."""
 _PADDED_CHANNELS = 16
@@ -129,6 +131,16 @@ def _ascending(axis: Axis) -> Axis:
 def _highest(pitch: int) -> int:
     """Rows of the highest tile whose pixels lie that far apart."""
     return rows_meeting(pitch, SET_BYTES // 2 if halves_vectors() else SET_BYTES, _MEETING_PIXELS)
+
+
+def _steps_inside(rows: Axis, columns: Axis, source: tuple[int, ...], reduction: int) -> list[int]:
+    """How far after a pixel's first source value each step's lies, where all taps are inside the image."""
+    return [
+        row * source[1] + column * source[2] + k * source[3]
+        for row in rows.offsets
+        for column in columns.offsets
+        for k in range(reduction)
+    ]
 
 
 def _stays_inside(axis: Axis, size: int) -> bool:
@@ -250,7 +262,7 @@ def _plan(
     ahead = -(-_AHEAD_BYTES // tile_bytes) if far else 0
 
     # What pixels of few products write comes from memory first.
-    expands = taps == 1 and target[3] == item and channels > reduction and leaves_caches(problem)
+    expands = target[3] == item and channels > taps * reduction and leaves_caches(problem)
 
     listed = list_bytes(shape.MR)
     packed_shape = (groups, panels, taps, reduction, lanes)
@@ -267,12 +279,10 @@ def _plan(
     )  # fmt: skip
     touching = touching and (chunk == taps or chunk % len(columns.taps) == 0)
     joined = len(columns.taps) if touching else 1
-    inside = np.array([
-        (row * source[1] + column * source[2], source[3], a * len(columns.taps) + b, reduction * joined)
-        for a, row in enumerate(rows.offsets)
-        for b, column in enumerate(columns.offsets)
-        if b % joined == 0
-    ], np.int64)  # fmt: skip
+    listed_steps = not sums and reduction * joined <= _LISTED_STEPS
+    steps = _steps_inside(rows, columns, source, reduction if listed_steps else 1)
+    runs = [(steps[tap], source[3], tap, reduction * joined) for tap in range(0, taps, joined)]
+    inside = np.array(steps if listed_steps else runs, np.int64)
     zeros = np.zeros(0 if apart else reduction, problem.dtype)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
@@ -317,7 +327,9 @@ def _plan(
         if target[3] != item:
             plan["scatter"] = gather.scatter(problem.dtype).address
         unroll = ANYWHERE if apart else unrolling(reduction * joined)
-        parts = gather.multiplies(problem.dtype, shape, channels, unroll, CHANNEL_START, bool(plan["in_place"]))
+        parts = gather.multiplies(
+            problem.dtype, shape, channels, unroll, listed_steps, CHANNEL_START, bool(plan["in_place"])
+        )
         for name, compiled_part in parts.items():
             plan[name] = compiled_part.address
         plan["finish"] = gather.finish().address

@@ -244,6 +244,8 @@ class Costs(NamedTuple):
     """Adding up the lanes of one such product."""
     far_scatter_seconds: float
     """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
+    turn_seconds: float
+    """Turning one value of a band of images, near the core that reads it next."""
     dot_far_seconds: float
     """Waiting for a byte of planes from beyond the caches, in a weight gradient."""
 
@@ -259,7 +261,7 @@ _WHOLE = Costs(
     apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9,
     plane_share=1.0, row_apart_share=0.9, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
-    dot_far_seconds=0.0,
+    turn_seconds=0.1e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
@@ -272,12 +274,13 @@ _HALVED = Costs(
     apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85,
     plane_share=1.03, row_apart_share=1.0, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,
-    dot_far_seconds=0.04e-9,
+    turn_seconds=0.1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 _NARROW = _WHOLE._replace(
     stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
     line_share=0.85, line_dot_share=1.6, plane_dot_share=0.35, plane_share=0.93,
+    turn_seconds=0.35e-9,
 )  # fmt: skip
 """Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 

@@ -244,7 +244,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         if not in_place:
             windows.record["entry"] = kernels.pack_columns(problem.dtype, shape.NV, shape.VL, windows.step).address
         template["trace"] = gather.trace().address
-        parts = gather.multiplies(problem.dtype, shape, pixels, unroll, ROW_START, in_place)
+        parts = gather.multiplies(problem.dtype, shape, pixels, unroll, False, ROW_START, in_place)
         for name, compiled_part in parts.items():
             template[name] = compiled_part.address
         template["finish"] = gather.finish().address
