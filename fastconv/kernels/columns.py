@@ -19,7 +19,7 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
-from fastconv.kernels.emit import Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
 from fastconv.kernels.packing import AHEAD
 from fastconv.kernels.params import LINE, record
 from fastconv.kernels.simd import pointer, prefetch, record_at
@@ -70,15 +70,15 @@ def copy_taps(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, offsets, taps, masks, target, pitch, count = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
-        bits, chosen, size = ir.IntType(lanes), ir.VectorType(ir.IntType(1), lanes), emit.vector_bytes
+        bits, size = ir.IntType(lanes), emit.vector_bytes
 
         def mask(words: Any, part: int) -> Any:
             word, shift = divmod(part * lanes, 64)
             if lanes % 8 == 0:
                 place = emit.add(words, emit.const(part * lanes // 8))
-                return builder.bitcast(builder.load(builder.inttoptr(place, bits.as_pointer()), align=1), chosen)
-            shifted = builder.lshr(emit.load_int(emit.add(words, emit.const(8 * word))), emit.const(shift))
-            return builder.bitcast(builder.trunc(shifted, bits), chosen)
+                own = builder.load(builder.inttoptr(place, bits.as_pointer()), align=1)
+                return emit.chosen(builder.zext(own, I64))
+            return emit.chosen(builder.lshr(emit.load_int(emit.add(words, emit.const(8 * word))), emit.const(shift)))
 
         def copy(masked: bool, whole: bool) -> None:
             def tap(b: Any, _: list[Any]) -> list[Any]:

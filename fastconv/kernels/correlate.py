@@ -23,6 +23,7 @@ from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
+from fastconv.kernels.copies import AHEAD
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, prefetch, record_at, turn_row
 from fastconv.kernels.spans import end_inside, first_inside
@@ -143,6 +144,8 @@ def pack_gradient(dtype: str, lanes: int) -> CFunc:
             place = panel + r * columns * NR * ITEM
             if p.gradient_d == ITEM:
                 for j in range(columns):
+                    for line in range(0, NR * ITEM, LINE):
+                        prefetch(base + (j + AHEAD) * p.gradient_c + line)
                     for v in range(NR // VL):
                         part = v * VL * ITEM
                         copy_first_lanes(

@@ -57,13 +57,13 @@ def dots(dtype: str, tile: Tile) -> CFunc:
             image, i = block // p.row_blocks, block % p.row_blocks * p.row_block
             rows = min(p.row_block, p.rows - i)
             fill_strip(
-                REAL, ITEM, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
+                REAL, ITEM, VL, own + p.strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
                 call.source + group * p.source_group + image * p.source_n, p.source_r, p.source_c, p.source_k,
                 p.source_rows, p.source_columns, i * p.row_step + p.first_row, p.first_column,
                 p.strip_rows - (p.row_block - rows) * p.row_step,
             )  # fmt: skip
             fill_strip(
-                REAL, ITEM, own + p.planes, p.row_block, p.gradient_columns, 1, p.channels,
+                REAL, ITEM, VL, own + p.planes, p.row_block, p.gradient_columns, 1, p.channels,
                 call.other + group * p.gradient_group + image * p.gradient_n,
                 p.gradient_r, p.gradient_c, p.gradient_d, p.rows, p.columns, i, 0, rows,
             )  # fmt: skip

@@ -116,13 +116,27 @@ class Emitter:
 
         high, low = bound(last), bound(first)
         bits = builder.select(builder.icmp_signed("<", low, high), builder.sub(high, low), self.const(0))
-        return builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+        return self.chosen(bits)
+
+    def chosen(self, bits: Any) -> Any:
+        """A mask of the lanes whose bits are set in an int64."""
+        lanes, builder = self.vector.count, self.builder
+        if masks_have_registers():
+            return builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+        # Without mask registers LLVM takes the bits out one by one: 25 instructions for 8 of them.
+        word = ir.IntType(8 * self.item)
+        words = ir.VectorType(word, lanes)
+        one = builder.insert_element(
+            ir.Constant(words, ir.Undefined), bits if word == I64 else builder.trunc(bits, word), ir.Constant(I32, 0)
+        )
+        own = ir.Constant(words, [1 << lane for lane in range(lanes)])
+        met = builder.and_(builder.shuffle_vector(one, one, self._lane0), own)
+        return builder.icmp_signed("!=", met, ir.Constant(words, None))
 
     def distinct(self, mask: Any) -> Any:
         """The same mask, of which the compiler does not know that it is the same."""
-        builder, lanes = self.builder, mask.type.count
-        bits = builder.zext(builder.bitcast(mask, ir.IntType(lanes)), I64)
-        return builder.bitcast(builder.trunc(self.opaque(bits), ir.IntType(lanes)), mask.type)
+        bits = self.builder.zext(self.builder.bitcast(mask, ir.IntType(mask.type.count)), I64)
+        return self.chosen(self.opaque(bits))
 
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         """Store the lanes of a vector that a mask names, and touch no other place."""

@@ -44,7 +44,8 @@ def unfold(dtype: str) -> CFunc:
             place = p.patches + task * p.outer * kh * kw * inner * ITEM
             for c in range(p.outer):
                 for a in range(kh):
-                    patch = tensor(REAL, 1, place, (kw * inner,), (ITEM,))
+                    line = place
+                    patch = tensor(REAL, 1, line, (kw * inner,), (ITEM,))
                     place += kw * inner * ITEM
                     row = i * p.stride_i + a * p.dilation_i - p.pad_i
                     if row < 0 or row >= p.ih:
@@ -55,15 +56,13 @@ def unfold(dtype: str) -> CFunc:
                         patch[q] = REAL(0)
                     for q in range(b1 * inner, kw * inner):
                         patch[q] = REAL(0)
-                    if touching:
-                        values = tensor(REAL, 1, source, (kw * inner,), (ITEM,))
-                        for q in range(b0 * inner, b1 * inner):
-                            patch[q] = values[q]
-                        continue
-                    for b in range(b0, b1):
-                        values = tensor(REAL, 1, source + b * p.dilation_j * p.x_j, (inner,), (ITEM,))
-                        for q in range(inner):
-                            patch[b * inner + q] = values[q]
+                    # Taps that touch are one run. Indices count from 0: else loops are not vectorised.
+                    count = (b1 - b0) * inner if touching else inner
+                    for b in range(b0, b0 + 1 if touching and b1 > b0 else b1):
+                        values = tensor(REAL, 1, source + b * p.dilation_j * p.x_j, (count,), (ITEM,))
+                        copied = tensor(REAL, 1, line + b * inner * ITEM, (count,), (ITEM,))
+                        for q in range(count):
+                            copied[q] = values[q]
 
     return jit.kernel(unfold_rows)
 

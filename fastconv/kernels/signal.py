@@ -128,18 +128,20 @@ def fill_line(REAL, ITEM, line, source, step, size, column, columns, boundary, o
     copied = carray(pointer(line), columns, REAL)
     left, right = min(max(-column, 0), columns), min(max(size - column, 0), columns)
     right = max(left, right)
+    # Indices count from 0: any that might be negative would keep the loops from being vectorised.
+    between = carray(pointer(line + left * ITEM), right - left, REAL)
     if step == ITEM:
         values = carray(pointer(source + (column + left) * step), right - left, REAL)
         for c in range(right - left):
-            copied[left + c] = values[c] * sign
+            between[c] = values[c] * sign
     elif step == -ITEM:
         values = carray(pointer(source + (column + right - 1) * step), right - left, REAL)
         for c in range(right - left):
-            copied[left + c] = values[right - left - 1 - c] * sign
+            between[c] = values[right - left - 1 - c] * sign
     else:
         strided = tensor(REAL, 0, source + (column + left) * step, (right - left,), (step,))
         for c in range(right - left):
-            copied[left + c] = strided[c] * sign
+            between[c] = strided[c] * sign
     if boundary == FILL:
         copied[:left] = outside
         copied[right:] = outside

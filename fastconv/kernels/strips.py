@@ -17,8 +17,8 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, integer_at, pointer, record_at, tensor, turn_tile
-from fastconv.kernels.target import Tile
+from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at, tensor, turn_tile
+from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import ROW_START, RUN_FIELDS, multiply_tile
 
 STRIPS = record("""
@@ -40,7 +40,7 @@ STRIPS = record("""
 
 @jit.inline
 def fill_strip(
-    REAL, ITEM, strip, strip_rows, strip_columns, phases, planes,
+    REAL, ITEM, VL, strip, strip_rows, strip_columns, phases, planes,
     source, source_r, source_c, source_k, source_rows, source_columns, row, column, rows,
 ):  # fmt: skip
     """Copy `rows` of each plane from source pixel (row, column) into the strip, with zeros outside the image.
@@ -58,10 +58,8 @@ def fill_strip(
             place = source + (row + r) * source_r + column * source_c + k * source_k
             if inside and phases == 1 and source_c == ITEM:
                 copied = carray(pointer(line), columns, REAL)
-                values = carray(pointer(place + left * ITEM), right - left, REAL)
                 copied[:left] = REAL(0)
-                for c in range(right - left):
-                    copied[left + c] = values[c]
+                copy_run(REAL, VL, place + left * ITEM, line + left * ITEM, right - left)
                 copied[right:] = REAL(0)
                 continue
             for phase in range(phases):
@@ -79,11 +77,12 @@ def strip_part(dtype: str) -> CFunc:
     """The part of the kernel that fills a strip, with as many rows as `rows` say, from a source pixel on."""
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
+    VL = vector_bytes() // ITEM
 
     def fill_planes(plan, strip, source, row, column, rows):
         p = record_at(plan, STRIPS)
         fill_strip(
-            REAL, ITEM, strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
+            REAL, ITEM, VL, strip, p.strip_rows, p.strip_columns, p.column_step, p.reduction,
             source, p.source_r, p.source_c, p.source_k, p.source_rows, p.source_columns, row, column, rows,
         )  # fmt: skip
 
