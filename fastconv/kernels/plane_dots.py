@@ -11,6 +11,7 @@ bits for any number of threads.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.plane_taps import PlaneTap, StridedTaps
+from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, mask_if
 from fastconv.kernels.simd import pointer, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
-from fastconv.kernels.target import IN_FLIGHT
+from fastconv.kernels.target import IN_FLIGHT, masks_have_registers
 
 PLANE_DOTS = record("""
     source_n source_d source_r source_rows source_columns
@@ -61,17 +62,19 @@ def plane_row(
         groups = builder.udiv(lines, const(sets))
         grouped = multiply(groups, const(sets))
 
-        def strip(v: Any, sums: list[Any]) -> list[Any]:
+        def strip(v: Any, sums: list[Any], masked: bool) -> list[Any]:
             left = multiply(v, const(lanes))
             there = builder.sub(columns, left)
             begin = add(first, multiply(left, const(step)))
-            every = [PlaneTap(emit, add(begin, multiply(spread, const(b))), step, size, there) for b in range(taps)]
+            every = [
+                PlaneTap(emit, add(begin, multiply(spread, const(b))), step, size, there, masked) for b in range(taps)
+            ]
             pixels = emit.below(there, 0)
             here = add(gradient, multiply(left, const(emit.item)))
 
             def line(i: Any, sums: list[Any]) -> list[Any]:
-                row = add(source, multiply(i, source_line))
-                value = emit.load_masked(add(here, multiply(i, gradient_line)), pixels)
+                row, place = add(source, multiply(i, source_line)), add(here, multiply(i, gradient_line))
+                value = emit.load_masked(place, pixels) if masked else emit.load(place)
                 return [tap.add(tap.load(row), value, total) for tap, total in zip(every, sums, strict=True)]
 
             def group(i: Any, sums: list[Any]) -> list[Any]:
@@ -84,7 +87,9 @@ def plane_row(
 
             return emit.loop(builder.sub(lines, grouped), rest, emit.loop(groups, group, sums))
 
-        sums = _over_strips(emit, literal(ALONE), strips, strip, [emit.constant(0.0)] * (taps * sets))
+        reach = add(const(step * lanes), multiply(spread, const(taps - 1)))
+        inside = columns, first, size, step, reach
+        sums = _over_strips(emit, literal(ALONE), strips, inside, strip, [emit.constant(0.0)] * (taps * sets))
         totals = sums[:taps]
         for k in range(1, sets):
             totals = [builder.fadd(*pair) for pair in zip(totals, sums[k * taps : (k + 1) * taps], strict=True)]
@@ -94,9 +99,47 @@ def plane_row(
     return types.void(REAL, VL, KW, S, ALONE, *[types.intp] * 11), codegen
 
 
-def _over_strips(emit: Emitter, alone: int, strips: Any, strip: Any, sums: list[Any]) -> list[Any]:
-    """Go over the strips of a plane. All masks of one that is `alone` are known before the planes are."""
-    return strip(emit.const(0), sums) if alone else emit.loop(strips, strip, sums)
+def _strips_inside(
+    emit: Emitter, strips: Any, columns: Any, first: Any, size: Any, step: int, reach: Any
+) -> tuple[Any, Any]:  # fmt: skip
+    """The first of the strips that meet the image only, in all their lanes, and the one behind the last of them.
+
+    The first strip reads `reach` positions from `first` on, and each one `step` further for each lane before it.
+    """
+    builder, const, limited = emit.builder, emit.const, emit.limited
+    lanes, width = const(emit.vector.count), const(emit.vector.count * step)
+    before = limited(builder.neg(first), const(0), size)
+    begin = limited(builder.sdiv(emit.add(before, emit.const(emit.vector.count * step - 1)), width), const(0), strips)
+    room = builder.sub(builder.sub(size, first), reach)
+    fitting = builder.select(
+        builder.icmp_signed("<", room, const(0)), const(0), emit.add(builder.sdiv(room, width), const(1))
+    )
+    return begin, limited(limited(fitting, const(0), builder.sdiv(columns, lanes)), begin, strips)
+
+
+def _over_strips(
+    emit: Emitter, alone: int, strips: Any, inside: tuple[Any, ...], strip: Callable[[Any, list[Any], bool], list[Any]],
+    sums: list[Any],
+) -> list[Any]:  # fmt: skip
+    """Go over the strips of a plane, those between the edges last and without masks where these cost something.
+
+    `inside` is what `_strips_inside` takes besides. All masks of a strip that is `alone` are known before the planes
+    are.
+    """
+    if alone:
+        return strip(emit.const(0), sums, True)
+    if masks_have_registers():
+        return emit.loop(strips, lambda v, sums: strip(v, sums, True), sums)
+    builder = emit.builder
+    begin, end = _strips_inside(emit, strips, *inside)
+    count = builder.sub(end, begin)
+
+    def at_edge(k: Any, sums: list[Any]) -> list[Any]:
+        behind = builder.icmp_signed(">=", k, begin)
+        return strip(builder.select(behind, emit.add(k, count), k), sums, True)
+
+    sums = emit.loop(builder.sub(strips, count), at_edge, sums)
+    return emit.loop(count, lambda k, sums: strip(emit.add(begin, k), sums, False), sums)
 
 
 def _add_totals(emit: Emitter, sums: list[Any], taps: int, target: Any, target_line: Any) -> None:
@@ -134,8 +177,6 @@ def plane_rows(
         source, source_line, gradient, gradient_line, target, target_line = args[15:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
-        nothing = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [0] * lanes)
-
         # Between these all kernel rows meet a row of the gradient.
         begin_all = emit.limited(const(height - 1), begin, end)
         end_all = emit.limited(lines, begin_all, end)
@@ -143,25 +184,27 @@ def plane_rows(
         def exists(i: Any) -> Any:
             return builder.icmp_unsigned("<", i, lines)
 
-        def strip(v: Any, sums: list[Any]) -> list[Any]:
+        def strip(v: Any, sums: list[Any], masked: bool) -> list[Any]:
             left = multiply(v, const(lanes))
             there, begin_columns = builder.sub(columns, left), add(first, multiply(left, const(step)))
             every = [
-                PlaneTap(emit, add(begin_columns, multiply(spread, const(b))), step, size, there) for b in range(taps)
+                PlaneTap(emit, add(begin_columns, multiply(spread, const(b))), step, size, there, masked)
+                for b in range(taps)
             ]
-            shared = StridedTaps(emit, begin_columns, taps, 1, size, False) if shares else None
-            pixels = emit.below(there, 0)
+            shared = StridedTaps(emit, begin_columns, taps, 1, size, {0} if masked else set()) if shares else None
+            pixels = emit.below(there, 0) if masked else None
             here = add(gradient, multiply(left, const(emit.item)))
 
-            def gradient_row(i: Any, mask: Any) -> Any:
-                return emit.load_masked(add(here, multiply(i, gradient_line)), mask)
+            def gradient_row(i: Any, edge: bool) -> Any:
+                place = add(here, multiply(i, gradient_line))
+                mask = mask_if(emit, exists(i), pixels) if edge else pixels
+                return emit.load(place) if mask is None else emit.load_masked(place, mask)
 
             def rows_between(low: Any, high: Any, carried: list[Any], edge: bool) -> list[Any]:
                 def line(i: Any, carried: list[Any]) -> list[Any]:
                     i = add(i, low)
                     sums, before = carried[: height * taps], carried[height * taps :]
-                    mask = builder.select(exists(i), pixels, nothing) if edge else pixels
-                    row, gradients = add(source, multiply(i, source_line)), [gradient_row(i, mask), *before]
+                    row, gradients = add(source, multiply(i, source_line)), [gradient_row(i, edge), *before]
                     meets = [exists(builder.sub(i, const(a))) for a in range(height)] if edge else [None] * height
                     met = None if shared is None else shared.in_row(row)
                     for b, tap in enumerate(every):
@@ -174,12 +217,16 @@ def plane_rows(
 
             for a in range(1, height):
                 i = builder.sub(begin, const(a))
-                sums = [*sums, gradient_row(i, builder.select(exists(i), pixels, nothing))]
+                sums = [*sums, gradient_row(i, True)]
             carried = rows_between(begin, begin_all, sums, True)
             carried = rows_between(begin_all, end_all, carried, False)
             return rows_between(end_all, end, carried, True)[: height * taps]
 
-        sums = _over_strips(emit, literal(ALONE), strips, strip, [emit.constant(0.0)] * (height * taps))
+        reach = add(const(step * lanes), multiply(spread, const(taps - 1)))
+        if shares:
+            reach = const((2 + (taps > 2)) * lanes)
+        inside = columns, first, size, step, reach
+        sums = _over_strips(emit, literal(ALONE), strips, inside, strip, [emit.constant(0.0)] * (height * taps))
         _add_totals(emit, sums, taps, target, target_line)
         return context.get_dummy_value()
 

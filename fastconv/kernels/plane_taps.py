@@ -61,10 +61,10 @@ class PlaneTap:
         return product if mask is None else self._emit.builder.select(mask, product, total)
 
     def _if(self, condition: Any, mask: Any) -> Any:
-        return _mask_if(self._emit, condition, mask)
+        return mask_if(self._emit, condition, mask)
 
 
-def _mask_if(emit: Emitter, condition: Any, mask: Any) -> Any:
+def mask_if(emit: Emitter, condition: Any, mask: Any) -> Any:
     """A mask that is empty unless a condition holds, where one is given."""
     if condition is None:
         return mask
@@ -81,18 +81,18 @@ def _picked(emit: Emitter, pair: list[Any], lanes: list[int]) -> Any:
 class StridedTaps:
     """What neighbouring kernel columns meet where targets lie two source columns apart, loading each value once.
 
-    The first column meets the source column `column` in the first lane, of `size`. All but the first and the last of
-    `width` vectors meet the image only, where `inner`.
+    The first column meets the source column `column` in the first lane, of `size`. Only those of `width` vectors that
+    are at `edges` meet anything outside the image.
     """
 
-    def __init__(self, emit: Emitter, column: Any, taps: int, width: int, size: Any, inner: bool) -> None:
+    def __init__(self, emit: Emitter, column: Any, taps: int, width: int, size: Any, edges: set[int]) -> None:
         builder, lanes = emit.builder, emit.vector.count
         self._emit, self._offset = emit, builder.mul(column, emit.const(emit.item))
         self._loads = 2 * width + (taps > 2)
         self._masks = []
         for h in range(self._loads):
             begin = emit.add(column, emit.const(h * lanes))
-            edge = not inner or h // 2 in (0, width - 1, width)
+            edge = min(h // 2, width - 1) in edges
             self._masks.append(emit.between(builder.neg(begin), builder.sub(size, begin)) if edge else None)
 
     def in_row(self, row: Any, exists: Any = None) -> Callable[[int, int], Any]:
@@ -102,7 +102,7 @@ class StridedTaps:
 
         @functools.cache
         def loaded(h: int) -> Any:
-            here, mask = emit.add(place, emit.const(h * emit.vector_bytes)), _mask_if(emit, exists, self._masks[h])
+            here, mask = emit.add(place, emit.const(h * emit.vector_bytes)), mask_if(emit, exists, self._masks[h])
             return emit.load(here) if mask is None else emit.load_masked(here, mask)
 
         @functools.cache

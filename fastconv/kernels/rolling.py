@@ -44,13 +44,14 @@ ROLLING = record("""
     source_d source_r source_rows source_columns target_d target_r rows columns
     first_row first_column row_step tap_rows tap_columns line_step source_step
     weight_offset weight_r weight_c weight_d item multiplier channels images row_block row_blocks
-    entry entry_narrow wide_strips strips vector_columns width whole
+    entry entry_narrow entry_inside wide_strips strips vector_columns width whole column_step reach
 """)
 """Strides are in bytes; `multiplier` of the target's planes read one source plane. Kernel rows lie `tap_rows` source
 rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apart, source rows lie `source_step` apart.
 Rows are cut into `strips`, the first `wide_strips` of which have `width` vectors of `vector_columns`, the others one
-less: `entry` and `entry_narrow` are the addresses of their parts. `whole` says that all tasks' planes are done by one
-call of a part: none is cut."""
+less: `entry` and `entry_narrow` are the addresses of their parts, `entry_inside`, if it is not 0, that for wide strips
+whose `reach` columns from their first tap's on all lie inside. Targets lie `column_step` source columns apart. `whole`
+says that all tasks' planes are done by one call of a part: none is cut."""
 
 
 @intrinsic(prefer_literal=True)
@@ -66,7 +67,7 @@ def rolling_strip(
     Source row `row` + `step` i + `rows_apart` q lies `source_line` for each from `source`, if it is one of
     `source_rows`; from row `begin` to `end` all are. Lanes meet the source's columns S apart from `first` on, of
     `size`, and `spread` more with each of the KW columns of the kernel. Of the target there are `columns`. Where INNER
-    is 1, only the first and the last vector meet columns outside.
+    is 1, only the first and the last vector meet columns outside; where it is 2 none does, and all lanes are targets.
     """
     lanes, height, taps, apart, column_step, width = (literal(value) for value in (VL, KH, KW, AT, S, NV))
     inner = literal(INNER)
@@ -79,6 +80,7 @@ def rolling_strip(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         vectors = range(width)
+        edges = {0: set(vectors), 1: {0, width - 1}, 2: set()}[inner]
         kernel = kernel_weights(emit, (height, taps), emit.load_broadcast, weights, weight_r, weight_c)
         begins, lowest = emit.load_broadcast(start), emit.broadcast(floor)
         last = emit.below(columns, (width - 1) * lanes)
@@ -91,7 +93,7 @@ def rolling_strip(
 
         def store(v: int, value: Any, there: Any) -> None:
             place = add(there, const(v * emit.vector_bytes))
-            if v == width - 1:
+            if v == width - 1 and inner < 2:
                 emit.store_masked(value, place, last)
             else:
                 emit.store(value, place)
@@ -103,13 +105,13 @@ def rolling_strip(
                 [
                     PlaneTap(
                         emit, add(add(first, const(v * lanes * column_step)), multiply(spread, const(b))), column_step,
-                        size, builder.sub(columns, const(v * lanes)), not inner or v in (0, width - 1), finite,
+                        size, builder.sub(columns, const(v * lanes)), v in edges, finite,
                     )
                     for b in range(taps)
                 ]
                 for v in vectors
             ]  # fmt: skip
-            strided = StridedTaps(emit, first, taps, width, size, bool(inner)) if column_step == 2 else None
+            strided = StridedTaps(emit, first, taps, width, size, edges) if column_step == 2 else None
 
             def products(place: Any, exists: Any) -> Iterator[Product]:
                 met = None if strided is None else strided.in_row(place, exists)
@@ -119,7 +121,10 @@ def rolling_strip(
 
             roll_rows(emit, rows, kernel, apart, width, begins, lowest, products, store)
 
-        by_finiteness(emit, list(itertools.chain(*kernel)), roll)
+        if edges:
+            by_finiteness(emit, list(itertools.chain(*kernel)), roll)
+        else:
+            roll(True)
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
@@ -274,6 +279,10 @@ def rolling() -> CFunc:
                 width = p.width if number < p.wide_strips else p.width - 1
                 entry = p.entry if number < p.wide_strips else p.entry_narrow
                 columns = min(width * p.vector_columns, p.columns - left)
+                begin_at = left * p.column_step + p.first_column
+                all_inside = begin_at >= 0 and begin_at + p.reach <= p.source_columns
+                if p.entry_inside != 0 and entry == p.entry and columns == width * p.vector_columns and all_inside:
+                    entry = p.entry_inside
                 for phase in range(min(p.line_step, last - first)):
                     lines = steps_in(last - first - phase, p.line_step)
                     call_part(entry, (address, call.plan, plane, planes, first + phase, lines, left, columns))

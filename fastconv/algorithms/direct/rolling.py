@@ -18,7 +18,7 @@ from fastconv.kernels import rolling as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, fill
 from fastconv.kernels.rolling_rows import pair_offsets
-from fastconv.kernels.target import PairTile, RollingTile, lanes_for, registers, vector_bytes
+from fastconv.kernels.target import PairTile, RollingTile, lanes_for, masks_have_registers, registers, vector_bytes
 from fastconv.problem import ConvProblem
 
 _MOST_TAPS, _MOST_FAR_TAPS = 25, 15
@@ -121,6 +121,8 @@ def _launch(
         plan["entry"] = part(problem.dtype, shape).address
         if plan["wide_strips"] < plan["strips"]:
             plan["entry_narrow"] = part(problem.dtype, replace(shape, NV=shape.NV - 1)).address
+        if plan["reach"]:
+            plan["entry_inside"] = part(problem.dtype, replace(shape, INNER=2)).address
         return kernels.rolling()
 
     moved = (math.prod(problem.x_shape) + math.prod(problem.y_shape)) * problem.itemsize // tasks
@@ -167,6 +169,14 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
     shape = RollingTile(
         VL=lanes, KH=len(rows.taps), KW=len(columns.taps), AT=tap_step, S=columns.step, NV=width, INNER=int(inner)
     )
+    wide_strips = vectors - strips * (width - 1)
+    # Where masks are in the way of the sums, strips that meet nothing outside do without.
+    reach = (columns.step * width + (columns.step > 1 and len(columns.taps) > 2)) * lanes
+    reach += (len(columns.taps) - 1) * tap_columns if columns.step == 1 else 0
+    begins = [number * width * lanes * columns.step + first for number in range(wide_strips)]
+    whole_ones = columns.count // (width * lanes)
+    if masks_have_registers() or not any(begin >= 0 and begin + reach <= size for begin in begins[:whole_ones]):
+        reach = 0
     planes = problem.n * problem.groups * part.channels
     row_block = _row_block(planes, rows.count, 1, threads)
     blocks = -(-rows.count // row_block)
@@ -181,9 +191,9 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         weight_offset=offset, weight_r=w_r, weight_c=w_c,
         weight_d=part.weights[3] if part.channels > 1 else part.weight_group,
         item=item, multiplier=part.channels, channels=problem.groups * part.channels, images=problem.n,
-        row_block=row_block, row_blocks=blocks, entry=0, entry_narrow=0,
-        wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=lanes, width=width,
-        whole=int(strips * blocks * line_step == 1),
+        row_block=row_block, row_blocks=blocks, entry=0, entry_narrow=0, entry_inside=0,
+        wide_strips=wide_strips, strips=strips, vector_columns=lanes, width=width,
+        whole=int(strips * blocks * line_step == 1), column_step=columns.step, reach=reach,
     )  # fmt: skip
 
     launch = _launch(kernels.strip, shape, problem, plan, planes * blocks, threads)
@@ -222,8 +232,8 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
         source_step=1,
         weight_offset=0, weight_r=part.weights[0], weight_c=part.weights[1], weight_d=part.weight_group,
         item=item, multiplier=1, channels=problem.groups, images=problem.n, row_block=row_block, row_blocks=blocks,
-        entry=0, entry_narrow=0, wide_strips=vectors - strips * (width - 1), strips=strips, vector_columns=2 * lanes,
-        width=width, whole=int(strips * blocks == 1),
+        entry=0, entry_narrow=0, entry_inside=0, wide_strips=vectors - strips * (width - 1), strips=strips,
+        vector_columns=2 * lanes, width=width, whole=int(strips * blocks == 1), column_step=1, reach=0,
     )  # fmt: skip
 
     launch = _launch(kernels.pair_strip, shape, problem, plan, planes * blocks, threads)
