@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
-from fastconv.kernels.params import CALL, record
+from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, by_finiteness
 from fastconv.kernels.rolling_rows import (
     PairRows,
@@ -36,7 +36,7 @@ from fastconv.kernels.rolling_rows import (
     roll_pairs,
     roll_rows,
 )
-from fastconv.kernels.simd import call_part, record_at
+from fastconv.kernels.simd import call_part, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PairTile, RollingTile
 
@@ -44,14 +44,15 @@ ROLLING = record("""
     source_d source_r source_rows source_columns target_d target_r rows columns
     first_row first_column row_step tap_rows tap_columns line_step source_step
     weight_offset weight_r weight_c weight_d item multiplier channels images row_block row_blocks
-    entry entry_narrow entry_inside wide_strips strips vector_columns width whole column_step reach
+    entry entry_narrow entry_inside wide_strips strips vector_columns width whole column_step reach reach_rows fetches
 """)
 """Strides are in bytes; `multiplier` of the target's planes read one source plane. Kernel rows lie `tap_rows` source
 rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apart, source rows lie `source_step` apart.
 Rows are cut into `strips`, the first `wide_strips` of which have `width` vectors of `vector_columns`, the others one
 less: `entry` and `entry_narrow` are the addresses of their parts, `entry_inside`, if it is not 0, that for wide strips
-whose `reach` columns from their first tap's on all lie inside. Targets lie `column_step` source columns apart. `whole`
-says that all tasks' planes are done by one call of a part: none is cut."""
+whose `reach` columns from their first tap's on all lie inside. Targets lie `column_step` source columns apart, and read
+`reach_rows` source rows. Where it `fetches`, rows are asked for as they lie. `whole` says that all tasks' planes are
+done by one call of a part: none is cut."""
 
 
 @intrinsic(prefer_literal=True)
@@ -274,6 +275,12 @@ def rolling() -> CFunc:
             last = min(first + p.row_block, p.rows)
             planes = end - begin if p.whole != 0 else 1
             task += planes
+            if p.fetches != 0:
+                source = operands_of(call, p, plane)[0]
+                upper = max(0, p.first_row + first * p.row_step)
+                lower = min(p.source_rows, p.first_row + (last - 1) * p.row_step + p.reach_rows)
+                for line in range(upper * p.source_r, lower * p.source_r, LINE):
+                    prefetch(source + line)
             left = 0
             for number in range(p.strips):
                 width = p.width if number < p.wide_strips else p.width - 1

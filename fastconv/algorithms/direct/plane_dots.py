@@ -77,6 +77,7 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
     if not alone or columns.step > _MOST_STEP or len(columns.taps) > _MOST_TAPS or vector_bytes() == 16:
         return None  # vectors of 16 bytes have no masked loads
     item, channels = problem.itemsize, problem.oc
+    lanes = lanes_for(columns.count, item)
     x = canonical_strides(problem.x_shape, item, problem.layout)
     y = canonical_strides(problem.y_shape, item, problem.layout)
     # Blocks and slabs must not depend on the threads: the result's bits depend on them.
@@ -106,9 +107,8 @@ def plan_plane_dots(problem: ConvProblem, threads: int) -> PlaneDotPass | None:
         tap_step=tap_step, line_step=line_step, source_step=source_step,
         channels=channels, multiplier=channels // problem.ic, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
-        fetches=far_bytes(problem) > 0,
+        fetches=far_bytes(problem) > 0 or (model.costs().asks_planes and columns.count > lanes),
     )  # fmt: skip
-    lanes = lanes_for(columns.count, item)
     shape = Tile(VL=lanes, MR=height, NV=1)
     shares = columns.step > 1 and problem.dilation[1] == 1 and len(columns.taps) <= _MOST_SHARING
     kernel = problem.dtype, lanes, len(columns.taps), columns.step, height, shares, columns.count <= lanes

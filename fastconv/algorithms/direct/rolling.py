@@ -194,6 +194,7 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         row_block=row_block, row_blocks=blocks, entry=0, entry_narrow=0, entry_inside=0,
         wide_strips=wide_strips, strips=strips, vector_columns=lanes, width=width,
         whole=int(strips * blocks * line_step == 1), column_step=columns.step, reach=reach,
+        reach_rows=(len(rows.taps) - 1) * tap_rows + 1, fetches=strips > 1 and model.costs().asks_planes,
     )  # fmt: skip
 
     launch = _launch(kernels.strip, shape, problem, plan, planes * blocks, threads)
@@ -234,6 +235,7 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
         item=item, multiplier=1, channels=problem.groups, images=problem.n, row_block=row_block, row_blocks=blocks,
         entry=0, entry_narrow=0, entry_inside=0, wide_strips=vectors - strips * (width - 1), strips=strips,
         vector_columns=2 * lanes, width=width, whole=int(strips * blocks == 1), column_step=1, reach=0,
+        reach_rows=0, fetches=0,
     )  # fmt: skip
 
     launch = _launch(kernels.pair_strip, shape, problem, plan, planes * blocks, threads)
