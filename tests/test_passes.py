@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import cost
 from fastconv.algorithms import direct
 from fastconv.algorithms.direct import copies, correlate, depthwise, gather, rolling_dots, rolling_pixels, window_dots
@@ -14,7 +15,7 @@ from fastconv.problem import CHANNELS_LAST, problem_from
 
 from .cases import CASES, Case, data
 from .extent import cross_section
-from .passes import KINDS, compare_all
+from .passes import KINDS, compare_all, compare_pass, directions_of
 
 _EVERY = 11
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
@@ -174,3 +175,39 @@ def test_weight_gradients_in_blocks_of_few_pixels(monkeypatch):
         clipped += int(plan["row_blocks"]) > 1 and int(plan["packed_rows"]) == problem.input_size[0]
     assert parts > 5
     assert clipped > 0
+
+
+WIDE = [
+    Case("wide", 3, 3, (9, 113), (3, 3), padding=1, groups=3),
+    Case("wide-uneven", 2, 4, (12, 98), (5, 3), padding=((2, 1), (0, 2)), groups=2),
+    Case("wide-strided", 3, 3, (13, 150), (3, 3), stride=2, padding=1, groups=3),
+    Case("wide-dilated", 2, 2, (14, 90), (3, 2), padding=(2, 3), dilation=(2, 3), groups=2, n=2),
+]
+
+
+masked_loads = pytest.mark.skipif(vector_bytes() == 16, reason="vectors of 16 bytes have no masked loads")
+
+
+@masked_loads
+@pytest.mark.parametrize("name", ["plan_rolling", "plan_plane_dots"])
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.name)
+def test_strips_between_the_edges_of_wide_planes(case, name):
+    for direction in directions_of(name):
+        taken = compare_pass(name, case, direction, "NCHW", "float32")
+        assert taken or direction == "grad_input", direction
+
+
+@masked_loads
+def test_infinite_weights_meet_no_row_outside_wide_planes():
+    """Strips between the edges have no masks, but rows that are not there."""
+    rng = np.random.default_rng(5)
+    x = rng.integers(-4, 5, (1, 2, 24, 100)).astype(np.float32)
+    w = rng.integers(1, 5, (2, 1, 3, 3)).astype(np.float32)
+    w[1, 0, 0, 0] = w[0, 0, -1, -1] = np.inf
+    arguments = {"stride": (2, 1), "padding": 1, "dilation": 1, "groups": 2}
+    problem = problem_from(x.shape, w.shape, np.dtype("float32"), **arguments, layout="NCHW")
+    (part,) = sub_problems(problem, "forward")
+    result = np.empty(problem.y_shape, np.float32)
+    direct.plan_rolling(problem, "forward", *part, 1).run(x, w, result)
+    expected = fastconv.conv2d(x, w, **arguments, layout="NCHW", algorithm="naive")
+    np.testing.assert_array_equal(result, expected)

@@ -125,7 +125,7 @@ def rolling_strip(
         if edges:
             by_finiteness(emit, list(itertools.chain(*kernel)), roll)
         else:
-            roll(True)
+            roll(False)  # nothing is masked but rows that are not there
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
