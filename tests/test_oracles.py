@@ -11,7 +11,7 @@ from .process import run_python
 @pytest.mark.skipif(not ORACLES, reason="neither torch, scipy nor onnx is installed")
 def test_other_libraries_agree():
     """In processes of its own: the libraries' threads do not survive the forks of other tests."""
-    problems = str(len(cross_section(CASES, 3)))
+    problems = str(len(cross_section(CASES, 5)))
     arguments = ["--table", "--seed", "7", "--problems", problems, "--seconds", "200"]
     output = run_python("-m", "tests.soak", "oracles", *arguments)
     assert f" {problems} problems" in output, output
