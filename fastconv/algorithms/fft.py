@@ -34,7 +34,7 @@ from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import fft, overlap_save
 from fastconv.kernels.launch import GAP_BYTES, Launch
 from fastconv.kernels.params import Buffer, aligned, fill
-from fastconv.kernels.target import halves_vectors, vector_bytes
+from fastconv.kernels.target import of_this_cpu, vector_bytes
 from fastconv.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _WHOLE_SLOTS = _Slots(octave=4.0, load=35.0, store=20.0, apart=69.0, product=10.
 _HALVED_SLOTS = _Slots(octave=4.5, load=2.0, store=8.0, apart=35.0, product=8.0)
 """The same where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load or a sum."""
 _NARROW_SLOTS = _Slots(octave=5.4, load=47.0, store=27.0, apart=93.0, product=13.5)
-"""And where vectors of 32 bytes find 16 registers, which hold no octave's operands (Zen 3)."""
+"""And where vectors of 32 bytes find 16 registers (Zen 3)."""
 _NEAR_BYTES = 1 << 20
 """Panels and spectra that stay in the second cache level."""
 _FAR_SHARE = 0.8
@@ -103,7 +103,7 @@ class Sizes:
 
 
 def _slots() -> _Slots:
-    return _HALVED_SLOTS if halves_vectors() else _NARROW_SLOTS if vector_bytes() == 32 else _WHOLE_SLOTS
+    return of_this_cpu(_WHOLE_SLOTS, _HALVED_SLOTS, _NARROW_SLOTS)
 
 
 def _held(problem: ConvProblem, direction: str) -> tuple[int, int]:

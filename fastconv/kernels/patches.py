@@ -57,8 +57,9 @@ def unfold(dtype: str) -> CFunc:
                     for q in range(b1 * inner, kw * inner):
                         patch[q] = REAL(0)
                     # Taps that touch are one run. Indices count from 0: else loops are not vectorised.
-                    count = (b1 - b0) * inner if touching else inner
-                    for b in range(b0, b0 + 1 if touching and b1 > b0 else b1):
+                    together = max(1, b1 - b0) if touching else 1
+                    count = together * inner
+                    for b in range(b0, b1, together):
                         values = tensor(REAL, 1, source + b * p.dilation_j * p.x_j, (count,), (ITEM,))
                         copied = tensor(REAL, 1, line + b * inner * ITEM, (count,), (ITEM,))
                         for q in range(count):

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -93,6 +94,17 @@ lanes."""
 def halves_vectors() -> bool:
     """Whether a vector of half the lanes takes half the time, so that narrow ones may fill up with few channels."""
     return vector_bytes() == 64 and cpu_target.target_context.codegen().magic_tuple()[1] in _HALVING
+
+
+Table = TypeVar("Table")
+
+
+def of_this_cpu(whole: Table, halved: Table, narrow: Table) -> Table:
+    """Which of three tables of costs is that of the target CPU.
+
+    It multiplies vectors as a whole, or halves of them, or has those of 32 bytes, which find few registers.
+    """
+    return halved if halves_vectors() else narrow if vector_bytes() == 32 else whole
 
 
 _SMALL_SECOND_CACHE = frozenset({"znver1", "znver2", "znver3"})

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, share_of, vector_bytes
+from fastconv.kernels.target import LATENCY_ROWS, Tile, halves_vectors, of_this_cpu, share_of, vector_bytes
 
 if TYPE_CHECKING:
     from fastconv.machine import Machine
@@ -289,7 +289,7 @@ _NARROW = _WHOLE._replace(
 
 def costs() -> Costs:
     """Those of this CPU."""
-    return _HALVED if halves_vectors() else _NARROW if vector_bytes() == 32 else _WHOLE
+    return of_this_cpu(_WHOLE, _HALVED, _NARROW)
 
 
 def nominal_rate() -> float:

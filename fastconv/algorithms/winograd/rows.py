@@ -16,7 +16,7 @@ from fastconv.cost import far_bytes, leaves_caches, traffic_seconds
 from fastconv.kernels import winograd_rows as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, aligned, fill
-from fastconv.kernels.target import TileRow, halves_vectors, registers, tile_row, vector_bytes
+from fastconv.kernels.target import TileRow, of_this_cpu, registers, tile_row, vector_bytes
 from fastconv.kernels.toomcook import Filtering
 from fastconv.problem import ConvProblem
 
@@ -149,7 +149,7 @@ class RowsOperation(Operation):
         self.direction = direction
         self.threads = threads
         self._rows, self._columns, self._roles = _parts(problem, direction)
-        self._costs = _HALVED if halves_vectors() else _NARROW if vector_bytes() == 32 else _WHOLE
+        self._costs = of_this_cpu(_WHOLE, _HALVED, _NARROW)
         self._met_taps = len(self._rows.taps) * met_share(self._rows, self._roles.source_size[0])
         # For an image, so that an output's bits depend on neither their number nor that of threads.
         fitting = [cut for cut in _cuts(problem, direction) if _fits(problem, direction, cut)]
