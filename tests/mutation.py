@@ -141,7 +141,7 @@ class _Sites(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         # The length of a view of memory bounds nothing: only the address of one with one axis matters.
-        if isinstance(node.func, ast.Name) and node.func.id == "carray" and not isinstance(node.args[1], ast.Tuple):
+        if isinstance(node.func, ast.Name) and node.func.id == "array_at" and not isinstance(node.args[1], ast.Tuple):
             node.args[0] = self.visit(node.args[0])
             return node
         return self.generic_visit(node)

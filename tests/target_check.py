@@ -11,7 +11,7 @@ from fastconv.kernels.target import vector_bytes
 from .cases import DIRECTIONS, NAMED, TARGET_CASES, compare_integers
 from .extent import combinations, cross_section
 
-EVERY = 12
+EVERY = 16
 """Of the cases, as compiling for a CPU takes minutes."""
 
 

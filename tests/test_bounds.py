@@ -125,18 +125,18 @@ def test_planes_one_after_another_are_read_inside():
 NAIVE = """
 import sys
 import numpy as np
-from numba import carray
+
 
 import fastconv
 from fastconv.kernels import jit, launch
-from fastconv.kernels.simd import pointer
+from fastconv.kernels.simd import array_at
 from tests.cases import DIRECTIONS, LAYOUTS, TARGET_CASES, call, data
 
 errors = []
 sys.unraisablehook = errors.append
 
 def past_the_end(address, begin, end, thread):
-    carray(pointer(address), 3, np.float32)[3 * end] = 1
+    array_at(address, 3, np.float32)[3 * end] = 1
 
 launch.run(jit.kernel(past_the_end), np.zeros(8, np.float32), 1, threads=1)
 assert errors, "an index outside an array was not found"

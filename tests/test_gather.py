@@ -55,7 +55,7 @@ def test_taps_in_chunks_make_the_whole(direction, layout, kind, monkeypatch):
 def test_weights_beside_cache_lines_are_packed(dtype, monkeypatch):
     monkeypatch.setattr(gather, "_STRADDLING_STEPS", 1)
     packed = 0
-    for case in CASES:
+    for case in cross_section(CASES, 2):
         x_shape, w_shape, _ = case.shapes("NHWC")
         problem = problem_from(x_shape, w_shape, np.dtype(dtype), **case.arguments, layout="NHWC")
         for part in sub_problems(problem, "forward"):
@@ -71,7 +71,7 @@ def test_weights_beside_cache_lines_are_packed(dtype, monkeypatch):
                 step.run(given.x, w, result)
             assert_same_bits(*results)
             packed += 1
-    assert packed > 20
+    assert packed > 10
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -116,7 +116,7 @@ def test_tiles_of_half_vectors(direction, layout, monkeypatch):
         monkeypatch.setattr(module, "panel_tile", halved)
     taken = 0
     for case, kind in itertools.product(
-        cross_section(CASES, 17), (gather.plan_gather, gather.plan_padded, planes.plan_planes)
+        cross_section(CASES, 31), (gather.plan_gather, gather.plan_padded, planes.plan_planes)
     ):
         x_shape, w_shape, _ = case.shapes(layout)
         problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout=layout)

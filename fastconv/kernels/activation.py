@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, types
+from numba import cfunc, types
 from numba.core.errors import NumbaError
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import FLAT
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 
 
 @jit.inline
@@ -32,12 +32,12 @@ def compile_activation(function: Callable[[Any], Any], dtype: str) -> Any:
     REAL = np.dtype(dtype).type
 
     def apply(address, count, failed):
-        values = carray(pointer(address), count, REAL)
+        values = array_at(address, count, REAL)
         try:
             for i in range(count):
                 values[i] = function(values[i])
         except Exception:
-            carray(pointer(failed), 1, np.int64)[0] = 1
+            array_at(failed, 1, np.int64)[0] = 1
 
     try:
         return cfunc(types.void(types.intp, types.intp, types.intp))(apply)
@@ -63,9 +63,9 @@ def relu_gradient(dtype: str, in_place: bool) -> Any:
         for task in range(begin, end):
             first = task * p.block * ITEM
             count = min(p.block, p.count - task * p.block)
-            y = carray(pointer(p.second + first), count, REAL)
-            grad_x = carray(pointer(p.third + first), count, REAL)
-            grad_y = grad_x if IN_PLACE else carray(pointer(p.first + first), count, REAL)
+            y = array_at(p.second + first, count, REAL)
+            grad_x = array_at(p.third + first, count, REAL)
+            grad_y = grad_x if IN_PLACE else array_at(p.first + first, count, REAL)
             for k in range(count):
                 value = grad_y[k]
                 grad_x[k] = ZERO if y[k] <= ZERO else value

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import numba
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit, launch
 from fastconv.kernels.launch import HEAD, Launch
 from fastconv.kernels.params import CALL, LINE, Buffer, address, record
-from fastconv.kernels.simd import call_kernel, call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_kernel, call_part, record_at
 
 LINK = record("entry plan start other target first end")
 """One launch of a chain: the addresses of its kernel, plan and of what sums begin with; where in the lent memory its
@@ -48,7 +48,7 @@ def linked() -> CFunc:
     def run_links(address, begin, end, thread):
         chain = record_at(address, CHAIN)
         at, call, task = chain.links, chain.calls, begin
-        notes = carray(pointer(chain.workspace + thread * chain.apart - LINE), 1, np.int64)
+        notes = array_at(chain.workspace + thread * chain.apart - LINE, 1, np.int64)
         while chain.in_turn != 0 and task < end:
             turn, own = task % chain.in_turn, task // chain.in_turn
             link = record_at(at + turn * NEXT, LINK)

@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -22,7 +22,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.target import RowTile
 
 CHANNEL_DOTS = record("""
@@ -112,7 +112,7 @@ def row_dots(
 @jit.inline
 def trace_pixel(p, reach, height, place, above, column, gradient):
     """Write the addresses of `reach` source pixels from `column` on and of `height` gradient pixels."""
-    entry = carray(pointer(place), reach + height, np.int64)
+    entry = array_at(place, reach + height, np.int64)
     for q in range(reach):
         at = column + q * p.phases
         entry[q] = above + at * p.source_c if 0 <= at < p.source_columns else p.zeros
@@ -148,14 +148,14 @@ def channel_dots() -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, CHANNEL_DOTS)
         own = call.workspace + thread * p.workspace_bytes
-        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
+        row_offsets = array_at(p.row_offsets, p.taps_r, np.int64)
         for task in range(begin, end):
             part, slab = task % p.parts, task // p.parts
             first_vector, last_vector = p.vectors * part // p.parts, p.vectors * (part + 1) // p.parts
             slab_target = call.target + slab * p.slab_bytes
             first_byte, last_byte = first_vector * p.vector_bytes, min(last_vector * p.vector_bytes, p.line_bytes)
             for line in range(p.taps_r * p.sums):
-                carray(pointer(slab_target + line * p.line_bytes), p.line_bytes, np.uint8)[first_byte:last_byte] = 0
+                array_at(slab_target + line * p.line_bytes, p.line_bytes, np.uint8)[first_byte:last_byte] = 0
             for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
                 image, first = block // p.row_blocks, block % p.row_blocks * p.row_block
                 source = call.source + image * p.source_n

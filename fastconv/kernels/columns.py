@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -22,7 +22,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
 from fastconv.kernels.packing import AHEAD
 from fastconv.kernels.params import LINE, record
-from fastconv.kernels.simd import pointer, prefetch, record_at
+from fastconv.kernels.simd import array_at, prefetch, record_at
 
 COLUMNS = record("""
     entry source_group source_r source_k source_rows source_columns rows columns row_step column_step
@@ -130,8 +130,8 @@ def bits_between(first, end):
 @jit.inline
 def mark_inside(q, STEP, masks, row, column, place, count):
     """Add to each tap's masks what it reads inside the image, for the windows of `count` lanes from `place` on."""
-    row_offsets = carray(pointer(q.row_offsets), q.taps_r, np.int64)
-    column_offsets = carray(pointer(q.column_offsets), q.taps_c, np.int64)
+    row_offsets = array_at(q.row_offsets, q.taps_r, np.int64)
+    column_offsets = array_at(q.column_offsets, q.taps_c, np.int64)
     for b in range(q.taps_c):
         left = column * STEP + column_offsets[b]
         first, end = place + min(max(0, -left), count * STEP), place + min(count * STEP, q.source_columns - left)
@@ -151,11 +151,11 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
 
     def pack_panel(plan, source, panel, target, begin, end):
         q = record_at(plan, COLUMNS)
-        row_offsets = carray(pointer(q.row_offsets), q.taps_r, np.int64)
-        column_offsets = carray(pointer(q.column_offsets), q.taps_c, np.int64)
+        row_offsets = array_at(q.row_offsets, q.taps_r, np.int64)
+        column_offsets = array_at(q.column_offsets, q.taps_c, np.int64)
         taps = q.taps_r * q.taps_c
         at_masks = target + q.panel_bytes
-        masks = carray(pointer(at_masks), (taps, STEPS), np.int64)
+        masks = array_at(at_masks, (taps, STEPS), np.int64)
         pixel = panel * NR
         there = min(NR, q.rows * q.columns - pixel)
         row, column = pixel // q.columns, pixel % q.columns
@@ -193,11 +193,11 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
                     inside = 0 <= at < q.source_rows
                     for b in range(q.taps_c):
                         left = column_offsets[b]
-                        copied = carray(pointer(there_at + b * q.tap_row * NR * ITEM), count, REAL)
+                        copied = array_at(there_at + b * q.tap_row * NR * ITEM, count, REAL)
                         for c in range(count):
                             there_c = left + c * q.column_step
                             if inside and 0 <= column * q.column_step + there_c < q.source_columns:
-                                copied[c] = carray(pointer(start + there_c * ITEM), 1, REAL)[0]
+                                copied[c] = array_at(start + there_c * ITEM, 1, REAL)[0]
                             else:
                                 copied[c] = REAL(0)
             place, row, column = place + count, row + 1, 0

@@ -19,13 +19,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.copies import AHEAD
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import call_part, copy_first_lanes, copy_run, pointer, prefetch, record_at, turn_row
+from fastconv.kernels.simd import array_at, call_part, copy_first_lanes, copy_run, prefetch, record_at, turn_row
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile, lanes_dividing, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
@@ -115,8 +114,8 @@ def pack_source(dtype: str) -> CFunc:
                 else:
                     for k in range(channels):
                         for c in range(begin, end):
-                            value = carray(pointer(line + c * step + k * p.source_k), 1, REAL)[0]
-                            carray(pointer(place + c * p.pixel_bytes + k * ITEM), 1, REAL)[0] = value
+                            value = array_at(line + c * step + k * p.source_k, 1, REAL)[0]
+                            array_at(place + c * p.pixel_bytes + k * ITEM, 1, REAL)[0] = value
                 if p.joined != 0:
                     copy_run(REAL, VL, 0, place, begin * channels)
                     copy_run(REAL, VL, 0, place + end * p.pixel_bytes, (p.packed_columns - end) * channels)
@@ -165,9 +164,9 @@ def trace_tap(p, table_at, vector_n, vector_r, vector_c, a, b, images, i, j, lin
     A run's scalars are an offset into the packed channels of a tile, its vectors one into the block's gradients, whose
     images, rows and pixels are `vector_n`, `vector_r` and `vector_c` bytes apart.
     """
-    row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-    column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
-    table = carray(pointer(table_at), (images * lines, 1 + RUN_FIELDS), np.int64)
+    row_offsets = array_at(p.row_offsets, p.taps_r, np.int64)
+    column_offsets = array_at(p.column_offsets, p.taps_c, np.int64)
+    table = array_at(table_at, (images * lines, 1 + RUN_FIELDS), np.int64)
     left, length = j, columns
     if p.joined == 0:
         left = max(j, first_inside(column_offsets[b], p.column_step))
@@ -198,16 +197,16 @@ def trace_tap(p, table_at, vector_n, vector_r, vector_c, a, b, images, i, j, lin
 @jit.inline
 def scatter_tile(p, REAL, ITEM, NR, buffer, target, first, rows, lanes, adds):
     """Add a tile, whose rows are those from `first` on, to a weight gradient, channel by channel."""
-    tile = carray(pointer(buffer), (rows, NR), REAL)
+    tile = array_at(buffer, (rows, NR), REAL)
     for m in range(rows):
         place = target + (first + m) // p.inputs * p.target_b + (first + m) % p.inputs * p.target_k
         if p.target_d == ITEM:
-            row = carray(pointer(place), lanes, REAL)
+            row = array_at(place, lanes, REAL)
             for d in range(lanes):
                 row[d] = row[d] + tile[m, d] if adds else tile[m, d]
             continue
         for d in range(lanes):
-            value = carray(pointer(place + d * p.target_d), 1, REAL)
+            value = array_at(place + d * p.target_d, 1, REAL)
             value[0] = value[0] + tile[m, d] if adds else tile[m, d]
 
 

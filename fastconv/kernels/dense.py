@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit, target
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.runs import sum_runs
-from fastconv.kernels.simd import pointer, record_at, tensor
+from fastconv.kernels.simd import array_at, record_at, tensor
 
 DENSE = record("features units strip workspace_bytes")
 """A thread's workspace holds the sums of a strip."""
@@ -78,9 +77,9 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
         p = record_at(call.plan, CHANNEL_SUM)
         width = p.shared * p.channels
         place = call.workspace + thread * p.workspace_bytes
-        wide = carray(pointer(place), width, np.float64)
+        wide = array_at(place, width, np.float64)
         for task in range(begin, end):
-            sums = carray(pointer(call.target + task * p.channels * 8), p.channels, np.float64)
+            sums = array_at(call.target + task * p.channels * 8, p.channels, np.float64)
             first = task * p.block
             last = min(first + p.block, p.n * p.pixels)
             rows = (last - first) // p.shared
@@ -89,7 +88,7 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
             for c in range(width):
                 sums[c % p.channels] += wide[c]
             first += rows * p.shared
-            rest = carray(pointer(call.source + first * p.channels * ITEM), (last - first, p.channels), REAL)
+            rest = array_at(call.source + first * p.channels * ITEM, (last - first, p.channels), REAL)
             for pixel in range(last - first):
                 for c in range(p.channels):
                     sums[c] += rest[pixel, c]
@@ -98,7 +97,7 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, CHANNEL_SUM)
         for task in range(begin, end):
-            sums = carray(pointer(call.target + task * p.channels * 8), p.channels, np.float64)
+            sums = array_at(call.target + task * p.channels * 8, p.channels, np.float64)
             first = task * p.block
             last = min(first + p.block, p.n * p.pixels)
             sums[:] = 0.0
@@ -107,7 +106,7 @@ def channel_sum(dtype: str, side_by_side: int) -> CFunc:
                 count = min(last - first, p.pixels - pixel)
                 for c in range(p.channels):
                     place = call.source + ((image * p.channels + c) * p.pixels + pixel) * ITEM
-                    values = carray(pointer(place), count, REAL)
+                    values = array_at(place, count, REAL)
                     total = 0.0
                     for k in range(count):
                         total += values[k]

@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -25,7 +25,7 @@ from fastconv.kernels.copies import copy_pixels
 from fastconv.kernels.emit import Emitter, ask, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes, vectors_of_part
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, copy_run, integer_at, record_at
 from fastconv.kernels.target import RowTile, vector_bytes
 
 DEPTHWISE = record("""
@@ -134,13 +134,13 @@ def trace_columns(p, count, table, column):
 def trace_row(p, count, columns, entry, above, weight):
     """Write the addresses of a tile's source pixels in the row at `above`, and the offset of their weights."""
     trace_places(count, columns, above, p.zeros, entry)
-    carray(pointer(entry), count + 1, np.int64)[count] = weight
+    array_at(entry, count + 1, np.int64)[count] = weight
 
 
 @jit.inline
 def copy_kernel(p, WORDS, weights, kernel, begin, count):
     """Copy bytes `begin` to `begin + count` of all taps' weights, side by side."""
-    given, rows = carray(pointer(p.given_row_weights), p.taps_r, np.int64), weights + p.given_weights + begin
+    given, rows = array_at(p.given_row_weights, p.taps_r, np.int64), weights + p.given_weights + begin
     for a in range(p.taps_r):
         for b in range(p.taps_c):
             for q in range(p.group):
@@ -193,8 +193,8 @@ def depthwise() -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, DEPTHWISE)
         own = call.workspace + thread * p.workspace_bytes
-        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-        row_weights = carray(pointer(p.row_weights), p.taps_r, np.int64)
+        row_offsets = array_at(p.row_offsets, p.taps_r, np.int64)
+        row_weights = array_at(p.row_weights, p.taps_r, np.int64)
         phases = min(p.phases, p.columns)
         tiles = (p.columns + p.pixels * p.phases - 1) // (p.pixels * p.phases)
         row_bytes, tile_bytes = (p.reach + 1) * 8, p.tile_bytes

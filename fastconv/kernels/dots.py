@@ -11,12 +11,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 from fastconv.kernels.strips import fill_strip
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import dot_tile
@@ -44,10 +43,10 @@ def dots(dtype: str, tile: Tile) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, DOTS)
         own = call.workspace + thread * p.workspace_bytes
-        lefts = carray(pointer(own + p.lefts), MR, np.int64)
-        rights = carray(pointer(own + p.rights), ND, np.int64)
-        row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-        column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+        lefts = array_at(own + p.lefts, MR, np.int64)
+        rights = array_at(own + p.rights, ND, np.int64)
+        row_offsets = array_at(p.row_offsets, p.taps_r, np.int64)
+        column_offsets = array_at(p.column_offsets, p.taps_c, np.int64)
         taps = p.taps_r * p.taps_c
         combinations = p.reduction * taps
         row_bytes = p.column_step * p.strip_columns * ITEM

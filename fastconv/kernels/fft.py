@@ -13,14 +13,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import address, fill, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 
 TABLE = record("stages radices twiddles")
 """What a transform of one size needs; the last two are addresses."""
@@ -281,7 +281,7 @@ def transform(dtype: str, lanes: int) -> CFunc:
 
     def transform_rows(data, table, n, inverse):
         t = record_at(table, TABLE)
-        radices = carray(pointer(t.radices), t.stages, np.int64)
+        radices = array_at(t.radices, t.stages, np.int64)
         twiddles, m = t.twiddles, n
         if inverse == 0:
             for s in range(t.stages):

@@ -15,14 +15,14 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import from_dtype, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.fft import multiply_rows
 from fastconv.kernels.launch import COUNTER, HEAD
 from fastconv.kernels.params import record
-from fastconv.kernels.simd import call_kernel, call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_kernel, call_part, record_at
 from fastconv.kernels.transpose import transpose_square
 
 FOURIER = record("""
@@ -43,16 +43,16 @@ SCALES = TRANSFORM.itemsize
 @jit.inline
 def load_row(REAL, ITEM, VL, row, values, size, first, scale):
     """Fill one vector from `size` values, from number `first` on; zeros stand for those outside."""
-    given = carray(pointer(row), VL, REAL)
+    given = array_at(row, VL, REAL)
     if first >= 0 and first + VL <= size:
-        inside = carray(pointer(values + first * ITEM), VL, REAL)
+        inside = array_at(values + first * ITEM, VL, REAL)
         for lane in range(VL):
             given[lane] = inside[lane] * scale
         return
     for lane in range(VL):
         given[lane] = REAL(0)
     if size > 0:
-        some = carray(pointer(values), size, REAL)
+        some = array_at(values, size, REAL)
         for lane in range(max(0, -first), min(VL, size - first)):
             given[lane] = some[first + lane] * scale
 
@@ -60,7 +60,7 @@ def load_row(REAL, ITEM, VL, row, values, size, first, scale):
 @jit.inline
 def fill_panel(REAL, ITEM, VL, p, call, panel, row, column, first):
     """Fill a panel whose first column is `first` of a block, which reads the source from `row` and `column` on."""
-    scales = carray(pointer(call.scales), 3, np.float64)
+    scales = array_at(call.scales, 3, np.float64)
     source_scale, taps_scale = REAL(scales[0]), REAL(scales[1])
     for r in range(p.n0):
         here = panel + r * 2 * VL * ITEM
@@ -79,13 +79,13 @@ def fill_panel(REAL, ITEM, VL, p, call, panel, row, column, first):
 @jit.inline
 def store_row(REAL, ITEM, VL, row, target, begin, end, first, scale):
     """Store those of a vector's values that have numbers from `begin` to before `end`; the first has number `first`."""
-    computed = carray(pointer(row), VL, REAL)
+    computed = array_at(row, VL, REAL)
     if first >= begin and first + VL <= end:
-        given = carray(pointer(target + first * ITEM), VL, REAL)
+        given = array_at(target + first * ITEM, VL, REAL)
         for lane in range(VL):
             given[lane] = computed[lane] * scale
         return
-    given = carray(pointer(target), max(end, 0), REAL)
+    given = array_at(target, max(end, 0), REAL)
     for lane in range(max(0, begin - first), min(VL, end - first)):
         given[first + lane] = computed[lane] * scale
 
@@ -93,7 +93,7 @@ def store_row(REAL, ITEM, VL, row, target, begin, end, first, scale):
 @jit.inline
 def store_panel(REAL, ITEM, VL, p, call, panel, block_r, block_c, first):
     """Store the results of a panel."""
-    scale = REAL(carray(pointer(call.scales), 3, np.float64)[2])
+    scale = REAL(array_at(call.scales, 3, np.float64)[2])
     begin_c, end_c = block_c * p.step_c, min((block_c + 1) * p.step_c, p.columns)
     begin_r, end_r = block_r * p.step_r, min((block_r + 1) * p.step_r, p.rows)
     for r in range(p.n0):
@@ -154,7 +154,7 @@ def fourier(dtype: str, lanes: int) -> CFunc:
             for panel in range(p.n1 // VL):
                 here, first = own + panel * p.panel_bytes, panel * VL
                 if p.linear == 0 and column + first >= p.source_c and first >= p.taps_c:
-                    carray(pointer(here), p.n0 * 2 * VL, REAL)[:] = REAL(0)
+                    array_at(here, p.n0 * 2 * VL, REAL)[:] = REAL(0)
                     continue
                 fill_panel(REAL, ITEM, VL, p, call, here, row, column, first)
                 call_part(p.transform, (here, p.tables_0, p.n0, 0))
@@ -194,11 +194,11 @@ def _call(entry, plan, tasks, source, taps, target, buffer):
     # The signals share a transform: the smaller one would drown in the larger one's rounding errors.
     of_source, of_taps = magnitude(source, min(source.size, p.n0 * p.n1)), magnitude(taps, taps.size)
     call.scales = own + SCALES
-    scales = carray(pointer(call.scales), 3, np.float64)
+    scales = array_at(call.scales, 3, np.float64)
     scales[0] = 1 / of_source if of_source != 0 else 1.0
     scales[1] = 1 / of_taps if of_taps != 0 else 1.0
     scales[2] = 0.5 / (p.n0 * p.n1) * of_source * of_taps
-    carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
+    array_at(own + COUNTER, 1, np.int64)[0] = 0
     call_kernel(entry, own, 0, tasks, 0)
     return own
 

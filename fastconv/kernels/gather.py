@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
@@ -33,14 +32,7 @@ from fastconv.kernels.addresses import (
 from fastconv.kernels.packing import PACKING
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import (
-    call_part,
-    integer_at,
-    pointer,
-    prefetch,
-    record_at,
-    turn_tile,
-)
+from fastconv.kernels.simd import array_at, call_part, copy_item, integer_at, prefetch, record_at, turn_tile
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import CHANNEL_START, ROW_START, RUN_FIELDS, multiply_tile, pitched_tile
 
@@ -78,17 +70,17 @@ SCATTERED = 8
 
 
 @jit.inline
-def copy_traced(p, WORD, destination, row_parts, column_parts, source):
+def copy_traced(p, destination, row_parts, column_parts, source):
     """Copy what a run reads, channel by channel, with zeros for pixels in the padding."""
-    copy = carray(pointer(destination), (p.reduction, p.tile_pixels), WORD)
     for m in range(p.tile_pixels):
-        offset = row_parts[m] + column_parts[m]
+        offset = integer_at(row_parts + 8 * m) + integer_at(column_parts + 8 * m)
+        place, step = source + offset, p.source_k
         if offset < 0:
-            for k in range(p.reduction):
-                copy[k, m] = WORD(0)
-        else:
-            for k in range(p.reduction):
-                copy[k, m] = carray(pointer(source + offset + k * p.source_k), 1, WORD)[0]
+            place, step = p.zeros, 0
+        target = destination + m * p.item
+        for _ in range(p.reduction):
+            copy_item(p.item, place, target)
+            place, target = place + step, target + p.tile_pixels * p.item
 
 
 @jit.inline
@@ -113,8 +105,8 @@ def list_inside(p, source, target, own, t, count, image, i, j):
 
     -1 stands for the number of their runs, which nobody has to list, and the address of the first pixel for these.
     """
-    counts = carray(pointer(own + p.counts), t + count, np.int64)
-    tables = carray(pointer(own + p.tables), t + count, np.int64)
+    counts = array_at(own + p.counts, t + count, np.int64)
+    tables = array_at(own + p.tables, t + count, np.int64)
     pixel = source + image * p.source_n + i * p.row_step * p.source_r + j * p.column_step * p.source_c
     for k in range(t, t + count):
         counts[k], tables[k] = -1, pixel
@@ -160,15 +152,11 @@ def trace_tile(p, source, target, own, t, first, image, i, j):
             if inside == 0:
                 continue
             step = p.source_k
-            run = carray(pointer(place), MR + RUN_FIELDS, np.int64)
+            run = array_at(place, MR + RUN_FIELDS, np.int64)
             if inside < MR and p.source_k != p.item:
                 # A row of zeros can stand for a pixel only where its channels lie side by side.
                 copy = own + p.copies + (t * taps + a * p.taps_c + b) * p.reduction * MR * p.item
-                rows, columns = carray(pointer(row_at), MR, np.int64), carray(pointer(column_at), MR, np.int64)
-                if p.item == 4:
-                    copy_traced(p, np.int32, copy, rows, columns, source)
-                else:
-                    copy_traced(p, np.int64, copy, rows, columns, source)
+                copy_traced(p, copy, row_at, column_at, source)
                 for m in range(MR):
                     run[m] = copy + m * p.item
                 step = MR * p.item
@@ -199,13 +187,13 @@ def scatter(dtype: str) -> CFunc:
     VL = vector_bytes() // ITEM
 
     def scatter_tiles(buffer, row_bytes, targets, shift, target_d, rows, lanes):
-        places = carray(pointer(targets), rows, np.int64)
+        places = array_at(targets, rows, np.int64)
         if rows > 1 and places[1] - places[0] != ITEM and places[rows - 1] - places[rows - 2] != ITEM:
             # Pixels that lie apart share cache lines in a channel, and its channels often meet in one place of a cache.
             for d in range(lanes):
                 for m in range(rows):
-                    value = carray(pointer(buffer + m * row_bytes + d * ITEM), 1, REAL)[0]
-                    carray(pointer(places[m] + shift + d * target_d), 1, REAL)[0] = value
+                    value = array_at(buffer + m * row_bytes + d * ITEM, 1, REAL)[0]
+                    array_at(places[m] + shift + d * target_d, 1, REAL)[0] = value
             return
         m = 0
         while m < rows:
@@ -215,8 +203,8 @@ def scatter(dtype: str) -> CFunc:
             here, there = buffer + m * row_bytes, places[m] + shift
             if count == 1:
                 for d in range(lanes):
-                    value = carray(pointer(here + d * ITEM), 1, REAL)[0]
-                    carray(pointer(there + d * target_d), 1, REAL)[0] = value
+                    value = array_at(here + d * ITEM, 1, REAL)[0]
+                    array_at(there + d * target_d, 1, REAL)[0] = value
             else:
                 for d in range(0, lanes, VL):
                     turn_tile(
@@ -230,7 +218,7 @@ def scatter(dtype: str) -> CFunc:
 @jit.inline
 def runs_until(MR, table_at, runs, tap):
     """How many of the runs are those of taps before `tap`."""
-    table = carray(pointer(table_at), (runs, MR + RUN_FIELDS), np.int64)
+    table = array_at(table_at, (runs, MR + RUN_FIELDS), np.int64)
     count = 0
     while count < runs and table[count, MR + 1] < tap:
         count += 1
@@ -240,9 +228,9 @@ def runs_until(MR, table_at, runs, tap):
 @jit.inline
 def take_chunk(p, own, tiles, tap):
     """Note which runs of each tile are those of the chunk of taps that begins with `tap`."""
-    counts = carray(pointer(own + p.counts), tiles, np.int64)
-    tables = carray(pointer(own + p.tables), tiles, np.int64)
-    runs = carray(pointer(own + p.runs), tiles, np.int64)
+    counts = array_at(own + p.counts, tiles, np.int64)
+    tables = array_at(own + p.tables, tiles, np.int64)
+    runs = array_at(own + p.runs, tiles, np.int64)
     MR, entry_bytes = p.tile_pixels, (p.tile_pixels + RUN_FIELDS) * 8
     for t in range(tiles):
         table = own + p.table + t * p.most_runs * entry_bytes
@@ -257,8 +245,8 @@ def trace() -> CFunc:
 
     def trace_tiles(plan, own, source, target, first, tiles):
         p = record_at(plan, GATHER)
-        counts = carray(pointer(own + p.counts), tiles, np.int64)
-        tables = carray(pointer(own + p.tables), tiles, np.int64)
+        counts = array_at(own + p.counts, tiles, np.int64)
+        tables = array_at(own + p.tables, tiles, np.int64)
         pixel = first * p.tile_pixels
         row = pixel // p.columns
         image = row // p.rows
@@ -295,7 +283,7 @@ def finish() -> CFunc:
         begin = t - t % SCATTERED
         in_place = p.target_d == p.item
         if call.activation != 0 and last != 0:
-            targets = carray(pointer(own + p.targets + t * 8 * MR), MR, np.int64)
+            targets = array_at(own + p.targets + t * 8 * MR, MR, np.int64)
             kept = own + p.buffer + (t - begin) * MR * p.row_bytes
             for m in range(there):
                 activate(call, targets[m] + shift if in_place else kept + m * p.row_bytes, lanes)
@@ -388,7 +376,7 @@ def multiplies(
 @jit.inline
 def is_new(own, address, group, panel):
     """Whether this thread packs a panel for the first time in a launch; notes that it does."""
-    notes = carray(pointer(own - LINE), 3, np.int64)
+    notes = array_at(own - LINE, 3, np.int64)
     if notes[0] != address or notes[1] != group:
         notes[0], notes[1], notes[2] = address, group, 0
     before = notes[2]
@@ -404,8 +392,8 @@ def gather() -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
-        starts = carray(pointer(own + p.starts), p.tile_pixels, np.int64)
-        buffer_rows = carray(pointer(own + p.buffer_rows), p.tile_pixels, np.int64)
+        starts = array_at(own + p.starts, p.tile_pixels, np.int64)
+        buffer_rows = array_at(own + p.buffer_rows, p.tile_pixels, np.int64)
         for m in range(p.tile_pixels):
             buffer_rows[m] = own + p.buffer + m * p.row_bytes
             starts[m] = call.start

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from numba import njit, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 
+from fastconv.kernels.compiler import HelperCompiler, KernelCompiler
 from fastconv.kernels.disk import KernelFiles
 
 KERNEL_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp)
@@ -81,7 +83,7 @@ def part(py_func: Callable[..., None]) -> CFunc:
 
 
 def _c_function(py_func: Callable[..., None], signature: Any) -> CFunc:
-    compiled = CFunc(py_func, (signature.args, signature.return_type), {}, _OPTIONS)
+    compiled = CFunc(py_func, (signature.args, signature.return_type), {}, _OPTIONS, pipeline_class=KernelCompiler)
     cache = _package_cache(py_func)
     if cache is not None:
         compiled._cache = cache  # type: ignore[attr-defined]
@@ -115,6 +117,23 @@ def native(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Cal
     return decorate
 
 
-_HELPER_OPTIONS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-inline = njit(**_HELPER_OPTIONS)
-"""Decorator of a helper that kernels call; it is compiled into them, and nobody else can call it."""
+_HELPER_OPTIONS: dict[str, Any] = {
+    **_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": HelperCompiler
+}  # fmt: skip
+
+
+def inline(py_func: Callable[..., Any]) -> Any:
+    """Compile a helper into the kernels that call it; nobody else can.
+
+    What it takes in parameters with names in capitals is known when it is compiled. Numba would take what others begin
+    with as known too, and compile the helper once for a counter's 0 and once more for what follows.
+    """
+    helper = njit(**_HELPER_OPTIONS)(py_func)
+    known = [name.isupper() for name in inspect.signature(py_func).parameters]
+    template = helper.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        return template([arg if keep else types.unliteral(arg) for keep, arg in zip(known, args, strict=True)], kws)
+
+    helper.get_call_template = get_call_template
+    return helper

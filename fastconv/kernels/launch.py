@@ -15,12 +15,12 @@ from typing import Any, cast
 
 import numba
 import numpy as np
-from numba import carray, prange, types
+from numba import prange, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, FLAT, LINE, Buffer, address, fill, lend, record, take_back
-from fastconv.kernels.simd import call_kernel, fetch_add, pointer, record_at
+from fastconv.kernels.simd import array_at, call_kernel, fetch_add, record_at
 
 
 @jit.native(types.void(*[types.intp] * 3))
@@ -34,7 +34,7 @@ _SHARES = 8
 
 @jit.native(types.void(types.intp))
 def _clear(counters):
-    carray(pointer(counters), _SHARES, np.int64)[:] = 0
+    array_at(counters, _SHARES, np.int64)[:] = 0
 
 
 @jit.native(types.void(*[types.intp] * 6), parallel=True)
@@ -164,7 +164,7 @@ def _spread(entry: int, record: int, tasks: int, threads: int, grain: int = 1) -
 def forget(workspace, threads, apart):
     """Clear the notes before each thread's workspace, where a kernel says what it keeps there from task to task."""
     for thread in range(threads):
-        carray(pointer(workspace + thread * apart - LINE), 1, np.int64)[0] = 0
+        array_at(workspace + thread * apart - LINE, 1, np.int64)[0] = 0
 
 
 _LAUNCH = record("entry plan serial_tasks keeping apart")
@@ -182,7 +182,7 @@ def _call(common, end, source, other, start, target, buffer):
     call.start, call.target = start.ctypes.data, target.ctypes.data
     call.workspace = own + HEAD
     forget(call.workspace, launch.keeping, launch.apart)
-    carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
+    array_at(own + COUNTER, _SHARES, np.int64)[:] = 0
     call_kernel(launch.entry, own, 0, launch.serial_tasks, 0)
     return own
 
@@ -312,10 +312,10 @@ def _call_flat(entry, tasks, block, first, second, third, fourth, settings, buff
     call.first, call.second = first.ctypes.data, second.ctypes.data
     call.third, call.fourth = third.ctypes.data, fourth.ctypes.data
     call.count, call.block, call.settings = first.size, block, own + SETTINGS
-    given = carray(pointer(own + SETTINGS), len(settings), np.float64)
+    given = array_at(own + SETTINGS, len(settings), np.float64)
     for i in range(len(settings)):
         given[i] = settings[i]
-    carray(pointer(own + COUNTER), _SHARES, np.int64)[:] = 0
+    array_at(own + COUNTER, _SHARES, np.int64)[:] = 0
     call_kernel(entry, own, 0, tasks, 0)
     return own
 

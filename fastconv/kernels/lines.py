@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -22,7 +22,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.columns import bits_between, copy_taps
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_run, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, copy_run, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import ROW_START, UNROLLED, TileSums
 
@@ -92,7 +92,7 @@ def fill(dtype: str, lanes: int, vectors: int, step: int) -> CFunc:
     def fill_lines(plan, own, source, row, rows):
         p = record_at(plan, LINES)
         chunks = (p.line_columns + NR - 1) // NR
-        masks = carray(pointer(own + p.masks), (chunks, STEP, STEP), np.int64)
+        masks = array_at(own + p.masks, (chunks, STEP, STEP), np.int64)
         for chunk in range(chunks):
             count = min(NR, p.line_columns - chunk * NR)
             for phase in range(STEP):

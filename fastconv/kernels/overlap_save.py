@@ -17,7 +17,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -26,7 +26,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.fft import sum_products
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.target import vector_bytes
 from fastconv.kernels.transpose import transpose_square
 
@@ -146,17 +146,17 @@ def load_part(REAL, ITEM, VL, panel, n0, source, pitch_r, pitch_c, row, rows, co
     below = max(min(rows - row, n0), above) if columns > 0 else above
     for r in range(n0):
         if r < above or r >= below:
-            carray(pointer(panel + r * row_bytes), VL, REAL)[:] = REAL(0)
+            array_at(panel + r * row_bytes, VL, REAL)[:] = REAL(0)
     first = source + (row + above) * pitch_r
     if pitch_c == ITEM:
         load_rows(REAL, VL, panel + above * row_bytes, first, pitch_r, below - above, column, columns, scale)
         return
     for r in range(below - above):
-        values = carray(pointer(panel + (above + r) * row_bytes), VL, REAL)
+        values = array_at(panel + (above + r) * row_bytes, VL, REAL)
         for lane in range(VL):
             values[lane] = REAL(0)
         for lane in range(max(0, -column), min(VL, columns - column)):
-            values[lane] = carray(pointer(first + r * pitch_r + (column + lane) * pitch_c), 1, REAL)[0] * scale
+            values[lane] = array_at(first + r * pitch_r + (column + lane) * pitch_c, 1, REAL)[0] * scale
 
 
 @jit.inline
@@ -168,7 +168,7 @@ def load_pair(
     for panel in range(p.n1 // VL):
         here, first, first_2 = panels + panel * p.panel_bytes, column + panel * VL, column_2 + panel * VL
         if (first >= columns or first + VL <= 0) and (first_2 >= columns_2 or first_2 + VL <= 0):
-            carray(pointer(here), p.n0 * 2 * VL, REAL)[:] = REAL(0)
+            array_at(here, p.n0 * 2 * VL, REAL)[:] = REAL(0)
             continue
         load_part(REAL, ITEM, VL, here, p.n0, source, pitch_r, pitch_c, row, rows, first, columns, scale)
         load_part(
@@ -235,9 +235,9 @@ def store_part(REAL, ITEM, VL, call, panel, rows, width, target, pitch_r, pitch_
     for r in range(rows):
         if call.activation != 0:
             activate(call, panel + r * row_bytes, width)
-        values = carray(pointer(panel + r * row_bytes), VL, REAL)
+        values = array_at(panel + r * row_bytes, VL, REAL)
         for lane in range(width):
-            carray(pointer(target + r * pitch_r + lane * pitch_c), 1, REAL)[0] = values[lane]
+            array_at(target + r * pitch_r + lane * pitch_c, 1, REAL)[0] = values[lane]
 
 
 @functools.cache
@@ -290,7 +290,7 @@ def overlap_save(dtype: str) -> CFunc:
                     )  # fmt: skip
                     call_part(p.transform, (scratch, p.tables_1, p.n1, 1))
                     turn_group(REAL, ITEM, VL, p, panels, g, scratch, 1)
-                start = carray(pointer(call.start + group * p.start_group + d * ITEM), 1, REAL)[0]
+                start = array_at(call.start + group * p.start_group + d * ITEM, 1, REAL)[0]
                 target = call.target + image * p.target_n + group * p.target_group + d * p.target_d
                 for panel in range((max(width, width_2) + VL - 1) // VL):
                     here, first = panels + panel * p.panel_bytes, panel * VL
@@ -325,7 +325,7 @@ def overlap_save_weights(dtype: str) -> CFunc:
         total = p.blocks
         for task in range(begin, end):
             slab, group = task % p.slabs, task // p.slabs
-            carray(pointer(sums), p.reduction * p.channels * p.spectrum_bytes // ITEM, REAL)[:] = REAL(0)
+            array_at(sums, p.reduction * p.channels * p.spectrum_bytes // ITEM, REAL)[:] = REAL(0)
             for pair in range(p.pairs * slab // p.slabs, p.pairs * (slab + 1) // p.slabs):
                 block, block_2 = 2 * pair, 2 * pair + 1
                 image, block = block // total, block % total

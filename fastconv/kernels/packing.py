@@ -9,18 +9,17 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.simd import (
+    array_at,
     call_part,
     copy_first_lanes,
     copy_run,
     copy_values,
     pick_columns,
-    pointer,
     prefetch,
     record_at,
     turn_line,
@@ -74,8 +73,8 @@ def copy_part(dtype: str, lanes: int) -> CFunc:
 
     def copy_taps(plan, source, panel, target, begin, end):
         q = record_at(plan, PACK)
-        rows = carray(pointer(q.rows), q.taps_r, np.int64)
-        columns = carray(pointer(q.columns), q.taps_c, np.int64)
+        rows = array_at(q.rows, q.taps_r, np.int64)
+        columns = array_at(q.columns, q.taps_c, np.int64)
         lanes = min(NR, q.channels - panel * NR)
         first = source + panel * NR * ITEM
         asked = asked_bytes(panel * NR * ITEM, (panel * NR + lanes) * ITEM, q.channels * ITEM)
@@ -113,7 +112,7 @@ def turn_part(dtype: str, lanes: int) -> CFunc:
         q = record_at(plan, PACK)
         lanes = min(NR, q.channels - panel * NR)
         first = source + panel * NR * q.source_d
-        offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
+        offsets = array_at(q.line_offsets, q.lines, np.int64)
         each = q.lines // (q.taps_r * q.taps_c)
         lines = range(begin * each, end * each) if q.period == 1 else range(q.lines)
         for i in lines:
@@ -138,7 +137,7 @@ def pick_part(dtype: str, lanes: int, period: int) -> CFunc:
         q = record_at(plan, PACK)
         lanes = min(NR, q.channels - panel * NR)
         first = source + panel * NR * q.source_d
-        offsets = carray(pointer(q.line_offsets), q.lines, np.int64)
+        offsets = array_at(q.line_offsets, q.lines, np.int64)
         for i in range(q.lines):
             for d in range(0, NR, VL):
                 pick_columns(

@@ -11,13 +11,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.packing import PACKING
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import dot_tile
 
@@ -45,8 +44,8 @@ def pixel_dots(dtype: str, tile: Tile, steps: int = 0) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, PIXEL_DOTS)
         own = call.workspace + thread * p.workspace_bytes
-        lefts = carray(pointer(own + p.lefts), MR, np.int64)
-        rights = carray(pointer(own + p.rights), ND, np.int64)
+        lefts = array_at(own + p.lefts, MR, np.int64)
+        rights = array_at(own + p.rights, ND, np.int64)
         blocks = p.image_blocks * p.pixel_blocks
         for task in range(begin, end):
             first_input = task % p.input_blocks * p.input_block

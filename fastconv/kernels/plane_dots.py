@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -24,7 +24,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
 from fastconv.kernels.plane_taps import PlaneTap, StridedTaps, mask_if
-from fastconv.kernels.simd import pointer, prefetch, record_at
+from fastconv.kernels.simd import array_at, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import IN_FLIGHT, masks_have_registers
 
@@ -253,7 +253,7 @@ def plane_dots(dtype: str, lanes: int, taps: int, step: int, height: int, shares
             first_block, last_block = p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs
             for d in range(p.channels * part // p.parts, p.channels * (part + 1) // p.parts):
                 target = call.target + slab * p.slab_bytes + d * p.taps_r * KW * ITEM
-                carray(pointer(target), p.taps_r * KW, REAL)[:] = 0
+                array_at(target, p.taps_r * KW, REAL)[:] = 0
                 # Divisions take as long as rows of small planes do.
                 above = d if p.multiplier == 1 else d // p.multiplier
                 for block in range(first_block, last_block):

@@ -11,12 +11,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit, target
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 from fastconv.kernels.windows import pool_window, return_window
 
 POOL = record("ih iw oh ow lanes block workspace_bytes")
@@ -83,8 +82,8 @@ def forward_planes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool
         floor = floor_of(call, REAL)
         for task in range(begin, end):
             image, i = task // p.oh, task % p.oh
-            X = carray(pointer(call.source + (image * p.ih + i * SH) * p.iw * ITEM), (KH, p.iw), REAL)
-            Y = carray(pointer(call.target + task * p.ow * ITEM), p.ow, REAL)
+            X = array_at(call.source + (image * p.ih + i * SH) * p.iw * ITEM, (KH, p.iw), REAL)
+            Y = array_at(call.target + task * p.ow * ITEM, p.ow, REAL)
             for j in range(p.ow):
                 if LARGEST:
                     best = X[0, j * SW]
@@ -133,7 +132,7 @@ def backward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool
             image, top, bottom, first, last = own_rows(p, task, SH)
             if not covered:
                 own = call.target + (image * p.ih + first) * row
-                carray(pointer(own), (last - first) * p.iw * p.lanes, REAL)[:] = ZERO
+                array_at(own, (last - first) * p.iw * p.lanes, REAL)[:] = ZERO
             for i in range(top, bottom):
                 gradient, window = call.other + (image * p.oh + i) * p.ow * pixel, (image * p.ih + i * SH) * row
                 for j in range(p.ow):
@@ -158,12 +157,12 @@ def backward_planes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: boo
         call = record_at(address, CALL)
         p = record_at(call.plan, POOL)
         floor = floor_of(call, REAL)
-        panel = carray(pointer(call.workspace + thread * p.workspace_bytes), (TAPS, PANEL), REAL)
+        panel = array_at(call.workspace + thread * p.workspace_bytes, (TAPS, PANEL), REAL)
         for task in range(begin, end):
             image, top, bottom, first, last = own_rows(p, task, SH)
-            X = carray(pointer(call.source + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
-            D = carray(pointer(call.target + image * p.ih * p.iw * ITEM), (p.ih, p.iw), REAL)
-            G = carray(pointer(call.other + image * p.oh * p.ow * ITEM), p.oh * p.ow, REAL)
+            X = array_at(call.source + image * p.ih * p.iw * ITEM, (p.ih, p.iw), REAL)
+            D = array_at(call.target + image * p.ih * p.iw * ITEM, (p.ih, p.iw), REAL)
+            G = array_at(call.other + image * p.oh * p.ow * ITEM, p.oh * p.ow, REAL)
             D[first:last] = ZERO
             for begin_at in range(top * p.ow, bottom * p.ow, PANEL):
                 count = min(PANEL, bottom * p.ow - begin_at)

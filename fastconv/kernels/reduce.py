@@ -12,7 +12,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -22,7 +22,7 @@ from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.gather import GATHER
 from fastconv.kernels.params import CALL, LINE
-from fastconv.kernels.simd import call_part, integer_at, pointer, prefetch, record_at
+from fastconv.kernels.simd import array_at, call_part, integer_at, prefetch, record_at
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import RUN_FIELDS
 
@@ -110,11 +110,11 @@ def list_inside(p, MR, first, table_at):
 
     Returns their number and where they lie.
     """
-    inside = carray(pointer(p.inside), (p.inside_runs, 1 + RUN_FIELDS), np.int64)
+    inside = array_at(p.inside, (p.inside_runs, 1 + RUN_FIELDS), np.int64)
     for run in range(p.inside_runs):
         entry = table_at + run * (MR + RUN_FIELDS) * 8
         pitched_places(MR, 0, 1, MR, first + inside[run, 0], p.column_step * p.source_c, 0, entry)
-        fields = carray(pointer(entry), MR + RUN_FIELDS, np.int64)
+        fields = array_at(entry, MR + RUN_FIELDS, np.int64)
         for q in range(RUN_FIELDS):
             fields[MR + q] = inside[run, 1 + q]
     return p.inside_runs, table_at
@@ -134,12 +134,12 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, GATHER)
         own = call.workspace + thread * p.workspace_bytes
-        sums = carray(pointer(own + p.buffer), (MR, ND), REAL)
-        buffer_rows = carray(pointer(own + p.buffer_rows), MR, np.int64)
+        sums = array_at(own + p.buffer, (MR, ND), REAL)
+        buffer_rows = array_at(own + p.buffer_rows, MR, np.int64)
         for m in range(MR):
             buffer_rows[m] = own + p.buffer + m * ND * ITEM
         in_place = p.target_d == ITEM
-        kernels = carray(pointer(own + p.starts), ND, np.int64)
+        kernels = array_at(own + p.starts, ND, np.int64)
         pixels = p.n * p.rows * p.columns
         tap_bytes = p.reduction * ITEM
         # Behind the tables of a block, which the last run's addresses may reach into.
@@ -170,7 +170,7 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
                 if in_a_row:
                     runs, table = list_inside(p, MR, table, inside_at)
                 places = own + p.targets + t * MR * 8
-                targets = carray(pointer(places), MR, np.int64)
+                targets = array_at(places, MR, np.int64)
                 there = min(MR, pixels - (first + t) * MR)
                 for d in range(begin_channel, min(end_channel, p.channels), ND):
                     lanes = min(ND, p.channels - d)
@@ -185,7 +185,7 @@ def reduce(dtype: str, tile: Tile) -> CFunc:
                     if not in_place:
                         for q in range(lanes):
                             for m in range(there):
-                                carray(pointer(targets[m] + (d + q) * p.target_d), 1, REAL)[0] = sums[m, q]
+                                array_at(targets[m] + (d + q) * p.target_d, 1, REAL)[0] = sums[m, q]
                     if call.activation != 0:
                         for m in range(there):
                             for q in range(lanes):

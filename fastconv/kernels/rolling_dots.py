@@ -14,7 +14,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -23,7 +23,7 @@ from fastconv.kernels.emit import I64, Emitter, ask, literal, scalar_ir
 from fastconv.kernels.groups import vectors_of_part
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.pixel_columns import PixelColumns
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
 from fastconv.kernels.target import PixelStripTile
 
@@ -165,7 +165,7 @@ def rolling_dots() -> CFunc:
             target = call.target + slab * p.slab_bytes
             begin_byte, end_byte = first * p.lane_bytes, min(last * p.lane_bytes, p.channel_bytes)
             for tap in range(p.taps):
-                sums = carray(pointer(target + tap * p.channel_bytes), p.channel_bytes, np.uint8)
+                sums = array_at(target + tap * p.channel_bytes, p.channel_bytes, np.uint8)
                 sums[begin_byte:end_byte] = 0
             for unit in range(p.units * slab // p.slabs, p.units * (slab + 1) // p.slabs):
                 number, block = unit % p.strips, unit // p.strips

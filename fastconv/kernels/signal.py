@@ -10,13 +10,13 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import from_dtype, types
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.launch import COUNTER, HEAD
 from fastconv.kernels.params import LINE, record
-from fastconv.kernels.simd import call_kernel, pointer, record_at, tensor
+from fastconv.kernels.simd import array_at, call_kernel, record_at, tensor
 
 PLAN = record("""
     entry pack_taps fill_strip tasks
@@ -104,7 +104,7 @@ def taps_part(dtype: str, parts: int) -> CFunc:
         if PARTS == 1 and call.taps_c == ITEM:
             for a in range(rows):
                 from_row = rows - 1 - a if p.taps_flip != 0 else a
-                line = carray(pointer(call.taps + from_row * call.taps_r), columns, REAL)
+                line = array_at(call.taps + from_row * call.taps_r, columns, REAL)
                 if p.taps_flip != 0:
                     for b in range(columns):
                         packed[0, 0, a, b] = line[columns - 1 - b]
@@ -125,17 +125,17 @@ def taps_part(dtype: str, parts: int) -> CFunc:
 @jit.inline
 def fill_line(REAL, ITEM, line, source, step, size, column, columns, boundary, outside, sign):
     """Copy `columns` values of the continued source from `column` on; `source` and `step` lead to its values."""
-    copied = carray(pointer(line), columns, REAL)
+    copied = array_at(line, columns, REAL)
     left, right = min(max(-column, 0), columns), min(max(size - column, 0), columns)
     right = max(left, right)
     # Indices count from 0: any that might be negative would keep the loops from being vectorised.
-    between = carray(pointer(line + left * ITEM), right - left, REAL)
+    between = array_at(line + left * ITEM, right - left, REAL)
     if step == ITEM:
-        values = carray(pointer(source + (column + left) * step), right - left, REAL)
+        values = array_at(source + (column + left) * step, right - left, REAL)
         for c in range(right - left):
             between[c] = values[c] * sign
     elif step == -ITEM:
-        values = carray(pointer(source + (column + right - 1) * step), right - left, REAL)
+        values = array_at(source + (column + right - 1) * step, right - left, REAL)
         for c in range(right - left):
             between[c] = values[right - left - 1 - c] * sign
     else:
@@ -147,9 +147,9 @@ def fill_line(REAL, ITEM, line, source, step, size, column, columns, boundary, o
         copied[right:] = outside
         return
     for c in range(left):
-        copied[c] = carray(pointer(source + inside(column + c, size, boundary) * step), 1, REAL)[0] * sign
+        copied[c] = array_at(source + inside(column + c, size, boundary) * step, 1, REAL)[0] * sign
     for c in range(right, columns):
-        copied[c] = carray(pointer(source + inside(column + c, size, boundary) * step), 1, REAL)[0] * sign
+        copied[c] = array_at(source + inside(column + c, size, boundary) * step, 1, REAL)[0] * sign
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def strip_part(dtype: str, parts: int) -> CFunc:
     def fill_strip(address, strip, row, column, rows, columns):
         call = record_at(address, CALL)
         p = record_at(call.plan, PLAN)
-        outside = carray(pointer(p.fill), PARTS, REAL)
+        outside = array_at(p.fill, PARTS, REAL)
         source, source_r, source_c = call.source, call.source_r, call.source_c
         if p.source_flip != 0:
             source += (p.source_rows - 1) * source_r + (p.source_columns - 1) * source_c
@@ -173,7 +173,7 @@ def strip_part(dtype: str, parts: int) -> CFunc:
                 line = strip + part * p.strip_plane + r * p.pitch * ITEM
                 place = inside(row + r, p.source_rows, p.boundary)
                 if place < 0:
-                    carray(pointer(line), columns, REAL)[:] = outside[part]
+                    array_at(line, columns, REAL)[:] = outside[part]
                 else:
                     fill_line(REAL, ITEM, line, source + place * source_r + part * ITEM, source_c, p.source_columns,
                               column, columns, p.boundary, outside[part], sign)  # fmt: skip
@@ -203,7 +203,7 @@ def _call(plan, source, taps, target):
 def _prepare(plan, source, taps, target, buffer):
     own = buffer.ctypes.data
     describe(own, plan, source, taps, target, own + HEAD)
-    carray(pointer(own + COUNTER), 1, np.int64)[0] = 0
+    array_at(own + COUNTER, 1, np.int64)[0] = 0
     return own
 
 

@@ -24,16 +24,6 @@ _SET_BYTES = 1 << 12
 
 
 @intrinsic
-def pointer(typingctx: Any, address: Any) -> Any:
-    """Turn an address into the pointer that `numba.carray` takes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.intp), codegen
-
-
-@intrinsic
 def record_at(typingctx: Any, address: Any, dtype: Any) -> Any:
     """View the memory at an address as a record; its fields are read as attributes."""
     record = dtype.dtype
@@ -42,6 +32,26 @@ def record_at(typingctx: Any, address: Any, dtype: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(record))
 
     return record(types.intp, dtype), codegen
+
+
+@intrinsic
+def array_at(typingctx: Any, address: Any, shape: Any, dtype: Any) -> Any:
+    """View the memory at an address as an array in C order, as `numba.carray` does, which compiles more."""
+    given = types.UniTuple(types.intp, len(shape)) if isinstance(shape, types.BaseTuple) else types.intp
+    array_type = types.Array(dtype.dtype, len(shape) if given is not types.intp else 1, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(array_type)(context, builder)
+        lengths = [args[1]] if given is types.intp else cgutils.unpack_tuple(builder, args[1])
+        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
+        strides = [item]
+        for length in lengths[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+        data = builder.inttoptr(args[0], array.data.type)
+        populate_array(array, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None)
+        return array._getvalue()
+
+    return array_type(types.intp, given, dtype), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -73,6 +83,25 @@ def integer_at(typingctx: Any, address: Any) -> Any:
         return builder.load(builder.inttoptr(args[0], I64.as_pointer()))
 
     return types.intp(types.intp), codegen
+
+
+@intrinsic
+def copy_item(typingctx: Any, item: Any, source: Any, target: Any) -> Any:
+    """Copy one value, of `item` bytes: 4 or 8."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def copy(word: ir.Type) -> None:
+            source, target = (builder.inttoptr(address, word.as_pointer()) for address in args[1:])
+            builder.store(builder.load(source), target)
+
+        with builder.if_else(builder.icmp_signed("==", args[0], I64(4))) as (single, double):
+            with single:
+                copy(I32)
+            with double:
+                copy(I64)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), codegen
 
 
 @intrinsic

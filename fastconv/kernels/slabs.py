@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 
 SLABS = record("slabs weights block")
 
@@ -27,12 +26,12 @@ def add_slabs(dtype: str) -> CFunc:
         for task in range(begin, end):
             first = task * p.block
             count = min(p.block, p.weights - first)
-            total = carray(pointer(call.target + first * ITEM), count, REAL)
-            part = carray(pointer(call.source + first * ITEM), count, REAL)
+            total = array_at(call.target + first * ITEM, count, REAL)
+            part = array_at(call.source + first * ITEM, count, REAL)
             for k in range(count):
                 total[k] = part[k]
             for slab in range(1, p.slabs):
-                part = carray(pointer(call.source + (slab * p.weights + first) * ITEM), count, REAL)
+                part = array_at(call.source + (slab * p.weights + first) * ITEM, count, REAL)
                 for k in range(count):
                     total[k] += part[k]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -24,7 +24,7 @@ from fastconv.kernels.activation import activate
 from fastconv.kernels.addresses import pitched_places
 from fastconv.kernels.emit import I32, Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.target import StencilTile
 
 STENCIL = record("""
@@ -175,7 +175,7 @@ def trace_rows(p, sources, entries, count, plane, row, weight):
         return count
     run = entries + count * (sources + 1) * 8
     pitched_places(sources, row, p.phases, p.source_rows, plane, p.source_r, p.zeros, run)
-    carray(pointer(run), sources + 1, np.int64)[sources] = weight
+    array_at(run, sources + 1, np.int64)[sources] = weight
     return count + 1
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, copy_run, integer_at, pointer, record_at, tensor, turn_tile
+from fastconv.kernels.simd import array_at, call_part, copy_run, integer_at, record_at, tensor, turn_tile
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import ROW_START, RUN_FIELDS, multiply_tile
 
@@ -57,17 +56,17 @@ def fill_strip(
             inside = 0 <= row + r < source_rows
             place = source + (row + r) * source_r + column * source_c + k * source_k
             if inside and phases == 1 and source_c == ITEM:
-                copied = carray(pointer(line), columns, REAL)
+                copied = array_at(line, columns, REAL)
                 copied[:left] = REAL(0)
                 copy_run(REAL, VL, place + left * ITEM, line + left * ITEM, right - left)
                 copied[right:] = REAL(0)
                 continue
             for phase in range(phases):
-                copied = carray(pointer(line + phase * phase_bytes), strip_columns, REAL)
+                copied = array_at(line + phase * phase_bytes, strip_columns, REAL)
                 for c in range(strip_columns):
                     at = phase + c * phases
                     if inside and left <= at < right:
-                        copied[c] = carray(pointer(place + at * source_c), 1, REAL)[0]
+                        copied[c] = array_at(place + at * source_c, 1, REAL)[0]
                     else:
                         copied[c] = REAL(0)
 
@@ -93,12 +92,12 @@ def strip_part(dtype: str) -> CFunc:
 def trace_weights(p, own, weights, first):
     """Write the runs of the output channels from `first`: their weights' addresses and their place in the strip."""
     MR = p.tile_rows
-    row_taps = carray(pointer(p.row_taps), p.taps_r, np.int64)
-    column_taps = carray(pointer(p.column_taps), p.taps_c, np.int64)
-    row_offsets = carray(pointer(p.row_offsets), p.taps_r, np.int64)
-    column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+    row_taps = array_at(p.row_taps, p.taps_r, np.int64)
+    column_taps = array_at(p.column_taps, p.taps_c, np.int64)
+    row_offsets = array_at(p.row_offsets, p.taps_r, np.int64)
+    column_offsets = array_at(p.column_offsets, p.taps_c, np.int64)
     inner = p.reduction if p.along_taps != 0 else p.taps_c
-    table = carray(pointer(own + p.table), (p.taps_r * inner, MR + RUN_FIELDS), np.int64)
+    table = array_at(own + p.table, (p.taps_r * inner, MR + RUN_FIELDS), np.int64)
     for a in range(p.taps_r):
         for q in range(inner):
             b, k = (0, q) if p.along_taps != 0 else (q, 0)
@@ -137,8 +136,8 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
     def multiply_rows(address, own, base, start, d, rows, columns, runs, vector_step):
         call = record_at(address, CALL)
         p = record_at(call.plan, STRIPS)
-        targets = carray(pointer(own + p.targets), MR, np.int64)
-        buffer_rows = carray(pointer(own + p.rows_of_buffer), MR, np.int64)
+        targets = array_at(own + p.targets, MR, np.int64)
+        buffer_rows = array_at(own + p.rows_of_buffer, MR, np.int64)
         for m in range(MR):
             buffer_rows[m] = own + p.buffer + m * NR * ITEM
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
@@ -171,7 +170,7 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
                             here + c * p.target_c, p.target_c, min(SIDE, width - c),
                         )  # fmt: skip
                     continue
-                tile_values = carray(pointer(own + p.buffer), (MR, NR), REAL)
+                tile_values = array_at(own + p.buffer, (MR, NR), REAL)
                 pixels = tensor(REAL, 0, here, (width, depth), (p.target_c, p.target_d))
                 for c in range(width):
                     for m in range(depth):
@@ -188,7 +187,7 @@ def strips() -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, STRIPS)
         own = call.workspace + thread * p.workspace_bytes
-        column_offsets = carray(pointer(p.column_offsets), p.taps_c, np.int64)
+        column_offsets = array_at(p.column_offsets, p.taps_c, np.int64)
         tiles = (p.channels + p.tile_rows - 1) // p.tile_rows
         runs = p.taps_r * (p.reduction if p.along_taps != 0 else p.taps_c)
         vector_step = p.strip_rows * p.column_step * p.strip_columns * p.item

@@ -12,12 +12,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.signal import CALL, PLAN
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.taptile import row_tile, tap_tile
 from fastconv.kernels.target import Tile
 
@@ -78,10 +77,10 @@ def line_sums(dtype: str, parts: int, tile: Tile) -> CFunc:
                 if not in_place:
                     for k in range(rows if p.flat != 0 else 1):
                         place = call.target + ((i + r + k) * p.columns + j) * ITEM * PARTS
-                        given = carray(pointer(place), columns * PARTS, REAL)
+                        given = array_at(place, columns * PARTS, REAL)
                         for part in range(PARTS):
                             first = own + p.scratch + part * p.scratch_plane + k * p.pitch * ITEM
-                            computed = carray(pointer(first), columns, REAL)
+                            computed = array_at(first, columns, REAL)
                             for c in range(columns):
                                 given[c * PARTS + part] = computed[c]
 
@@ -129,9 +128,9 @@ def row_sums(dtype: str, tile: Tile) -> CFunc:
 def fill_lanes(REAL, ITEM, VL, p, own):
     """Deal the line out to the lanes: a lane gets the values from `run` times its number on."""
     steps = p.run + p.taps_c - 1
-    strip = carray(pointer(own + p.strip), (steps, VL), REAL)
+    strip = array_at(own + p.strip, (steps, VL), REAL)
     for lane in range(VL):
-        values = carray(pointer(own + p.line + lane * p.run * ITEM), steps, REAL)
+        values = array_at(own + p.line + lane * p.run * ITEM, steps, REAL)
         for t in range(steps):
             strip[t, lane] = values[t]
 
@@ -167,10 +166,10 @@ def run_sums(dtype: str, tile: Tile) -> CFunc:
                     REAL, VL, MR, NV, p.taps_c, 1, first, last, own + p.taps, ITEM,
                     own + p.strip + t * VL * ITEM, VL * ITEM, own + p.scratch + t * VL * ITEM, VL * ITEM,
                 )  # fmt: skip
-            computed = carray(pointer(own + p.scratch), (p.run, VL), REAL)
+            computed = array_at(own + p.scratch, (p.run, VL), REAL)
             for lane in range(VL):
                 here = lane * p.run
-                given = carray(pointer(call.target + (j + here) * ITEM), columns, REAL)
+                given = array_at(call.target + (j + here) * ITEM, columns, REAL)
                 for t in range(min(p.run, columns - here)):
                     given[t] = computed[t, lane]
 
@@ -182,9 +181,9 @@ def dot_in_place(REAL, ITEM, p, call, row, column):
     """One result from the arrays as they lie."""
     flip, total = p.taps_flip != 0, REAL(0)
     for a in range(p.taps_r):
-        values = carray(pointer(call.source + (row + a) * call.source_r + column * ITEM), p.taps_c, REAL)
+        values = array_at(call.source + (row + a) * call.source_r + column * ITEM, p.taps_c, REAL)
         from_row = p.taps_r - 1 - a if flip else a
-        taps = carray(pointer(call.taps + from_row * call.taps_r), p.taps_c, REAL)
+        taps = array_at(call.taps + from_row * call.taps_r, p.taps_c, REAL)
         along = REAL(0)
         if flip:
             for b in range(p.taps_c):
@@ -211,7 +210,7 @@ def dot_sums(dtype: str, parts: int) -> CFunc:
         inside &= p.first_column >= 0 and p.first_column + p.columns + p.taps_c - 1 <= p.source_columns
         inside &= p.given_r == p.taps_r and p.given_c == p.taps_c
         if PARTS == 1 and inside and p.source_flip == 0 and call.source_c == ITEM and call.taps_c == ITEM:
-            target = carray(pointer(call.target), (p.rows, p.columns), REAL)
+            target = array_at(call.target, (p.rows, p.columns), REAL)
             for r in range(p.rows):
                 for c in range(p.columns):
                     target[r, c] = dot_in_place(REAL, ITEM, p, call, p.first_row + r, p.first_column + c)
@@ -219,8 +218,8 @@ def dot_sums(dtype: str, parts: int) -> CFunc:
         call_part(p.pack_taps, (address, own))
         rows, columns = p.rows + p.taps_r - 1, p.columns + p.taps_c - 1
         call_part(p.fill_strip, (address, own + p.strip, p.first_row, p.first_column, rows, columns))
-        target = carray(pointer(call.target), (p.rows, p.columns, PARTS), REAL)
-        taps = carray(pointer(own + p.taps), (PARTS, PARTS, p.taps_r, p.taps_c), REAL)
+        target = array_at(call.target, (p.rows, p.columns, PARTS), REAL)
+        taps = array_at(own + p.taps, (PARTS, PARTS, p.taps_r, p.taps_c), REAL)
         for r in range(p.rows):
             for c in range(p.columns):
                 for result in range(PARTS):
@@ -228,7 +227,7 @@ def dot_sums(dtype: str, parts: int) -> CFunc:
                     for part in range(PARTS):
                         for a in range(p.taps_r):
                             here = own + p.strip + part * p.strip_plane + ((r + a) * p.pitch + c) * ITEM
-                            values = carray(pointer(here), p.taps_c, REAL)
+                            values = array_at(here, p.taps_c, REAL)
                             along = REAL(0)
                             for b in range(p.taps_c):
                                 along += values[b] * taps[result, part, a, b]

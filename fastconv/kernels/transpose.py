@@ -10,14 +10,14 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import copy_run, interleave, pointer, record_at
+from fastconv.kernels.simd import array_at, copy_run, interleave, record_at
 from fastconv.kernels.target import vector_bytes
 
 TRANSPOSE = record("""
@@ -129,9 +129,9 @@ def transpose(dtype: str) -> CFunc:
             first, last = block_of(p, -1 if p.by_rows != 0 else block, p.columns, lead_c)
             if bottom - top < VL or last - first < VL:
                 for r in range(top, bottom):
-                    row = carray(pointer(source + r * p.source_row), p.columns, REAL)
+                    row = array_at(source + r * p.source_row, p.columns, REAL)
                     for c in range(first, last):
-                        carray(pointer(target + c * p.target_row + r * ITEM), 1, REAL)[0] = row[c]
+                        array_at(target + c * p.target_row + r * ITEM, 1, REAL)[0] = row[c]
             elif p.by_rows != 0:
                 for c in squares_of(VL, first, last, lead_c):
                     column = inside(VL, first, last, c)
@@ -162,8 +162,8 @@ def turn_groups(dtype: str) -> CFunc:
         p = record_at(call.plan, TURN_GROUPS)
         size, row = p.inputs * p.groups * p.outputs, p.groups * p.outputs
         for tap in range(begin, end):
-            source = carray(pointer(call.source + tap * size * ITEM), size, REAL)
-            target = carray(pointer(call.target + tap * size * ITEM), size, REAL)
+            source = array_at(call.source + tap * size * ITEM, size, REAL)
+            target = array_at(call.target + tap * size * ITEM, size, REAL)
             for group in range(p.groups):
                 for d in range(p.outputs):
                     first, there = group * p.outputs + d, (d * p.groups + group) * p.inputs

@@ -11,12 +11,11 @@ import functools
 import math
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import FLAT
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 
 
 @functools.cache
@@ -27,12 +26,12 @@ def sgd(dtype: str) -> CFunc:
 
     def update_sgd(address, begin, end, thread):
         p = record_at(address, FLAT)
-        settings = carray(pointer(p.settings), 2, np.float64)
+        settings = array_at(p.settings, 2, np.float64)
         rate, momentum = REAL(settings[0]), REAL(settings[1])
         for task in range(begin, end):
             offset, count = task * p.block * ITEM, min(p.block, p.count - task * p.block)
-            w, grad = carray(pointer(p.first + offset), count, REAL), carray(pointer(p.second + offset), count, REAL)
-            velocity = carray(pointer(p.third + offset), count, REAL)
+            w, grad = array_at(p.first + offset, count, REAL), array_at(p.second + offset, count, REAL)
+            velocity = array_at(p.third + offset, count, REAL)
             for k in range(count):
                 velocity[k] = momentum * velocity[k] + grad[k]
                 w[k] -= rate * velocity[k]
@@ -48,14 +47,14 @@ def adam(dtype: str) -> CFunc:
 
     def update_adam(address, begin, end, thread):
         p = record_at(address, FLAT)
-        settings = carray(pointer(p.settings), 6, np.float64)
+        settings = array_at(p.settings, 6, np.float64)
         step, new1, new2 = REAL(settings[0]), REAL(settings[1]), REAL(settings[2])
         correction, epsilon, shrink = REAL(settings[3]), REAL(settings[4]), REAL(settings[5])
         for task in range(begin, end):
             offset, count = task * p.block * ITEM, min(p.block, p.count - task * p.block)
-            w, grad = carray(pointer(p.first + offset), count, REAL), carray(pointer(p.second + offset), count, REAL)
-            first = carray(pointer(p.third + offset), count, REAL)
-            second = carray(pointer(p.fourth + offset), count, REAL)
+            w, grad = array_at(p.first + offset, count, REAL), array_at(p.second + offset, count, REAL)
+            first = array_at(p.third + offset, count, REAL)
+            second = array_at(p.fourth + offset, count, REAL)
             for k in range(count):
                 g = grad[k]
                 m = first[k] + new1 * (g - first[k])

@@ -16,7 +16,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -25,7 +25,7 @@ from fastconv.kernels.copies import copy_pixels
 from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import IN_FLIGHT, WindowTile, vector_bytes, window_pixels
 
@@ -307,7 +307,7 @@ def window_dots() -> CFunc:
             end_channel = min(tiles_c * (part + 1) // p.parts * p.tile_channels, p.channels)
             slab_target = call.target + slab * p.slab_bytes
             for line in range(p.taps_r * p.taps_c * p.outputs):
-                sums = carray(pointer(slab_target + line * line_bytes), line_bytes, np.uint8)
+                sums = array_at(slab_target + line * line_bytes, line_bytes, np.uint8)
                 sums[first_channel * p.item : end_channel * p.item] = 0
             for block in range(p.blocks * slab // p.slabs, p.blocks * (slab + 1) // p.slabs):
                 image, first = block // p.row_blocks, block % p.row_blocks * p.row_block

@@ -25,14 +25,13 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.packing import AHEAD, asked_bytes
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import call_part, copy_first_lanes, pick_columns, pointer, prefetch, record_at
+from fastconv.kernels.simd import array_at, call_part, copy_first_lanes, pick_columns, prefetch, record_at
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import CHANNEL_START, RUN_FIELDS, UNROLLED, multiply_tile
 from fastconv.kernels.toomcook import Filtering
@@ -144,7 +143,7 @@ def trace(height: int, width: int) -> CFunc:
     ROWS, COLUMNS = height, width
 
     def trace_tile(image, pitch_r, pitch_c, rows, columns, first_row, first_column, apart_r, apart_c, table, outside):
-        addresses = carray(pointer(table), (ROWS, COLUMNS), np.int64)
+        addresses = array_at(table, (ROWS, COLUMNS), np.int64)
         last_row, last_column = first_row + (ROWS - 1) * apart_r, first_column + (COLUMNS - 1) * apart_c
         first = image + first_row * pitch_r + first_column * pitch_c
         step_r, step_c = apart_r * pitch_r, apart_c * pitch_c
@@ -180,7 +179,7 @@ def trace_inputs(p, taps, image, i, j, table):
 @jit.inline
 def trace_matrix(count, table, base, step):
     """Write the addresses of the `count` values of a transformed tile, `step` bytes apart."""
-    addresses = carray(pointer(table), count, np.int64)
+    addresses = array_at(table, count, np.int64)
     for e in range(count):
         addresses[e] = base + e * step
 
@@ -200,7 +199,7 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
     def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros):
         for t in range(tiles):
             of_tile, there = traced + t * COUNT * 8, place + t * pitch
-            pixels = carray(pointer(of_tile), COUNT, np.int64)
+            pixels = array_at(of_tile, COUNT, np.int64)
             for v in range(0, channels, VL):
                 source, shift = of_tile, offset + v * ITEM
                 if channels - v < VL:
@@ -246,8 +245,8 @@ def transform_in_place(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, ask
     taps_r, taps_c, tap_r, tap_c, pitch = p.r_r, p.r_c, p.tap_r, p.tap_c, p.weight_k
     together, table = lanes // VL if WHOLE != 0 else 0, own + p.weight_source
     single = table + taps_r * taps_c * 8
-    in_place = carray(pointer(table), (taps_r, taps_c), np.int64)
-    taps = carray(pointer(single), (taps_r, taps_c), np.int64)
+    in_place = array_at(table, (taps_r, taps_c), np.int64)
+    taps = array_at(single, (taps_r, taps_c), np.int64)
     for a in range(taps_r):
         for b in range(taps_c):
             in_place[a, b] = tap + a * tap_r + b * tap_c
@@ -278,12 +277,12 @@ def transform_turned(REAL, ITEM, VL, WHOLE, plan, p, own, tap, met, lanes, befor
     The last square overlaps the one before, or reads some of the `before` source channels that precede these.
     """
     first_r, first_c, end_r, end_c = met
-    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
+    taps = array_at(own + p.weight_source, (p.r_r, p.r_c), np.int64)
     for a in range(p.r_r):
         for b in range(p.r_c):
             taps[a, b] = own + p.buffer + (a * p.r_c + b) * VL * VL * ITEM
             if WHOLE == 0 and not (first_r <= a < end_r and first_c <= b < end_c):
-                carray(pointer(taps[a, b]), VL * VL, REAL)[:] = REAL(0)
+                array_at(taps[a, b], VL * VL, REAL)[:] = REAL(0)
     row = p.panel_lanes * ITEM
     for v in range(0, lanes, VL):
         there = min(VL, lanes - v)
@@ -309,7 +308,7 @@ def transform_lines(REAL, ITEM, VL, plan, p, own, tap, lanes, before, rows):
     last square overlaps the one before, or reads some taps of what precedes it, or follows the first line of all.
     """
     all_taps = p.r_r * p.r_c
-    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
+    taps = array_at(own + p.weight_source, (p.r_r, p.r_c), np.int64)
     lowest = tap + (p.r_r - 1) * min(p.weight_r, 0) + (p.r_c - 1) * min(p.weight_c, 0)
     turned = own + p.buffer + VL * VL * ITEM
     for a in range(p.r_r):
@@ -334,8 +333,8 @@ def transform_lines(REAL, ITEM, VL, plan, p, own, tap, lanes, before, rows):
 @jit.inline
 def transform_picked(REAL, ITEM, VL, TAPS, plan, p, own, tap, lanes, rows):
     """The same of whole kernels of few taps that follow each other, picking what VL target channels have of each."""
-    taps = carray(pointer(own + p.weight_source), (p.r_r, p.r_c), np.int64)
-    places = carray(pointer(own + p.buffer), TAPS, np.int64)
+    taps = array_at(own + p.weight_source, (p.r_r, p.r_c), np.int64)
+    places = array_at(own + p.buffer, TAPS, np.int64)
     picked = own + p.buffer + VL * VL * ITEM
     lowest = tap + (p.r_r - 1) * min(p.weight_r, 0) + (p.r_c - 1) * min(p.weight_c, 0)
     for q in range(TAPS):
@@ -440,7 +439,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
         start = call.start + group * p.start_group + panel * p.panel_lanes * ITEM
         for t in range(tiles):
             table = traced + t * COUNT * 8
-            written = carray(pointer(table), COUNT, np.int64)
+            written = array_at(table, COUNT, np.int64)
             for v in range(0, lanes, VL):
                 there = min(VL, lanes - v)
                 place = group * p.target_group + (panel * p.panel_lanes + v) * ITEM
@@ -455,8 +454,8 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
                     if written[e] == own + p.unused:
                         continue
                     if there < VL:
-                        row = carray(pointer(own + p.buffer + e * VL * ITEM), VL, REAL)
-                        pixel = carray(pointer(written[e] + place), there, REAL)
+                        row = array_at(own + p.buffer + e * VL * ITEM, VL, REAL)
+                        pixel = array_at(written[e] + place, there, REAL)
                         for d in range(there):
                             pixel[d] = row[d]
                     if call.activation != 0:
@@ -479,7 +478,7 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
 
     def multiply_matrices(plan, own, packed, shift, count, adds, tiles):
         p = record_at(plan, WINOGRAD)
-        run = carray(pointer(own + p.tile_table), MR + RUN_FIELDS, np.int64)
+        run = array_at(own + p.tile_table, MR + RUN_FIELDS, np.int64)
         run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, count
         for e in range(COUNT):
             values = own + p.values + e * p.value_step + shift
@@ -509,8 +508,8 @@ def winograd() -> CFunc:
         trace_matrix(p.matrices, own + p.value_table, own + p.values, p.value_step)
         trace_matrix(p.matrices, own + p.product_table, own + p.products, p.product_step)
         trace_matrix(p.matrices, own + p.buffer_table, own + p.buffer, p.vector)
-        product_rows = carray(pointer(own + p.targets), capacity, np.int64)
-        carray(pointer(own + p.starts), p.height, np.int64)[:] = p.zeros
+        product_rows = array_at(own + p.targets, capacity, np.int64)
+        array_at(own + p.starts, p.height, np.int64)[:] = p.zeros
         for t in range(capacity):
             product_rows[t] = own + p.products + t * p.panel_lanes * p.item
         pieces, chunks = p.pieces_r * p.pieces_c, (p.reduction + p.chunk - 1) // p.chunk

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -26,7 +26,7 @@ from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import copy_first_lanes, copy_run, pointer, prefetch, record_at
+from fastconv.kernels.simd import array_at, copy_first_lanes, copy_run, prefetch, record_at
 from fastconv.kernels.target import TileRow
 from fastconv.kernels.toomcook import Filtering, transforms, transposed
 from fastconv.kernels.transforms import WEIGHTS, Combiner, transform_tile
@@ -192,8 +192,8 @@ def winograd_rows(dtype: str, filtering: Filtering, tile: TileRow, planes: bool)
         own = call.workspace + thread * p.workspace_bytes
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         steps = p.reduction * p.pieces * p.phases
-        carray(pointer(own + p.strip), p.strip_values, REAL)[:] = REAL(0)
-        offsets = carray(pointer(own + p.offsets), steps, np.int64)
+        array_at(own + p.strip, p.strip_values, REAL)[:] = REAL(0)
+        offsets = array_at(own + p.offsets, steps, np.int64)
         for k in range(steps):
             channel, piece, phase = step_of(p, k)
             offsets[k] = channel * p.strip_k + (piece * R * p.step + phase) * p.strip_c
@@ -261,8 +261,8 @@ def pack(dtype: str, filtering: Filtering, lanes: int) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD_ROWS)
         own = call.workspace + thread * p.workspace_bytes
-        places = carray(pointer(own + p.sources), R + N, np.int64)
-        taps = carray(pointer(own + p.strip), R * VL, REAL)
+        places = array_at(own + p.sources, R + N, np.int64)
+        taps = array_at(own + p.strip, R * VL, REAL)
         for r in range(R):
             places[r] = own + p.strip + r * VL * ITEM
         for e in range(N):
@@ -285,7 +285,7 @@ def pack(dtype: str, filtering: Filtering, lanes: int) -> CFunc:
                             for d in range(VL):
                                 value = REAL(0)
                                 if d < there:
-                                    value = carray(pointer(weight + b * p.weight_c + d * p.weight_d), 1, REAL)[0]
+                                    value = array_at(weight + b * p.weight_c + d * p.weight_d, 1, REAL)[0]
                                 taps[r * VL + d] = value
                     transform_tile(
                         REAL, VL, WEIGHTS, 1, 1, 1, M, R, 1, own + p.sources, 0, own + p.sources + R * 8, packed, 0,

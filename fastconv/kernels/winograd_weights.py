@@ -15,12 +15,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import call_part, pointer, record_at
+from fastconv.kernels.simd import array_at, call_part, record_at
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import RUN_FIELDS, added_tile
 from fastconv.kernels.toomcook import Filtering
@@ -69,7 +68,7 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
 
     def write_gradient(plan, own, inputs, outputs, adds):
         p = record_at(plan, WINOGRAD_WEIGHTS)
-        targets = carray(pointer(own + p.target_table), R0 * R1, np.int64)
+        targets = array_at(own + p.target_table, R0 * R1, np.int64)
         whole = targets.min() != 0
         for k in range(inputs):
             for v in range(0, outputs, VL):
@@ -84,8 +83,8 @@ def transform_sums(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
                 for e in range(R0 * R1):
                     if targets[e] == 0:
                         continue
-                    row = carray(pointer(own + p.spare + e * VL * ITEM), VL, REAL)
-                    weights = carray(pointer(targets[e] + place), there, REAL)
+                    row = array_at(own + p.spare + e * VL * ITEM, VL, REAL)
+                    weights = array_at(targets[e] + place, there, REAL)
                     for d in range(there):
                         weights[d] = weights[d] + row[d] if adds != 0 else row[d]
 
@@ -101,7 +100,7 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
 
     def multiply_matrices(plan, own, inputs, outputs, tiles, adds):
         p = record_at(plan, WINOGRAD_WEIGHTS)
-        run = carray(pointer(own + p.run), 1 + RUN_FIELDS, np.int64)
+        run = array_at(own + p.run, 1 + RUN_FIELDS, np.int64)
         run[0], run[1], run[2], run[3] = 0, p.input_pitch, 0, tiles
         for e in range(p.matrices):
             values, gradients = own + p.values + e * p.value_step, own + p.gradients + e * p.gradient_step
@@ -172,7 +171,7 @@ def winograd_weights() -> CFunc:
                 call_part(p.multiply, (call.plan, own, inputs, outputs, tiles, adds))
             target = call.target + slab * p.slab_bytes + group * p.target_group
             target += first_input * p.target_k + first_output * p.item
-            targets = carray(pointer(own + p.target_table), (p.r_r, p.r_c), np.int64)
+            targets = array_at(own + p.target_table, (p.r_r, p.r_c), np.int64)
             for a in range(p.r_r):
                 for b in range(p.r_c):
                     i, j = taps[0] + a * p.apart_r, taps[1] + b * p.apart_c

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import carray
 from numba.core.ccallback import CFunc
 
 from fastconv.kernels import jit
 from fastconv.kernels.params import CALL, record
-from fastconv.kernels.simd import pointer, record_at
+from fastconv.kernels.simd import array_at, record_at
 
 ZEROS = record("count block")
 """Values of the target, and of a task."""
@@ -26,6 +25,6 @@ def zeros(dtype: str) -> CFunc:
         call = record_at(address, CALL)
         p = record_at(call.plan, ZEROS)
         first, last = begin * p.block, min(end * p.block, p.count)
-        carray(pointer(call.target + first * ITEM), last - first, REAL)[:] = REAL(0)
+        array_at(call.target + first * ITEM, last - first, REAL)[:] = REAL(0)
 
     return jit.kernel(fill_zeros)

@@ -283,7 +283,7 @@ def _plan(
     steps = _steps_inside(rows, columns, source, reduction if listed_steps else 1)
     runs = [(steps[tap], source[3], tap, reduction * joined) for tap in range(0, taps, joined)]
     inside = np.array(steps if listed_steps else runs, np.int64)
-    zeros = np.zeros(0 if apart else reduction, problem.dtype)
+    zeros = np.zeros(1 if apart else reduction, problem.dtype)
     row_offsets, column_offsets = np.array(rows.offsets, np.int64), np.array(columns.offsets, np.int64)
     template = fill(
         gather.GATHER,
