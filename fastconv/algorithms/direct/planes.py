@@ -27,7 +27,7 @@ from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
 from fastconv.kernels.launch import Launch
-from fastconv.kernels.params import Buffer, address, fill
+from fastconv.kernels.params import LINE, Buffer, address, fill
 from fastconv.kernels.target import (
     Tile,
     halves_vectors,
@@ -57,6 +57,9 @@ _READ_SECONDS = 0.02e-9
 """What each block of tiles takes to read a value of a panel that lies in no near cache."""
 _TASK_SECONDS = 0.2e-6
 """What a task takes besides packing and multiplying."""
+_MANY_TILES, _FIRST_CACHE_BYTES = 60, 24 << 10
+"""Tiles for which packing pays where a panel's rows fill the first cache level as they lie, each in a line more than it
+needs, and what they may take there."""
 _PANEL_BYTES = 1 << 20
 """Largest panel that is packed: it stays in the second cache level."""
 
@@ -129,6 +132,9 @@ def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_by
 
     A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
+    fills = reduction * (LINE + panel_bytes // reduction) > _FIRST_CACHE_BYTES
+    if vector_bytes() == 32 and tiles >= _MANY_TILES and fills:  # measured with low tiles only
+        return False
     hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
     hidden = hidden and panel_bytes <= _HIDDEN_BYTES
     return step <= _NEAR_BYTES or tiles <= _FEW_TILES or reduction // sets_of(step) <= _MOST_SHARING or hidden
