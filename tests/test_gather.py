@@ -104,6 +104,32 @@ def test_weights_that_threads_keep_are_those_of_the_call(direction, layout, monk
     assert kept_in_chains > 3 or direction == "forward"
 
 
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_results_that_pass_the_caches(direction, monkeypatch):
+    """Where the target begins at a multiple of 16 bytes, and where it does not; nothing is written behind it."""
+    monkeypatch.setattr(gather, "_passes_caches", lambda result_bytes: True)
+    monkeypatch.setattr(gather, "_LEAST_TILES", 1)
+    past = 0
+    for case, kind in itertools.product(CASES, (gather.plan_gather, gather.plan_padded)):
+        x_shape, w_shape, _ = case.shapes("NHWC")
+        problem = problem_from(x_shape, w_shape, np.dtype("float32"), **case.arguments, layout="NHWC")
+        steps = [kind(problem, direction, *part, 1) for part in sub_problems(problem, direction)]
+        if None in steps or not any(step.launch.plan["results"][0] for step in steps):
+            continue
+        given = data(case, "integers", "NHWC", "float32")
+        expected = given.expected[direction]
+        for offset in (0, 1):
+            room = aligned((offset + expected.size + 8,), "float32")
+            room[:] = 0
+            result = room[offset : offset + expected.size].reshape(expected.shape)
+            for step in steps:
+                step.run(given.x if direction == "forward" else given.grad_y, np.ascontiguousarray(given.w), result)
+            np.testing.assert_array_equal(result, expected, err_msg=f"{case} {kind.__name__} {offset}")
+            assert not room[offset + expected.size :].any()
+        past += 1
+    assert past > 15
+
+
 @pytest.mark.skipif(vector_bytes() == 16, reason="needs masked loads")
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("direction", ["forward", "grad_input"])

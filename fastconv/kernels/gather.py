@@ -32,7 +32,17 @@ from fastconv.kernels.addresses import (
 from fastconv.kernels.packing import PACKING
 from fastconv.kernels.pad import PAD
 from fastconv.kernels.params import CALL, LINE, record
-from fastconv.kernels.simd import array_at, call_part, copy_item, integer_at, prefetch, record_at, turn_tile
+from fastconv.kernels.simd import (
+    array_at,
+    call_part,
+    copy_item,
+    fence,
+    integer_at,
+    prefetch,
+    record_at,
+    store_past_caches,
+    turn_tile,
+)
 from fastconv.kernels.target import Tile, vector_bytes
 from fastconv.kernels.tiles import CHANNEL_START, ROW_START, RUN_FIELDS, multiply_tile, pitched_tile
 
@@ -49,6 +59,7 @@ GATHER = record("""
     tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
     workspace_bytes
     table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
+    results
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
@@ -62,8 +73,12 @@ asked for `tiles_ahead`, if that is not 0, and what the next one writes if `asks
 used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
 `tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
 and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
-addresses of these compiled parts, `multiply_last` that for the last panel, which may be narrower. The last line's
-fields are offsets into each thread's workspace."""
+addresses of these compiled parts, `multiply_last` that for the last panel, which may be narrower. The last two lines'
+fields are offsets into each thread's workspace; `results` is 0 where tasks write to the target at once, else the place
+of a task's results, which go past the caches then: its pixels follow each other in the target without gaps."""
+
+ALIGNED = 16
+"""Bytes that are stored past the caches at once, at a multiple of as many."""
 
 SCATTERED = 8
 """Tiles that are copied at once where a target's channels lie apart: each of these is in another page."""
@@ -384,6 +399,14 @@ def is_new(own, address, group, panel):
     return before != notes[2]
 
 
+@jit.inline
+def write_past_caches(source, target, count):
+    """Copy bytes to a target whose cache lines are not read first."""
+    for at in range(0, count, ALIGNED):
+        store_past_caches(source + at, target + at)
+    fence()
+
+
 @functools.cache
 def gather() -> CFunc:
     """The kernel for all dtypes and tiles; its tasks are (group, block of pixels, part of the channel panels)."""
@@ -417,7 +440,11 @@ def gather() -> CFunc:
                 call_part(frame.entry, (p.padding, given, own + p.strip, top, bottom))
                 source = own + p.strip - top * frame.row_bytes
             source += group % p.groups * p.source_group
-            target = call.target + p.target_offset + group * p.target_group
+            target = written = call.target + p.target_offset + group * p.target_group
+            done = first * p.tile_pixels * p.target_c
+            past_caches = p.results != 0 and target % ALIGNED == 0
+            if past_caches:
+                target = own + p.results - done
             call_part(p.trace, (call.plan, own, source, target, first, tiles))
             first_panel, last_panel = panels * part // p.panel_parts, panels * (part + 1) // p.panel_parts
             for turn in range(first_panel * chunks, last_panel * chunks):
@@ -441,5 +468,8 @@ def gather() -> CFunc:
                     p.multiply_last if panel == panels - 1 else p.multiply,
                     (address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap),
                 )
+            if past_caches:
+                count = min((first + tiles) * p.tile_pixels, pixels) * p.target_c - done
+                write_past_caches(own + p.results, written + done, count)
 
     return jit.kernel(gather_tiles)

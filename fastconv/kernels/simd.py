@@ -105,6 +105,31 @@ def copy_item(typingctx: Any, item: Any, source: Any, target: Any) -> Any:
 
 
 @intrinsic
+def store_past_caches(typingctx: Any, source: Any, target: Any) -> Any:
+    """Copy 16 bytes to an address that is a multiple of as many, whose cache line is not read first."""
+    words = ir.VectorType(I64, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (builder.inttoptr(address, words.as_pointer()) for address in args)
+        store = builder.store(builder.load(source, align=16), target, align=16)
+        store.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Let no later write of this thread be seen before those that passed the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at an address and return what it was before."""
 

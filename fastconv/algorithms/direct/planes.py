@@ -242,7 +242,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         workspace_bytes=total,
         table=table, counts=counts, tables=tables, runs=counts, targets=targets, numbers=numbers, row_parts=row_parts,
         column_parts=column_parts, spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer,
-        packed=packed, strip=buffer,
+        packed=packed, strip=buffer, results=0,
     )  # fmt: skip
     unroll = UNROLLED if weights_step == item else ANYWHERE
 
