@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +128,8 @@ def inline(py_func: Callable[..., Any]) -> Any:
     with as known too, and compile the helper once for a counter's 0 and once more for what follows.
     """
     helper = njit(**_HELPER_OPTIONS)(py_func)
-    known = [name.isupper() for name in inspect.signature(py_func).parameters]
+    code = py_func.__code__
+    known = [name.isupper() for name in code.co_varnames[: code.co_argcount]]
     template = helper.get_call_template
 
     def get_call_template(args: Any, kws: Any) -> Any:

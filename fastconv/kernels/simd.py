@@ -34,22 +34,29 @@ def record_at(typingctx: Any, address: Any, dtype: Any) -> Any:
     return record(types.intp, dtype), codegen
 
 
+def _view(context: Any, builder: Any, array_type: Any, address: Any, shape: Any, strides: Any = None) -> Any:
+    """The array of that type at an address; in C order where no strides are given."""
+    array = context.make_array(array_type)(context, builder)
+    item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
+    if strides is None:
+        strides = [item]
+        for length in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], length))
+    data = builder.inttoptr(address, array.data.type)
+    populate_array(array, data=data, shape=shape, strides=strides, itemsize=item, meminfo=None)
+    return array._getvalue()
+
+
 @intrinsic
 def array_at(typingctx: Any, address: Any, shape: Any, dtype: Any) -> Any:
     """View the memory at an address as an array in C order, as `numba.carray` does, which compiles more."""
-    given = types.UniTuple(types.intp, len(shape)) if isinstance(shape, types.BaseTuple) else types.intp
-    array_type = types.Array(dtype.dtype, len(shape) if given is not types.intp else 1, "C")
+    several = isinstance(shape, types.BaseTuple)
+    given = types.UniTuple(types.intp, len(shape)) if several else types.intp
+    array_type = types.Array(dtype.dtype, len(shape) if several else 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(array_type)(context, builder)
-        lengths = [args[1]] if given is types.intp else cgutils.unpack_tuple(builder, args[1])
-        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
-        strides = [item]
-        for length in lengths[:0:-1]:
-            strides.insert(0, builder.mul(strides[0], length))
-        data = builder.inttoptr(args[0], array.data.type)
-        populate_array(array, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None)
-        return array._getvalue()
+        lengths = cgutils.unpack_tuple(builder, args[1]) if several else [args[1]]
+        return _view(context, builder, array_type, args[0], lengths)
 
     return array_type(types.intp, given, dtype), codegen
 
@@ -60,17 +67,8 @@ def tensor(typingctx: Any, REAL: Any, CONTIGUOUS: Any, address: Any, shape: Any,
     array_type = types.Array(REAL.dtype, len(shape), "C" if literal(CONTIGUOUS) else "A")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(array_type)(context, builder)
-        item = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
-        populate_array(
-            array,
-            data=builder.inttoptr(args[2], array.data.type),
-            shape=cgutils.unpack_tuple(builder, args[3]),
-            strides=cgutils.unpack_tuple(builder, args[4]),
-            itemsize=context.get_constant(types.intp, item),
-            meminfo=None,
-        )
-        return array._getvalue()
+        lengths, strides = (cgutils.unpack_tuple(builder, arg) for arg in args[3:])
+        return _view(context, builder, array_type, args[2], lengths, strides)
 
     return array_type(REAL, CONTIGUOUS, types.intp, shape, strides), codegen
 

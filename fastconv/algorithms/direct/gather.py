@@ -260,10 +260,11 @@ def _plan(
     size, parts = blocks_of(tiles, entry_bytes, copy_bytes, sides, groups, wanted, longer)
     # Of large results the lines would come from memory just to be written, and more than once where panels share them.
     tile_bytes = shape.MR * target[2]
+    collected = _RESULT_BYTES // tile_bytes
     past_caches = not sums and panels > 1 and parts == 1 and _follow(target, n, rows, columns, channels * item)
-    past_caches = past_caches and _passes_caches(pixels * target[2]) and _RESULT_BYTES // tile_bytes >= _LEAST_TILES
+    past_caches = past_caches and collected >= _LEAST_TILES and _passes_caches(pixels * target[2])
     if past_caches:
-        size = min(tiles, _RESULT_BYTES // tile_bytes, max(size, _RESULT_BYTES // entry_bytes))
+        size = min(tiles, collected, max(size, _RESULT_BYTES // entry_bytes))
     while frame is not None and not frame.fits(size * shape.MR):
         size -= 1
     # Where few tiles use a panel, the task that uses it packs it: it then never leaves the second cache level.

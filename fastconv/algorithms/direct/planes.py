@@ -132,7 +132,7 @@ def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_by
 
     A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
-    fills = reduction * (LINE + panel_bytes // reduction) > _FIRST_CACHE_BYTES
+    fills = panel_bytes + reduction * LINE > _FIRST_CACHE_BYTES
     if vector_bytes() == 32 and tiles >= _MANY_TILES and fills:  # measured with low tiles only
         return False
     hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
