@@ -3,7 +3,9 @@
 A task takes a block of tiles of m0 x m1 target pixels. It transforms the n0 x n1 pixels, n = m + r - 1, that each
 reads, multiplies the n0 n1 matrices of transformed values (tiles x source channels) with the transformed weights
 (source x target channels), panel by panel of target channels, and transforms each panel back, so that nothing of the
-transformed tensors leaves the second cache level. Padding and edges are addresses, as in the gather kernel: a pixel in
+transformed tensors leaves the second cache level. Of many source channels it takes a chunk at a time, for all of its
+panels, whose products are added up: each is transformed once, and there is room for more tiles, which share the
+transformed weights. Padding and edges are addresses, as in the gather kernel: a pixel in
 the padding reads a row of zeros, a target past the edge is written to a row that nobody reads. Dilation is addresses as
 well: a tile's pixels lie d apart, because the targets of one phase (row mod d, column mod d) are a problem without
 dilation.
@@ -55,7 +57,7 @@ WINOGRAD = record(f"""
     every_r every_c target_row target_column
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
     start_group
-    value_pitch value_step weight_step product_step zeros
+    value_pitch value_step weight_step product_step product_panel zeros
     trace_inputs trace_outputs transform_inputs transform_outputs transform_weights transform_taps
     multiply multiply_last panel_lanes height
     workspace_bytes sources targets pixels values weights products value_table weight_table product_table
@@ -70,8 +72,9 @@ a register tile `height` rows. A kernel of taps_r x taps_c has pieces_r x pieces
 of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c` bytes apart. So many of them are
 `summed`: all, but in input gradients of a stride, where each piece makes a phase of the targets, which lies as many
 rows and columns before that of piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the
-kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed again for every panel;
-else that of a piece lies `piece_bytes` behind that of the piece before. The last lines' fields are offsets into each
+kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed chunk by chunk, and
+the products of a panel lie `product_panel` bytes behind those of the panel before; else the source of a piece lies
+`piece_bytes` behind that of the piece before. The last lines' fields are offsets into each
 thread's workspace."""
 
 
@@ -431,7 +434,7 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
     VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
     COUNT = rows.outputs * columns.outputs
 
-    def transform_back(address, own, traced, tiles, group, panel):
+    def transform_back(address, own, products, traced, tiles, group, panel):
         call = record_at(address, CALL)
         p = record_at(call.plan, WINOGRAD)
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
@@ -444,9 +447,9 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
                 there = min(VL, lanes - v)
                 place = group * p.target_group + (panel * p.panel_lanes + v) * ITEM
                 transform_tile(
-                    REAL, VL, OUTPUT, M0, R0, S0, M1, R1, S1, own + p.product_table, (t * p.panel_lanes + v) * ITEM,
-                    table if there == VL else own + p.buffer_table, place if there == VL else 0,
-                    start + v * ITEM, lowest,
+                    REAL, VL, OUTPUT, M0, R0, S0, M1, R1, S1, own + p.product_table,
+                    products + (t * p.panel_lanes + v) * ITEM, table if there == VL else own + p.buffer_table,
+                    place if there == VL else 0, start + v * ITEM, lowest,
                 )  # fmt: skip
                 if there == VL and call.activation == 0:
                     continue
@@ -469,14 +472,15 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
     """The part that knows its register tile: matrices of `tiles` transformed tiles by those of a chunk of a panel.
 
     The tile may be narrower than the panels, for the last of them. The chunk's `count` source channels lie `shift`
-    bytes behind a tile's first. The products are added to those so far if it `adds`.
+    bytes behind a tile's first. The panel's products lie `products` bytes behind the first panel's, and are added to
+    those so far if it `adds`.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, MR, NV, NR, COUNT = tile.VL, tile.MR, tile.NV, tile.NR, matrices
     UNROLL = UNROLLED if MR * NV < _MOST_UNROLLED else 1
 
-    def multiply_matrices(plan, own, packed, shift, count, adds, tiles):
+    def multiply_matrices(plan, own, packed, shift, count, products, adds, tiles):
         p = record_at(plan, WINOGRAD)
         run = array_at(own + p.tile_table, MR + RUN_FIELDS, np.int64)
         run[MR], run[MR + 1], run[MR + 2] = ITEM, 0, count
@@ -489,8 +493,8 @@ def multiply(dtype: str, tile: Tile, matrices: int) -> CFunc:
                 multiply_tile(
                     REAL, VL, MR, NV, CHANNEL_START, UNROLL, 0, 1, own + p.tile_table, packed + e * p.weight_step,
                     p.panel_lanes * ITEM, 0, rows if adds != 0 else own + p.starts,
-                    e * p.product_step if adds != 0 else 0,
-                    REAL(-np.inf), rows, e * p.product_step, NR,
+                    products + e * p.product_step if adds != 0 else 0,
+                    REAL(-np.inf), rows, products + e * p.product_step, NR,
                 )  # fmt: skip
 
     return jit.part(multiply_matrices)
@@ -546,33 +550,42 @@ def winograd() -> CFunc:
                                 ),
                             )  # fmt: skip
                         image, a, b = next_tile(p, image, a, b)
-            for each in range(panels * part // p.parts, panels * (part + 1) // p.parts):
-                phase, panel = each // p.panels, each % p.panels
-                weights = call.other + p.weight_offset + group * p.weight_group
-                for step in range(p.summed * chunks):
-                    piece, k = step // chunks, step % chunks * p.chunk
-                    if p.transformed != 0:
-                        packed = weights + each * p.weight_panel + step * p.weight_chunk
-                    else:
-                        packed = own + p.weights
-                        call_part(p.transform_weights, (call.plan, own, weights, panel, phase + piece, k, packed))
-                    if p.streams != 0 or not filled:
-                        filled = True
-                        for q in range(piece if p.streams != 0 else 0, piece + 1 if p.streams != 0 else p.summed):
-                            call_part(
-                                p.transform_inputs,
-                                (
-                                    tiles, own + p.pixels + q * p.block * p.tile_inputs * 8,
-                                    group * p.source_group + k * p.item, min(p.held, p.reduction - k),
-                                    own + p.value_table, q * p.piece_bytes, p.value_pitch, own + p.buffer,
-                                    own + p.buffer_table, p.zeros,
-                                ),
-                            )  # fmt: skip
-                    multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
-                    shift, count = piece * p.piece_bytes + k % p.held * p.item, min(p.chunk, p.reduction - k)
-                    call_part(multiply, (call.plan, own, packed, shift, count, 1 if step > 0 else 0, tiles))
-                targets = own + p.sources + phase * p.block * outputs * 8
-                call_part(p.transform_outputs, (address, own, targets, tiles, group, panel))
+            begin_panels, end_panels = panels * part // p.parts, panels * (part + 1) // p.parts
+            steps = p.summed * chunks
+            together = 1 if p.streams != 0 else steps
+            for first_step in range(0, steps, together):
+                if p.streams != 0 or not filled:
+                    filled = True
+                    first_piece = first_step // chunks
+                    for piece in range(first_piece, first_piece + 1 if p.streams != 0 else p.summed):
+                        call_part(
+                            p.transform_inputs,
+                            (
+                                tiles, own + p.pixels + piece * p.block * p.tile_inputs * 8,
+                                group * p.source_group + first_step % chunks * p.chunk * p.item,
+                                min(p.held, p.reduction - first_step % chunks * p.chunk),
+                                own + p.value_table, piece * p.piece_bytes, p.value_pitch, own + p.buffer,
+                                own + p.buffer_table, p.zeros,
+                            ),
+                        )  # fmt: skip
+                for each in range(begin_panels, end_panels):
+                    phase, panel = each // p.panels, each % p.panels
+                    weights = call.other + p.weight_offset + group * p.weight_group
+                    products = (each - begin_panels) * p.product_panel
+                    for step in range(first_step, first_step + together):
+                        piece, k = step // chunks, step % chunks * p.chunk
+                        if p.transformed != 0:
+                            packed = weights + each * p.weight_panel + step * p.weight_chunk
+                        else:
+                            packed = own + p.weights
+                            call_part(p.transform_weights, (call.plan, own, weights, panel, phase + piece, k, packed))
+                        multiply = p.multiply_last if panel == p.panels - 1 else p.multiply
+                        shift, count = piece * p.piece_bytes + k % p.held * p.item, min(p.chunk, p.reduction - k)
+                        adds = 1 if step > 0 else 0
+                        call_part(multiply, (call.plan, own, packed, shift, count, products, adds, tiles))
+                    if first_step + together == steps:
+                        targets = own + p.sources + phase * p.block * outputs * 8
+                        call_part(p.transform_outputs, (address, own, products, targets, tiles, group, panel))
 
     return jit.kernel(winograd_tiles)
 

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 _CHUNK = 96
 """Source channels whose transformed weights a panel takes at once: they stay in the second cache level."""
 _STREAMED_BYTES = 256
-"""Source channels that are transformed at a time where not all are held."""
+"""Source channels that are transformed at a time where not all are: 32 took as long, 16 and 128 up to a third more."""
 _TASK_BYTES = 31 << 16
 """Workspace of a thread: the more tiles share the transformed weights the better, until they leave the caches."""
 _TILE_BYTES = 22 << 16
 """The share of tiles: 120 tiles of 64 channels and 25 products in 1.6 MB took a sixth longer than 66."""
 _TABLE_BYTES = 12 << 10
 """Its tables of matrices and of a register tile's rows, and the lines that keep matrices apart."""
-_FAR_SHARE = 0.9
+_FAR_SHARE = 0.85
 """Speed of the products where transformed input does not stay in the second cache level beside the weights."""
 _STORE_SLOTS = {False: 9.0, True: 6.0}
 """Storing a vector of transformed weights that do not stay there either, by whether the CPU multiplies halves."""
@@ -221,29 +221,36 @@ class WinogradOperation(Operation):
     def _blocking(self, given: Held | None) -> tuple[int, int, Held, float]:
         """Tiles of a block, parts of the panels, what is held transformed, and slots of the thread that works longest.
 
-        Either a block's source channels are all transformed once, for all panels, or a chunk of them at a time and
-        again for every panel, which leaves room for more tiles to share the transformed weights.
+        Either a block's source channels are all transformed at once, and multiplied panel by panel, or a chunk of them
+        at a time, whose products with all of a task's panels are added up: that takes less where channels are many.
         """
-        shape, reduction, item = self.tile, self._roles.reduction, self.problem.itemsize
-        matrices, outputs = self.form.matrices, self.form.outputs
         parts = [parts for parts in (1, 2, 4, 8, 16, 32) if parts <= self._all_panels]
         found = []
-        all_held, streamed = Held(reduction, self.form.piece_count), Held(min(reduction, _STREAMED_BYTES // item), 1)
-        for held in {all_held, streamed} if given is None else {given}:
-            beside = matrices * self._chunk(held) * shape.NR * item
-            beside += self._buffer_bytes + self._row_bytes + _TABLE_BYTES
-            # A tile takes its transformed input, its products with a panel, and the addresses of its pixels.
-            each = matrices * (self._tile_bytes(held) + shape.NR * item + 8 * self.form.piece_count)
-            each += outputs * self.form.target_count * 8
-            most = min(_TASK_BYTES - beside, _TILE_BYTES) // (each * shape.MR)
+        all_held = Held(self._roles.reduction, self.form.piece_count)
+        streamed = Held(min(self._roles.reduction, _STREAMED_BYTES // self.problem.itemsize), 1)
+        ways = {all_held, streamed} if given is None else {given}
+        for held, part in itertools.product(ways, parts):
+            most = self._most_tiles(held, part) // self.tile.MR
             if most < 1 and held != streamed and given is None:  # the pieces of many channels
                 continue
-            most = max(1, most)
-            blocks = sorted({min(self._tiles, shape.MR * count) for count in range(1, most + 1)})
-            choices = itertools.product(blocks, parts)
-            found += [(self._thread_slots(block, part, held), -block, part, held) for block, part in choices]
+            blocks = sorted({min(self._tiles, self.tile.MR * count) for count in range(1, max(1, most) + 1)})
+            found += [(self._thread_slots(block, part, held), -block, part, held) for block in blocks]
         slots, block, part, held = min(found, key=lambda choice: (*choice[:3], -choice[3].channels, -choice[3].pieces))
         return -block, part, held, slots
+
+    def _most_tiles(self, held: Held, parts: int) -> int:
+        """Tiles of a block whose transformed input, products and addresses the caches hold beside a panel's weights."""
+        shape, item, form = self.tile, self.problem.itemsize, self.form
+        beside = form.matrices * self._chunk(held) * shape.NR * item
+        beside += self._buffer_bytes + self._row_bytes + _TABLE_BYTES
+        products = self._held_panels(held, parts) * shape.NR * item
+        each = form.matrices * (self._tile_bytes(held) + products + 8 * form.piece_count)
+        each += form.outputs * form.target_count * 8
+        return min(_TASK_BYTES - beside, _TILE_BYTES) // each
+
+    def _held_panels(self, held: Held, parts: int) -> int:
+        """Panels of which a task holds the products."""
+        return -(-self._all_panels // parts) if self._streams(held) else 1
 
     @property
     def _buffer_bytes(self) -> int:
@@ -262,7 +269,7 @@ class WinogradOperation(Operation):
         return held.pieces * lanes * self.problem.itemsize
 
     def _streams(self, held: Held) -> bool:
-        """Whether a tile's source is transformed again for every panel."""
+        """Whether a tile's source is transformed in parts, whose products are added up."""
         return held != (self._roles.reduction, self.form.piece_count)
 
     def _chunk(self, held: Held) -> int:
@@ -291,13 +298,13 @@ class WinogradOperation(Operation):
         height = -(-tiles // shape.MR) * shape.MR
         panels = -(-self._all_panels // parts)
         vectors = min(panels * shape.NV, -(-self._roles.channels // shape.VL) * form.target_count)
-        times = panels if self._streams(held) else 1
         pieces = form.piece_count
-        inputs = times * tiles * -(-reduction // shape.VL) * form.input_slots
+        inputs = tiles * -(-reduction // shape.VL) * form.input_slots
         weights = reduction * vectors * self._vector_slots(tiles, held)
+        sums = -(-reduction // held.channels)
         alone = form.target_count if registers() == 16 and shape.last(self._roles.channels).NV == 1 else 0
         multiplied = vectors + alone * (1 / _ALONE_SHARE - 1)
-        multiply = form.matrices * height * multiplied * (reduction + _PRODUCT_STEPS) / _MULTIPLY_SHARE
+        multiply = form.matrices * height * multiplied * (reduction + sums * _PRODUCT_STEPS) / _MULTIPLY_SHARE
         if form.matrices * tiles * self._tile_bytes(held) > second_cache_bytes():
             multiply /= _FAR_SHARE
         trace = tiles * (form.matrices * pieces + form.outputs * form.target_count) * _TRACE_SLOTS
@@ -357,12 +364,13 @@ class WinogradOperation(Operation):
         value_step, weight_step, product_step = (
             odd_lines(size) for size in (self._block * value_pitch, chunk * shape.NR * item, height * shape.NR * item)
         )
-        chunk_bytes = matrices * weight_step
+        chunk_bytes, product_bytes = matrices * weight_step, matrices * product_step
         panel_bytes = pieces * -(-reduction // chunk) * chunk_bytes
         sizes = (
             self._block * targets_each * 8, height * 8, pieces * self._block * matrices * 8, matrices * value_step,
-            chunk_bytes, matrices * product_step, matrices * 8, matrices * 8, matrices * 8, 2 * taps * 8,
-            self._row_bytes, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, matrices * 8, self._buffer_bytes,
+            chunk_bytes, self._held_panels(self.held, self._parts) * product_bytes, matrices * 8, matrices * 8,
+            matrices * 8, 2 * taps * 8, self._row_bytes, (shape.MR + RUN_FIELDS) * 8, shape.MR * 8, matrices * 8,
+            self._buffer_bytes,
         )  # fmt: skip
         (
             sources, targets, pixels, values, weights, products, value_table, weight_table, product_table,
@@ -394,7 +402,8 @@ class WinogradOperation(Operation):
             weight_group=self._all_panels * panel_bytes if transformed else part.weight_group, weight_panel=panel_bytes,
             weight_chunk=chunk_bytes,
             start_group=self._panels * shape.NR * item,
-            value_step=value_step, weight_step=weight_step, product_step=product_step, zeros=address(zeros),
+            value_step=value_step, weight_step=weight_step, product_step=product_step,
+            product_panel=product_bytes if self._streams(self.held) else 0, zeros=address(zeros),
             trace_inputs=0, trace_outputs=0, transform_inputs=0, transform_outputs=0, transform_weights=0,
             transform_taps=0, multiply=0, multiply_last=0,
             panel_lanes=shape.NR, height=shape.MR,
