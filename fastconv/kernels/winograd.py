@@ -52,7 +52,7 @@ WINOGRAD = record(f"""
     rows columns first_row first_column dilation_r dilation_c stride_r stride_c
     read_r read_c write_r write_c
     tile_rows tile_columns tiles block blocks parts
-    reduction channels panels chunk held streams
+    reduction channels panels chunk held streams asks
     pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c lead_r lead_c summed piece_bytes
     every_r every_c target_row target_column
     transformed weight_offset weight_r weight_c tap_r tap_c weight_k weight_d weight_group weight_panel weight_chunk
@@ -74,8 +74,8 @@ of the stride; a piece has every apart_r-th x apart_c-th tap, `tap_r` and `tap_c
 rows and columns before that of piece 0 as the piece lies behind it. The first lead_r rows and lead_c columns of the
 kernel are zeros that no weights stand for. Where it `streams`, a tile's source is transformed chunk by chunk, and
 the products of a panel lie `product_panel` bytes behind those of the panel before; else the source of a piece lies
-`piece_bytes` behind that of the piece before. The last lines' fields are offsets into each
-thread's workspace."""
+`piece_bytes` behind that of the piece before. Where it `asks`, the next tile's pixels are asked for. The last lines'
+fields are offsets into each thread's workspace."""
 
 
 _ROWS_AHEAD = 2
@@ -192,19 +192,27 @@ def transform_pixels(dtype: str, kind: int, rows: Filtering, columns: Filtering)
     """The part that transforms what is traced of tiles, one after another, by KIND's matrices.
 
     These are `channels` channels from an offset on, and they go to a place in a table, `pitch` bytes further for every
-    tile. Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros.
+    tile. Channels that do not fill a vector are copied to `spare` first; the vector's other lanes are zeros. What the
+    next tile reads is asked for if it `asks`, but for the columns that the tiles share.
     """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KIND, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, kind, rows, columns
     COUNT = rows.inputs * columns.inputs if kind == INPUT else rows.outputs * columns.outputs
+    WIDTH = columns.inputs if kind == INPUT else columns.outputs
+    SHARED = columns.inputs - columns.m * max(1, columns.stride) if kind == INPUT else 0
+    OF_LINE = LINE // ITEM
 
-    def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros):
+    def transform_channels(tiles, traced, offset, channels, table, place, pitch, spare, spare_table, zeros, asks):
         for t in range(tiles):
             of_tile, there = traced + t * COUNT * 8, place + t * pitch
-            pixels = array_at(of_tile, COUNT, np.int64)
+            pixels, following = array_at(of_tile, COUNT, np.int64), array_at(of_tile + COUNT * 8, COUNT, np.int64)
             for v in range(0, channels, VL):
                 source, shift = of_tile, offset + v * ITEM
+                if asks != 0 and v % OF_LINE == 0 and t + 1 < tiles:
+                    for e in range(COUNT):
+                        if e % WIDTH >= SHARED:
+                            prefetch(following[e] + shift)
                 if channels - v < VL:
                     for e in range(COUNT):
                         copy_first_lanes(REAL, VL, channels - v, pixels[e] + shift, spare + e * VL * ITEM)
@@ -428,11 +436,14 @@ def transform_weights(dtype: str, order: str, whole: bool, taps: int) -> CFunc:
 
 @functools.cache
 def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc:
-    """The part that transforms the products of `tiles` tiles with a panel of weights back into the targets `traced`."""
+    """The part that transforms the products of `tiles` tiles with a panel of weights back into the targets `traced`.
+
+    What the next tile writes is asked for.
+    """
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, (M0, R0, S0), (M1, R1, S1) = vector_bytes() // ITEM, rows, columns
-    COUNT = rows.outputs * columns.outputs
+    COUNT, OF_LINE = rows.outputs * columns.outputs, LINE // ITEM
 
     def transform_back(address, own, products, traced, tiles, group, panel):
         call = record_at(address, CALL)
@@ -442,10 +453,13 @@ def transform_products(dtype: str, rows: Filtering, columns: Filtering) -> CFunc
         start = call.start + group * p.start_group + panel * p.panel_lanes * ITEM
         for t in range(tiles):
             table = traced + t * COUNT * 8
-            written = array_at(table, COUNT, np.int64)
+            written, following = array_at(table, COUNT, np.int64), array_at(table + COUNT * 8, COUNT, np.int64)
             for v in range(0, lanes, VL):
                 there = min(VL, lanes - v)
                 place = group * p.target_group + (panel * p.panel_lanes + v) * ITEM
+                if v % OF_LINE == 0 and t + 1 < tiles:
+                    for e in range(COUNT):
+                        prefetch(following[e] + place)
                 transform_tile(
                     REAL, VL, OUTPUT, M0, R0, S0, M1, R1, S1, own + p.product_table,
                     products + (t * p.panel_lanes + v) * ITEM, table if there == VL else own + p.buffer_table,
@@ -565,7 +579,7 @@ def winograd() -> CFunc:
                                 group * p.source_group + first_step % chunks * p.chunk * p.item,
                                 min(p.held, p.reduction - first_step % chunks * p.chunk),
                                 own + p.value_table, piece * p.piece_bytes, p.value_pitch, own + p.buffer,
-                                own + p.buffer_table, p.zeros,
+                                own + p.buffer_table, p.zeros, p.asks,
                             ),
                         )  # fmt: skip
                 for each in range(begin_panels, end_panels):

@@ -43,17 +43,18 @@ WINOGRAD_WEIGHTS = record(f"""
     pieces_r pieces_c phases_r phases_c taps_r taps_c apart_r apart_c read_r read_c
     tile_rows tile_columns tiles block slabs groups
     inputs outputs input_block output_block input_blocks output_blocks
-    input_pitch output_pitch value_step gradient_step product_step zeros
+    input_pitch output_pitch value_step gradient_step product_step zeros asks
     trace_inputs trace_gradients transform_inputs transform_gradients multiply transform_sums
     workspace_bytes values gradients products value_table gradient_table product_table target_table pixels
-    spare_table spare run
+    met spare_table spare run
 """)
 """Strides and `*_group` are in bytes. Output gradient (i, j) meets inputs from (i + first_row, j + first_column) on,
 every read_r-th x read_c-th.
 `*_block` are channels, `*_pitch` bytes from a transformed tile to the next, `*_step` those from a matrix to the next.
 `slab_bytes` are those of a partial gradient; where they are 0, slabs follow each other and add to one gradient.
-`trace_*` and `transform_*` are the addresses of compiled parts, which know no register tile, `multiply` that of the one
-which does. The last lines' fields are offsets into each thread's workspace."""
+Where it `asks`, the pixels of the next tile are asked for. `pixels` and `met` are the addresses of the inputs and the
+output gradients that a tile reads; `trace_*` and `transform_*` are those of compiled parts, which know no register
+tile, `multiply` that of the one which does. The last lines' fields are offsets into each thread's workspace."""
 
 
 @functools.cache
@@ -144,29 +145,30 @@ def winograd_weights() -> CFunc:
                 image, a, b = locate_tile(p, first)
                 for t in range(tiles):
                     i, j = first_target(a, p.m_r, p.dilation_r), first_target(b, p.m_c, p.dilation_c)
-                    trace_inputs(p, taps, source + image * p.source_n, i, j, own + p.pixels)
-                    call_part(
-                        p.transform_inputs,
-                        (
-                            1, own + p.pixels, first_input * p.item, inputs, own + p.value_table, t * p.input_pitch, 0,
-                            own + p.spare, own + p.spare_table, p.zeros,
-                        ),
-                    )  # fmt: skip
+                    there = source + image * p.source_n
+                    trace_inputs(p, taps, there, i, j, own + p.pixels + t * p.tile_inputs * 8)
                     call_part(
                         p.trace_gradients,
                         (
                             gradient + image * p.gradient_n, p.gradient_r, p.gradient_c, p.rows, p.columns, i, j,
-                            p.dilation_r, p.dilation_c, own + p.pixels, p.zeros,
-                        ),
-                    )  # fmt: skip
-                    call_part(
-                        p.transform_gradients,
-                        (
-                            1, own + p.pixels, first_output * p.item, outputs, own + p.gradient_table,
-                            t * p.output_pitch, 0, own + p.spare, own + p.spare_table, p.zeros,
+                            p.dilation_r, p.dilation_c, own + p.met + t * p.outputs_r * p.outputs_c * 8, p.zeros,
                         ),
                     )  # fmt: skip
                     image, a, b = next_tile(p, image, a, b)
+                call_part(
+                    p.transform_inputs,
+                    (
+                        tiles, own + p.pixels, first_input * p.item, inputs, own + p.value_table, 0, p.input_pitch,
+                        own + p.spare, own + p.spare_table, p.zeros, p.asks,
+                    ),
+                )  # fmt: skip
+                call_part(
+                    p.transform_gradients,
+                    (
+                        tiles, own + p.met, first_output * p.item, outputs, own + p.gradient_table, 0, p.output_pitch,
+                        own + p.spare, own + p.spare_table, p.zeros, p.asks,
+                    ),
+                )  # fmt: skip
                 adds = 1 if first > begin_tile else 0
                 call_part(p.multiply, (call.plan, own, inputs, outputs, tiles, adds))
             target = call.target + slab * p.slab_bytes + group * p.target_group

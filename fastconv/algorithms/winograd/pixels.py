@@ -17,7 +17,7 @@ from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scrat
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, roles, workspace_offsets
 from fastconv.algorithms.winograd.forms import form_of, tiles_along
-from fastconv.cost import traffic_seconds
+from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
@@ -395,7 +395,8 @@ class WinogradOperation(Operation):
             pieces_r=form.pieces[0] * phases_r, pieces_c=form.pieces[1] * phases_c, summed=pieces,
             phases_r=form.phases[0] * phases_r, phases_c=form.phases[1] * phases_c,
             taps_r=kh + lead_r, taps_c=kw + lead_c, lead_r=lead_r, lead_c=lead_c,
-            streams=self._streams(self.held), piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,
+            streams=self._streams(self.held), asks=far_bytes(problem) > 0,
+            piece_bytes=value_pitch // pieces if self.held.pieces == pieces else 0,
             held=self.held.channels, value_pitch=value_pitch, pixels=pixels,
             transformed=transformed, weight_offset=0 if transformed else offset,
             weight_r=w_r, weight_c=w_c, tap_r=w_r * apart_r, tap_c=w_c * apart_c, weight_k=w_k, weight_d=w_d,

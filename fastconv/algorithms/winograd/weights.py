@@ -111,11 +111,12 @@ class WeightGradientOperation(Operation):
         value_step, gradient_step = odd_lines(block * input_pitch + beyond), odd_lines(block * output_pitch)
         table = matrices * 8
         (
-            values, gradients, products, value_table, gradient_table, product_table, target_table, pixels, spare_table,
-            spare, run, total,
+            values, gradients, products, value_table, gradient_table, product_table, target_table, pixels, met,
+            spare_table, spare, run, total,
         ) = workspace_offsets(
-            matrices * value_step, matrices * gradient_step, matrices * product_step, table, table, table, table, table,
-            table, matrices * shape.VL * item, (1 + RUN_FIELDS) * 8,
+            matrices * value_step, matrices * gradient_step, matrices * product_step, table, table, table, table,
+            block * form.rows.inputs * form.columns.inputs * 8, block * form.outputs * 8, table,
+            matrices * shape.VL * item, (1 + RUN_FIELDS) * 8,
         )  # fmt: skip
         (rows, columns), ((top, _), (left, _)) = problem.output_size, problem.padding
         record = fill(
@@ -139,11 +140,11 @@ class WeightGradientOperation(Operation):
             output_blocks=-(-problem.oc_per_group // self._outputs),
             input_pitch=input_pitch, output_pitch=output_pitch,
             value_step=value_step, gradient_step=gradient_step, product_step=product_step,
-            zeros=address(self._zeros), trace_inputs=0, trace_gradients=0,
+            zeros=address(self._zeros), asks=far_bytes(problem) > 0, trace_inputs=0, trace_gradients=0,
             transform_inputs=0, transform_gradients=0, multiply=0, transform_sums=0,
             workspace_bytes=total, values=values, gradients=gradients, products=products,
             value_table=value_table, gradient_table=gradient_table, product_table=product_table,
-            target_table=target_table, pixels=pixels, spare_table=spare_table, spare=spare, run=run,
+            target_table=target_table, pixels=pixels, met=met, spare_table=spare_table, spare=spare, run=run,
         )  # fmt: skip
         return record, total
 
