@@ -28,7 +28,7 @@ KERNELS = [*FORMS, (4, 4), (6, 6), (7, 7), (9, 9), (3, 5), (8, 3), (1, 11), (6, 
 each_kernel = pytest.mark.parametrize("size", KERNELS, ids=lambda size: f"{size[0]}x{size[1]}")
 
 
-FILTERINGS = [(4, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1), (2, 3, 2), (5, 4, 2), (4, 9, 3)]
+FILTERINGS = [(4, 3), (3, 3), (2, 5), (3, 4), (1, 6), (6, 1), (4, 5), (2, 7), (1, 1), (2, 3, 2), (5, 4, 2), (4, 9, 3)]
 """m and r, and the stride."""
 
 
@@ -77,6 +77,25 @@ def test_error_of_a_strided_form_is_near_that_of_the_plain_sum(dtype):
 
     compute = functools.partial(fastconv.conv2d, x, w, stride=2)
     assert_error_near_plain_sums("winograd", compute, exact, dtype, 1.5)
+
+
+@each_dtype
+@pytest.mark.parametrize("direction", ["forward", "grad_weight"])
+def test_few_targets_that_lie_a_dilation_apart_take_smaller_tiles(direction, dtype):
+    rng = np.random.default_rng(10)
+    shapes = (1, 21, 33, 32), (3, 3, 32, 48), (1, 21, 33, 48)
+    x, w, grad_y = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    keywords = {"padding": 6, "dilation": 6}
+    plan = fastconv.plan_conv2d(x.shape, w.shape, dtype=dtype, direction=direction, algorithm="winograd", **keywords)
+    assert "F(3 x 3, 3 x 3)" in plan.why
+    finer = [array.astype(np.longdouble) for array in (x, w, grad_y)]
+    if direction == "forward":
+        exact = reference.conv2d(finer[0], finer[1], **keywords)
+        compute = functools.partial(fastconv.conv2d, x, w, **keywords)
+    else:
+        exact = reference.conv2d_grad_weight(finer[2], finer[0], (3, 3), **keywords)
+        compute = functools.partial(fastconv.conv2d_grad_weight, grad_y, x, (3, 3), **keywords)
+    assert_error_near_plain_sums("winograd", compute, exact, dtype)
 
 
 @each_dtype

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 POINTS = {
     3: ("0", "1"),
+    5: ("0", "3/4", "-3/4", "-2"),
     6: ("0", "3/4", "-3/4", "3/2", "-3/2"),
     8: ("0", "1/2", "-1/2", "1", "-1", "2", "-2"),
 }
-"""The points for n = m + r - 1, besides infinity. For n = 6 the textbook's 0, +-1, +-2 double the rounding error
-(measured in docs/experiments.md); all of these and their squares are exact in binary."""
+"""The points for n = m + r - 1, besides infinity. For n = 6 the textbook's 0, +-1, +-2 double the rounding error, for 5
+its 0, +-1, 2 add half to it (docs/experiments.md); all of these and their squares are exact in binary."""
 
 Matrix = tuple[tuple[float, ...], ...]
 

@@ -28,7 +28,7 @@ from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import rows
-from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_of, has_form, strides_back
+from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_for, has_form, strides_back
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
 from fastconv.kernels.target import vector_bytes
@@ -40,7 +40,7 @@ def _gradient_of_band(problem: ConvProblem) -> WeightGradientOperation:
 
 
 def _form(problem: ConvProblem, direction: str) -> Form:
-    return form_of(problem.kernel_size, problem.stride, direction)
+    return form_for(problem, direction)
 
 
 def _band_rows(problem: ConvProblem, direction: str) -> int:

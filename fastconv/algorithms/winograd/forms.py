@@ -8,6 +8,7 @@ from typing import Any
 
 from fastconv.kernels.target import halves_vectors
 from fastconv.kernels.toomcook import Filtering
+from fastconv.problem import ConvProblem
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ FORMS = {
             kept_bytes=3 << 19),
 }  # fmt: skip
 """By the kernel's size: the largest tiles whose rounding errors stay small, which grow along both axes of a square."""
+NARROW = _square(3, 3, input_slots=390, weight_slots=230, output_slots=110, gradient_slots=180, sums_slots=200,
+                 kept_bytes=3 << 19)  # fmt: skip
+"""By the kernel's size: tiles for few targets in a row, or few that lie a dilation apart, which fill no larger ones."""
 STRIDED = {
     ((3, 3), (2, 2)): Form(Filtering(2, 3, 2), Filtering(2, 3, 2), input_slots=350, weight_slots=195, output_slots=90,
                            gradient_slots=175, sums_slots=200, kept_bytes=3 << 19),
@@ -142,6 +146,8 @@ _HALVED_SHARES = {
     "input_slots": 0.65, "weight_slots": 0.65, "output_slots": 0.65, "gradient_slots": 0.45, "sums_slots": 0.45,
 }  # fmt: skip
 """Slots over those above where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load."""
+_NARROW_SHARE = 0.9
+"""Smaller tiles must take less than that of the products along a row: more of what they do is transforming."""
 _INPUT_SLOTS = {36: 480, 6: 90}
 """What the others take, by the inputs of a tile."""
 
@@ -170,7 +176,28 @@ def _taps_of_phases(size: tuple[int, int], stride: tuple[int, int]) -> tuple[int
 @functools.lru_cache(maxsize=256)
 def form_of(size: tuple[int, int], stride: tuple[int, int], direction: str) -> Form:
     """The form of kernels of a size, which needs more than a tap along an axis in a phase of the stride."""
-    form = (_form_of_gradient if strides_back(stride, direction) else _form_of)(size, stride)
+    return _with_slots((_form_of_gradient if strides_back(stride, direction) else _form_of)(size, stride))
+
+
+def form_for(problem: ConvProblem, direction: str) -> Form:
+    """The form of a problem's kernel, or the one of smaller tiles where these take fewer products.
+
+    Rows alone decide, because bands of rows of an image take the same form.
+    """
+    usual = form_of(problem.kernel_size, problem.stride, direction)
+    if problem.stride != (1, 1) or problem.kernel_size not in NARROW:
+        return usual
+    narrow = _with_slots(NARROW[problem.kernel_size])
+    targets = (problem.input_size if direction == "grad_input" else problem.output_size)[1]
+
+    def products(form: Form) -> int:
+        return form.columns.n * tiles_along(form.columns, targets, problem.dilation[1])
+
+    return narrow if products(narrow) < _NARROW_SHARE * products(usual) else usual
+
+
+def _with_slots(form: Form) -> Form:
+    """The form with the slots that it takes on this CPU."""
     if not halves_vectors():
         return form
     return replace(form, **{name: share * getattr(form, name) for name, share in _HALVED_SHARES.items()})

@@ -16,7 +16,7 @@ from fastconv.algorithms.banded import Stage
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation, scratch_limit
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes, roles, workspace_offsets
-from fastconv.algorithms.winograd.forms import form_of, tiles_along
+from fastconv.algorithms.winograd.forms import form_for, tiles_along
 from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import winograd as kernels
 from fastconv.kernels.launch import Launch
@@ -143,7 +143,7 @@ class WinogradOperation(Operation):
         self.problem = problem
         self.direction = direction
         self.threads = threads
-        self.form = form = form_of(problem.kernel_size, problem.stride, direction)
+        self.form = form = form_for(problem, direction)
         together = form.target_phases == (1, 1)
         rows, columns = (_axis(problem, direction, axis, together) for axis in (0, 1))
         self._tile_rows, self._tile_columns = map(

@@ -19,7 +19,7 @@ from fastconv.algorithms.base import (
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.direct.grids import workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs, slabs_up_to
-from fastconv.algorithms.winograd.forms import form_of, tiles_along
+from fastconv.algorithms.winograd.forms import form_for, tiles_along
 from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import winograd, winograd_weights
 from fastconv.kernels.launch import Launch
@@ -57,7 +57,7 @@ class WeightGradientOperation(Operation):
 
     def __init__(self, problem: ConvProblem, threads: int) -> None:
         self.problem = problem
-        self.form = form = form_of(problem.kernel_size, problem.stride, "grad_weight")
+        self.form = form = form_for(problem, "grad_weight")
         item, lanes = problem.itemsize, vector_bytes() // problem.itemsize
         most = _BLOCK_BYTES // item
         self._inputs = _even_block(problem.ic_per_group, most, lanes)
