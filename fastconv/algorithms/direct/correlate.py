@@ -42,8 +42,8 @@ _PACKED_BYTES = 512 << 10
 """Packed inputs of a block of pixels: they stay in the second."""
 _FAR_BYTES = 1 << 20
 """Weight gradients that leave the second cache level: each block of pixels reads and writes them once more."""
-_FAR_PANEL_BYTES = 256 << 10
-"""Packed output gradients of a block then, which is larger."""
+_FAR_PANEL_BYTES = {32: 256 << 10, 16: 32 << 10}
+"""Packed output gradients of a block then, which is larger, by registers: CPUs with 16 have smaller caches."""
 _FAR_PARTS = 8
 """Parts of the input channels at most that make blocks larger still."""
 _FEW_PIXELS = 64
@@ -372,7 +372,7 @@ def _packed(axis: Axis, count: int, size: int | None) -> tuple[int, int]:
 def _panel_bytes(problem: ConvProblem, far: bool) -> int:
     """Packed output gradients of a block at most."""
     if far:
-        return _FAR_PANEL_BYTES
+        return _FAR_PANEL_BYTES[registers()]
     lines = problem.ic_per_group * problem.itemsize > LINE
     return _NARROW_PANEL_BYTES if lines and registers() == 16 else _PANEL_BYTES
 
