@@ -19,6 +19,7 @@ from fastconv.algorithms.base import PLAIN, UNUSED, Algorithm, Epilogue, Estimat
 from fastconv.algorithms.cuts import Band, Block, Cut, bands_of, cut_of
 from fastconv.algorithms.turning import Images, transposition, waiting_seconds
 from fastconv.arrays import QUIET
+from fastconv.cost import images_bytes
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, aligned
 from fastconv.problem import CHANNELS_LAST, ConvProblem
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _WEIGHT_SECONDS = 0.5e-9
 """Turning one weight, of which each thread fetches more than it turned."""
+_APART_BYTES, _APART_SHARE = 1 << 20, 0.93
+"""Both images that are larger than a core's own caches, and the speed on them, as others have turned much of them.
+Bands that one thread turns and computes took 0.7 to 1.0 of the time (docs/experiments.md)."""
 _ADD_SECONDS = 0.3e-9
 """Adding a weight's gradient of one band to that of those before."""
 
@@ -51,13 +55,18 @@ class MovingOperation(Operation):
     def _how(self) -> str:
         """What is moved, in words."""
 
+    def _speed(self) -> float:
+        """That of the operations, over what they have on images which nobody has moved."""
+        return 1.0
+
     def seconds(self, rate: float) -> float:
         """Predicted time with `rate` slots a second on each thread."""
-        return sum(step.seconds(rate) for step in self.inner) + self._moving_seconds()  # type: ignore[attr-defined]
+        steps = sum(step.seconds(rate) for step in self.inner)  # type: ignore[attr-defined]
+        return steps / self._speed() + self._moving_seconds()
 
     def estimate(self, machine: Machine) -> Estimate:
         estimates = [step.estimate(machine) for step in self.inner]
-        seconds = sum(estimate.seconds for estimate in estimates) + self._moving_seconds()
+        seconds = sum(estimate.seconds for estimate in estimates) / self._speed() + self._moving_seconds()
         return Estimate(seconds, f"{self._how()}: {estimates[0].reason}")
 
     def _view(self, buffer: np.ndarray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -103,6 +112,9 @@ class TransposedOperation(MovingOperation):
         return (
             sum(each.seconds(self._threads) for each in images) + weights + waiting_seconds(self.problem, self._threads)
         )
+
+    def _speed(self) -> float:
+        return _APART_SHARE if self._threads > 1 and images_bytes(self.problem) > _APART_BYTES else 1.0
 
     @property
     def inner(self) -> list[Operation]:
