@@ -91,8 +91,7 @@ def relu_grad_input(grad_y: ArrayLike, y: ArrayLike, *, out: np.ndarray | None =
     others = {"y": y} if out is grad_y else {"y": y, "grad_y": grad_y}
     grad_x = allocate(grad_y.shape, dtype, grad_y.dtype, out, others)
     gradient, values = ready(grad_y, dtype), ready(y, dtype)
-    kernel = kernels.relu_gradient(dtype, gradient is grad_x.array)
-    launch.run_flat(kernel, dtype, gradient, values, grad_x.array, values)
+    launch.run_flat(kernels.relu_gradient(dtype), dtype, gradient, values, grad_x.array, values)
     return grad_x.deliver()
 
 

@@ -345,6 +345,20 @@ def test_relu_and_its_gradient(dtype):
     assert x[0] == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradient_of_relu_passes_where_the_output_is_open_whatever_the_length(dtype):
+    rng = np.random.default_rng(3)
+    for count in (*range(1, 40), 20_001):
+        y, grad = (
+            rng.choice([-1.0, -0.0, 0.0, 2.0, np.nan], count).astype(dtype),
+            rng.standard_normal(count).astype(dtype),
+        )
+        expected = np.where(y <= 0, 0, grad)
+        assert_same_bits(nn.relu_grad_input(grad, y), expected.astype(dtype))
+        nn.relu_grad_input(grad, y, out=grad)
+        assert_same_bits(grad, expected.astype(dtype))
+
+
 @each_dtype
 def test_loss_and_its_gradient(dtype):
     rng = np.random.default_rng(4)
