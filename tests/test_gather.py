@@ -127,7 +127,7 @@ def test_results_that_pass_the_caches(direction, monkeypatch):
             np.testing.assert_array_equal(result, expected, err_msg=f"{case} {kind.__name__} {offset}")
             assert not room[offset + expected.size :].any()
         past += 1
-    assert past > 4  # of wide vectors few panels are more than one
+    assert past > (15 if vector_bytes() == 32 else 4)  # of wider vectors few panels are more than one
 
 
 @pytest.mark.skipif(vector_bytes() == 16, reason="needs masked loads")

@@ -28,7 +28,7 @@ from fastconv.algorithms.cuts import bands_of, cut_of
 from fastconv.algorithms.direct import model
 from fastconv.algorithms.transposed import transposed
 from fastconv.algorithms.winograd import rows
-from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, Form, form_for, has_form, strides_back
+from fastconv.algorithms.winograd.forms import MOST_PIECES, STRIDED, form_for, has_form, strides_back
 from fastconv.algorithms.winograd.pixels import WinogradOperation
 from fastconv.algorithms.winograd.weights import WeightGradientOperation
 from fastconv.kernels.target import vector_bytes
@@ -39,19 +39,15 @@ def _gradient_of_band(problem: ConvProblem) -> WeightGradientOperation:
     return WeightGradientOperation(problem, 1)
 
 
-def _form(problem: ConvProblem, direction: str) -> Form:
-    return form_for(problem, direction)
-
-
 def _band_rows(problem: ConvProblem, direction: str) -> int:
     """Target rows of which bands of an image are multiples, for its tiles to be those of the whole image."""
-    form = _form(problem, direction)
+    form = form_for(problem, direction)
     return form.rows.outputs * form.target_phases[0] * problem.dilation[0]
 
 
 def _layout_of_bands(problem: ConvProblem, direction: str) -> str:
     """Of NCHW problems: the taps of a piece do not lie side by side in weights that are not turned."""
-    return IMAGES_LAST if _form(problem, direction).whole else CHANNELS_LAST
+    return IMAGES_LAST if form_for(problem, direction).whole else CHANNELS_LAST
 
 
 class Winograd(Algorithm):
@@ -149,7 +145,7 @@ class Winograd(Algorithm):
             first.append(operation)
             return (operation.stage(packs),)
 
-        return BandPlanner(IMAGES_LAST, _band_rows(problem, direction), str(_form(problem, direction)), stages)
+        return BandPlanner(IMAGES_LAST, _band_rows(problem, direction), str(form_for(problem, direction)), stages)
 
     @staticmethod
     def _group_planner(problem: ConvProblem, direction: str) -> BandPlanner:
@@ -158,4 +154,4 @@ class Winograd(Algorithm):
         def stages(band: ConvProblem) -> tuple[Stage, ...]:
             return (WinogradOperation(band, direction, 1).stage(packs=False),)
 
-        return BandPlanner(IMAGES_LAST, 1, str(_form(problem, direction)), stages, GroupBands(dense=True))
+        return BandPlanner(IMAGES_LAST, 1, str(form_for(problem, direction)), stages, GroupBands(dense=True))

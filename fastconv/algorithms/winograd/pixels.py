@@ -19,6 +19,7 @@ from fastconv.algorithms.direct.grids import Axis, forward_axis, grad_input_axes
 from fastconv.algorithms.winograd.forms import form_for, tiles_along
 from fastconv.cost import far_bytes, traffic_seconds
 from fastconv.kernels import winograd as kernels
+from fastconv.kernels import winograd_packing as packing
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import Buffer, address, aligned, fill, odd_lines
 from fastconv.kernels.target import (
@@ -185,17 +186,17 @@ class WinogradOperation(Operation):
 
     def _compile_transform_of_weights(self, plan: np.ndarray) -> None:
         form, problem = self.form, self.problem
-        order = kernels.order_of_weights(plan, form.taps, form.whole, problem.itemsize)
-        taps = form.taps if order == kernels.PICKED else 0  # the others take any number
-        plan["transform_weights"] = kernels.transform_weights(problem.dtype, order, form.whole, taps).address
-        plan["transform_taps"] = kernels.transform_taps(problem.dtype, form.rows, form.columns).address
+        order = packing.order_of_weights(plan, form.taps, form.whole, problem.itemsize)
+        taps = form.taps if order == packing.PICKED else 0  # the others take any number
+        plan["transform_weights"] = packing.transform_weights(problem.dtype, order, form.whole, taps).address
+        plan["transform_taps"] = packing.transform_taps(problem.dtype, form.rows, form.columns).address
 
     def _pack_kernel(self, plan: np.ndarray) -> Callable[[], CFunc]:
         """What compiles the kernel that transforms weights, and the part that `plan` tells it of."""
 
         def compiled() -> CFunc:
             self._compile_transform_of_weights(plan)
-            return kernels.pack()
+            return packing.pack()
 
         return compiled
 
