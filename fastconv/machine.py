@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -49,6 +50,8 @@ class Machine:
         Bytes of one vector register.
     cache_bandwidth : float
         Bytes per second of reading an array that the last cache level keeps: one thread's, times the threads.
+    usual_share : float
+        Share of `peak_flops` that half of the measurement's runs reached: other programs and the clock take the rest.
     """
 
     cpu: str
@@ -58,20 +61,22 @@ class Machine:
     bandwidth: float
     vector_bytes: int
     cache_bandwidth: float
+    usual_share: float
 
 
-def _best_seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """The shortest time of several runs, as interruptions only ever make one longer, and the median."""
     work()
     times: list[float] = []
     while sum(times) < _SECONDS:
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return min(times), statistics.median(times)
 
 
-def _peak(dtype: str, threads: int) -> float:
-    """The best of several runs: interruptions only ever make a run slower."""
+def _peak(dtype: str, threads: int) -> tuple[float, float]:
+    """The peak, and the share of it that half of the runs reach."""
     shape = tile(dtype, 1 << 20, 1 << 20)
     source, weights = np.zeros(1, dtype), np.zeros(shape.NR, dtype)
     table = np.array([address(source)] * shape.MR + [0, 0, _PEAK_STEPS], np.int64)
@@ -84,8 +89,8 @@ def _peak(dtype: str, threads: int) -> float:
     )  # fmt: skip
     kernel = kernels.peak(dtype, shape)
     tasks = 4 * threads
-    seconds = _best_seconds(lambda: launch.run(kernel, params, tasks, threads=threads))
-    return 2 * tasks * _PEAK_STEPS * shape.MR * shape.NR / seconds
+    seconds, usual = _seconds(lambda: launch.run(kernel, params, tasks, threads=threads))
+    return 2 * tasks * _PEAK_STEPS * shape.MR * shape.NR / seconds, seconds / usual
 
 
 def _bandwidth(size: int, dtype: str, threads: int) -> float:
@@ -96,7 +101,7 @@ def _bandwidth(size: int, dtype: str, threads: int) -> float:
     params = fill(kernels.STREAM, values=address(values), sums=address(sums), block=_STREAM_BLOCK, item=values.itemsize)
     kernel = kernels.stream(dtype)
     tasks = values.size // _STREAM_BLOCK
-    seconds = _best_seconds(lambda: launch.run(kernel, params, tasks, threads=threads, grain=4))
+    seconds, _ = _seconds(lambda: launch.run(kernel, params, tasks, threads=threads, grain=4))
     return values.nbytes / seconds
 
 
@@ -117,10 +122,11 @@ def cpu_name() -> str:
 def calibrate(threads: int | None = None, dtype: str = "float32") -> Machine:
     """Measure the machine now, in about two thirds of a second; nothing is read from or written to the disk cache."""
     threads = _resolve_threads(threads)
-    peak, memory = _peak(dtype, threads), _bandwidth(_MEMORY_BYTES, dtype, threads)
+    peak, usual_share = _peak(dtype, threads)
+    memory = _bandwidth(_MEMORY_BYTES, dtype, threads)
     # Several threads would measure how they wait for each other: in a call they read what they read in the one before.
     cache = max(memory, threads * _bandwidth(_CACHE_BYTES, dtype, 1))
-    return Machine(cpu_name(), threads, dtype, peak, memory, vector_bytes(), cache)
+    return Machine(cpu_name(), threads, dtype, peak, memory, vector_bytes(), cache, usual_share)
 
 
 def cache_path() -> Path:

@@ -13,7 +13,7 @@ from fastconv import machine
 from fastconv.algorithms import REGISTRY
 from fastconv.algorithms.base import PLAIN, Epilogue, Estimate, Operation
 from fastconv.arrays import NATIVE
-from fastconv.cost import conv_bytes, conv_flops, conv_parameters
+from fastconv.cost import conv_bytes, conv_flops, conv_parameters, usual_seconds
 from fastconv.kernels import launch
 from fastconv.kernels.launch import Bound
 from fastconv.operands import takes_result
@@ -86,7 +86,7 @@ class Plan:
     workspace_bytes : int
         Extra memory that the algorithm takes.
     predicted_seconds : float
-        Time that the cost model expects on this machine.
+        Time that the cost model expects of a call on this machine: of many calls, half should take less.
     why : str
         Why this algorithm.
     candidates : tuple of Candidate
@@ -142,7 +142,7 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
         )
     limits = machine.current(threads, problem.dtype)
     considered = REGISTRY.values() if algorithm in CHOOSERS else (REGISTRY[algorithm],)
-    candidates, operations, estimates = [], {}, {}
+    candidates, operations, estimates, usual = [], {}, {}, {}
     for entry in considered:
         declined = entry.declines(problem, direction)
         if declined is None and algorithm == "exact" and not entry.exact:
@@ -152,7 +152,8 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
             continue
         operations[entry.name] = entry.plan(problem, direction, threads)
         estimates[entry.name] = estimate = operations[entry.name].estimate(limits)
-        candidates.append(Candidate(entry.name, estimate.seconds, estimate.reason))
+        usual[entry.name] = usual_seconds(estimate.seconds, problem, direction, limits)
+        candidates.append(Candidate(entry.name, usual[entry.name], estimate.reason))
     if not estimates:
         raise ValueError(f"algorithm={algorithm!r} is not for this problem: {candidates[0].reason}")
     chosen = _choose(estimates, {name for name in estimates if REGISTRY[name].errs_more(problem, direction)})
@@ -163,7 +164,7 @@ def plan_problem(problem: ConvProblem, direction: str, algorithm: str, threads: 
         why = f"named by the caller; {best.reason}"
     return Plan(
         chosen, direction, problem, conv_parameters(problem), conv_flops(problem), conv_bytes(problem, direction),
-        operations[chosen].workspace_bytes, best.seconds, why, tuple(candidates), operations[chosen],
+        operations[chosen].workspace_bytes, usual[chosen], why, tuple(candidates), operations[chosen],
     )  # fmt: skip
 
 

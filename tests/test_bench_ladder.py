@@ -12,7 +12,7 @@ from fastconv import ladder
 from fastconv.machine import Machine
 from fastconv.problem import DIRECTIONS
 
-MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9)
+MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9, 0.9)
 ONCE = Effort(seconds=1e-9, calls=1, most_calls=1, slow_calls=1, turns=1)
 
 

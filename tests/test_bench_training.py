@@ -11,7 +11,7 @@ from bench.training import __main__ as training_command
 from bench.training import measure, networks, ours, report, theirs
 from fastconv.machine import Machine
 
-MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9)
+MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9, 0.9)
 ONCE = Effort(seconds=1e-9, calls=1, most_calls=1, slow_calls=1, turns=1)
 SMALL = {"lenet5": lambda: networks.lenet5(3), "resnet18": lambda: networks.resnet18(2, width=4, image=16)}
 

@@ -18,7 +18,7 @@ from fastconv.machine import Machine
 
 from .process import run_python
 
-MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9)
+MACHINE = Machine("test", 1, "float32", 100e9, 10e9, 32, 40e9, 0.9)
 TINY = (conv("tiny-3x3", 1, 8, 1, 3, padding=1), depthwise("tiny-depthwise", 3, 7, 3))
 
 

@@ -59,7 +59,7 @@ class _Slots(NamedTuple):
 _WHOLE_SLOTS = _Slots(octave=4.0, load=35.0, store=20.0, apart=69.0, product=10.0)
 _HALVED_SLOTS = _Slots(octave=4.5, load=2.0, store=8.0, apart=35.0, product=8.0)
 """The same where the CPU multiplies halves of vectors: a slot is twice as long there, but not a load or a sum."""
-_NARROW_SLOTS = _Slots(octave=5.4, load=47.0, store=27.0, apart=93.0, product=13.5)
+_NARROW_SLOTS = _Slots(octave=8.0, load=11.0, store=17.0, apart=45.0, product=4.5)
 """And where vectors of 32 bytes find 16 registers (Zen 3)."""
 _NEAR_BYTES = 1 << 20
 """Panels and spectra that stay in the second cache level."""

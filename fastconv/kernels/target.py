@@ -389,7 +389,7 @@ class WindowTile:
 
     Neighbouring target pixels meet source pixels S apart. With ND > 0 the lanes hold source channels, and ND values of
     the output gradient meet all of them; otherwise every channel has its own. Where channels do not fill the vectors
-    the tile is `masked`.
+    the tile is `masked`. It `asks` for the next block's pixels beside its own where these come from memory.
     """
 
     VL: int
@@ -399,6 +399,7 @@ class WindowTile:
     NV: int
     ND: int
     masked: bool
+    asks: bool = False
 
 
 def window_pixels(taps: int) -> int:

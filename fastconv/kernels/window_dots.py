@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.copies import copy_pixels
-from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I64, Emitter, ask, literal, scalar_ir
 from fastconv.kernels.groups import GroupLanes
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import array_at, call_part, record_at
@@ -34,17 +34,18 @@ WINDOW_DOTS = record("""
     gradient_n gradient_r gradient_c
     rows columns row_step column_step taps_r tap_rows phases first_row first_column
     channels outputs row_block row_blocks blocks parts slabs slab_bytes
-    all_rows one_row taps_c together pixels tile_channels item
+    all_rows one_row taps_c together pixels tile_channels item ahead_source ahead_gradient
     copies given_r given_c given_gradient_r given_gradient_c last_row
     workspace_bytes strip gradients
 """)
 """Strides are in bytes. Kernel rows lie `tap_rows` source rows apart, the columns of each phase `phases` columns. The
 target is an array (slabs, taps_r, taps_c, outputs, channels), slabs `slab_bytes` apart, where `channels` are those in
 the lanes and `outputs` those that are not. A tile takes `together` kernel rows and `pixels` pixels; `all_rows` and
-`one_row` are the addresses of the compiled `rows_of_taps` for these kernel rows, and for one. Where a task copies what
-it reads, `copies` channels at a time, rows and pixels lie apart as in the copies, and `given_*` say how the caller's
-do; a target row's sources are those from `first_row` to `last_row`. The last line's fields are offsets into each
-thread's workspace."""
+`one_row` are the addresses of the compiled `rows_of_taps` for these kernel rows, and for one. The former may ask for
+what lies `ahead_source` bytes after a tile's last kernel row, and for its gradient's: the next block's. Where a task
+copies what it reads, `copies` channels at a time, rows and pixels lie apart as in the copies, and `given_*` say how the
+caller's do; a target row's sources are those from `first_row` to `last_row`. The last line's fields are offsets into
+each thread's workspace."""
 
 
 class _Window:
@@ -107,11 +108,12 @@ class _Window:
 
 @intrinsic(prefer_literal=True)
 def slide_window(
-    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, NV: Any, ND: Any, MASKED: Any,
+    typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, S: Any, NV: Any, ND: Any, MASKED: Any, ASK: Any,
     lines: Any, columns: Any, inside: Any, tiles: Any, first: Any, size: Any,
     source: Any, source_line: Any, source_tap: Any, source_step: Any,
     gradient: Any, gradient_line: Any, gradient_step: Any,
     target: Any, target_row: Any, target_step: Any, target_output: Any, there: Any, outputs: Any,
+    ahead_source: Any, ahead_gradient: Any,
 ) -> Any:  # fmt: skip
     """Sums of KH x KW taps over `lines` rows: ``target[a, b] += sum over pixels j of source[a, j S + b] gradient[j]``.
 
@@ -119,18 +121,18 @@ def slide_window(
     read no padding, for as many pixels as `tiles` tiles have. `source` is the address of position 0. Lines, kernel
     rows, source columns and pixels lie as many bytes apart as their steps say. The lanes hold NV vectors of channels,
     `there` channels if MASKED. With ND > 0, all lanes meet each of ND values of the gradient, of which `outputs` are
-    there, in sums `target_output` apart.
+    there, in sums `target_output` apart. If they ASK, tiles do so for what lies ahead of their last row and gradient.
     """
     lanes, width, taps, stride, values = literal(VL), literal(NV), literal(KW), literal(S), literal(ND)
-    rows, masked = literal(KH), literal(MASKED)
+    rows, masked, asks = literal(KH), literal(MASKED), literal(ASK)
     unroll = window_pixels(taps)
     kept = max(0, taps - stride)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lines, columns, inside, tiles, first, size = args[8:14]
-        source, source_line, source_tap, source_step, gradient, gradient_line, gradient_step = args[14:21]
-        target, target_row, target_step, target_output, there, outputs = args[21:]
+        lines, columns, inside, tiles, first, size = args[9:15]
+        source, source_line, source_tap, source_step, gradient, gradient_line, gradient_step = args[15:22]
+        target, target_row, target_step, target_output, there, outputs, ahead_source, ahead_gradient = args[22:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         channels = [GroupLanes(emit, 1, 1, masked, builder.sub(there, const(v * lanes))) for v in range(width)]
@@ -170,9 +172,14 @@ def slide_window(
                 place, pixel = emit.opaque(place), emit.opaque(pixel)
                 for u in range(unroll):
                     for c in range(len(under), taps):
-                        ahead = multiply(source_step, const(u * stride + c - kept))
-                        under.append(window.column(add(place, ahead), source_tap))
-                    value = window.gradient(add(pixel, multiply(gradient_step, const(u))), offsets)
+                        at = add(place, multiply(source_step, const(u * stride + c - kept)))
+                        under.append(window.column(at, source_tap))
+                        if asks:
+                            ask(builder, add(add(at, multiply(source_tap, const(rows - 1))), ahead_source))
+                    at = add(pixel, multiply(gradient_step, const(u)))
+                    value = window.gradient(at, offsets)
+                    if asks:
+                        ask(builder, add(at, ahead_gradient))
                     begin = u % window.sets * count
                     these = sums[begin : begin + count]
                     for b in range(taps):
@@ -196,7 +203,7 @@ def slide_window(
         window.add_to(sums, target, (target_row, target_step, target_output), outputs)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, KH, KW, S, NV, ND, MASKED, *[types.intp] * 19), codegen
+    return types.void(REAL, VL, KH, KW, S, NV, ND, MASKED, ASK, *[types.intp] * 21), codegen
 
 
 @functools.cache
@@ -209,7 +216,7 @@ def rows_of_taps(dtype: str, tile: WindowTile) -> CFunc:
     REAL = np.dtype(dtype).type
     ITEM = np.dtype(dtype).itemsize
     VL, KH, KW, S, NV, ND, MASKED = tile.VL, tile.KH, tile.KW, tile.S, tile.NV, tile.ND, int(tile.masked)
-    LANES, OUTPUTS = VL * NV, max(1, ND)
+    LANES, OUTPUTS, ASK = VL * NV, max(1, ND), int(tile.asks)
 
     def slide_over_lines(
         plan, x, y, target, lines, columns, inside, tiles, first, size, first_channel, end_channel
@@ -220,11 +227,11 @@ def rows_of_taps(dtype: str, tile: WindowTile) -> CFunc:
         for k in range(first_channel, end_channel, LANES):
             for d in range(0, p.outputs, OUTPUTS):
                 slide_window(
-                    REAL, VL, KH, KW, S, NV, ND, MASKED, lines, columns, inside, tiles, first, size,
+                    REAL, VL, KH, KW, S, NV, ND, MASKED, ASK, lines, columns, inside, tiles, first, size,
                     x + k * ITEM, p.row_step * p.source_r, p.tap_rows * p.source_r, p.phases * p.source_c,
                     y + (d if ND > 0 else k) * ITEM, p.gradient_r, p.phases * p.gradient_c,
                     target + d * target_output + k * ITEM, KW * target_step, target_step, target_output,
-                    p.channels - k, p.outputs - d,
+                    p.channels - k, p.outputs - d, p.ahead_source, p.ahead_gradient,
                 )  # fmt: skip
 
     return jit.part(slide_over_lines)

@@ -14,6 +14,7 @@ from fastconv.algorithms.direct.base import Pass
 from fastconv.algorithms.direct.depthwise import MOST_STRIDE
 from fastconv.algorithms.direct.grids import TASKS_PER_THREAD, even_step, forward_axis, workspace_offsets
 from fastconv.algorithms.slabs import SLABS_BYTES, Slabs
+from fastconv.cost import leaves_caches
 from fastconv.kernels import window_dots as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill, odd_lines
@@ -149,6 +150,8 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
         tiles = -(-problem.ic // (shape.VL * shape.NV))
         parts = min(tiles, -(-TASKS_PER_THREAD * threads // slabs))
     partial = Slabs(problem, slabs, threads)
+    shape = replace(shape, asks=leaves_caches(problem) and not copied)
+    lower_rows = (len(rows.taps) - shape.KH) * problem.dilation[0]
     template = fill(
         kernels.WINDOW_DOTS,
         source_n=x[0], source_r=source_r, source_c=source_c,
@@ -159,13 +162,15 @@ def plan_window_dots(problem: ConvProblem, threads: int) -> WindowDotPass | None
         channels=problem.ic, outputs=problem.oc if shape.ND else 1, row_block=row_block, row_blocks=row_blocks,
         blocks=blocks, parts=parts, slabs=slabs, slab_bytes=partial.bytes_each,
         all_rows=0, one_row=0, taps_c=shape.KW, together=shape.KH, pixels=window_pixels(shape.KW),
-        tile_channels=shape.VL * shape.NV, item=item, copies=copied, given_r=x[1], given_c=x[2], given_gradient_r=y[1],
-        given_gradient_c=y[2], last_row=rows.offsets[-1], workspace_bytes=total, strip=strip, gradients=gradients,
+        tile_channels=shape.VL * shape.NV, item=item,
+        ahead_source=(row_block * rows.step + lower_rows) * source_r, ahead_gradient=row_block * gradient_r,
+        copies=copied, given_r=x[1], given_c=x[2], given_gradient_r=y[1], given_gradient_c=y[2],
+        last_row=rows.offsets[-1], workspace_bytes=total, strip=strip, gradients=gradients,
     )  # fmt: skip
 
     def compiled() -> CFunc:
         template["all_rows"] = kernels.rows_of_taps(problem.dtype, shape).address
-        template["one_row"] = kernels.rows_of_taps(problem.dtype, replace(shape, KH=1)).address
+        template["one_row"] = kernels.rows_of_taps(problem.dtype, replace(shape, KH=1, asks=False)).address
         return kernels.window_dots()
 
     launch = Launch(
