@@ -119,6 +119,17 @@ def test_roofline_is_the_longer_of_computing_and_moving():
     assert cost.roofline_seconds(4e9, 5e9, limits) == 5
 
 
+def test_predictions_are_of_usual_calls():
+    """On a machine that usually reaches half of its peak, calls take twice as long."""
+    limits = machine.current()
+    once, twice = (
+        cost.usual_seconds(1e-3, problem_of(Case("stem", 3, 16, (9, 9), (3, 3))), "forward", changed)
+        for changed in (limits, dataclasses.replace(limits, usual_share=limits.usual_share / 2))
+    )
+    assert once >= 1e-3
+    assert twice == 2 * once
+
+
 def test_one_convolution_replaces_a_billion_weights():
     """A dense layer from 10^6 pixels to 10^3 units, against 16 kernels of 3x3 on 3 channels."""
     assert cost.dense_parameters(1000 * 1000, 1000) == 10**9
@@ -135,6 +146,7 @@ def test_machine_is_measured_and_remembered(dtype):
     assert limits.vector_bytes in (16, 32, 64)
     assert 1e8 < limits.peak_flops < 1e14
     assert 1e8 < limits.bandwidth <= limits.cache_bandwidth < 1e13
+    assert 0 < limits.usual_share <= 1
 
 
 @each_direction
