@@ -134,7 +134,13 @@ def test_passes_that_ask_for_what_comes_from_memory(monkeypatch):
     step = rolling_pixels.plan_rolling_pixels(rolling, "forward", *sub_problems(rolling, "forward")[0], 2)
     assert step.tile.asks
     assert step.launch.plan["row_blocks"][0] > 2
-    for name, done in (("rolling_pixels", 5), ("pixel_pairs", 1), ("rolling_dots", 2), ("window_dots", 3), ("depthwise", 6)):
+    for name, done in (
+        ("rolling_pixels", 5),
+        ("pixel_pairs", 1),
+        ("rolling_dots", 2),
+        ("window_dots", 3),
+        ("depthwise", 6),
+    ):
         assert compare_all(f"plan_{name}", enumerate(ROLLING)) == done
     assert compare_all("plan_gather", [(0, expanding)]) > 2
 
