@@ -68,7 +68,7 @@ def fold(dtype: str) -> CFunc:
             for first in range(0, count, VL):
                 turn_tile(
                     REAL, VL, pixels + first * vector, vector, min(VL, count - first), target + first * ITEM,
-                    p.plane_bytes, there,
+                    p.plane_bytes, there, 0,
                 )  # fmt: skip
 
     return jit.kernel(fold_windows)

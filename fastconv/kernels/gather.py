@@ -223,8 +223,9 @@ def scatter(dtype: str) -> CFunc:
             else:
                 for d in range(0, lanes, VL):
                     turn_tile(
-                        REAL, VL, here + d * ITEM, row_bytes, count, there + d * target_d, target_d, min(VL, lanes - d)
-                    )
+                        REAL, VL, here + d * ITEM, row_bytes, count, there + d * target_d, target_d,
+                        min(VL, lanes - d), 0,
+                    )  # fmt: skip
             m += count
 
     return jit.part(scatter_tiles)

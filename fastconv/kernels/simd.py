@@ -439,17 +439,18 @@ def interleave(
 @intrinsic(prefer_literal=True)
 def turn_tile(
     typingctx: Any, REAL: Any, VL: Any, source: Any, source_row: Any, rows: Any, target: Any, target_row: Any,
-    columns: Any,
+    columns: Any, whole: Any,
 ) -> Any:  # fmt: skip
     """Transpose at most VL `rows` of `columns` values, `source_row` bytes apart, into rows `target_row` bytes apart.
 
-    Whole vectors are read, up to the last of the rows; what is stored is no more than asked for.
+    Whole vectors are read, up to the last of the rows; and the first `whole` rows of the target are stored as such, one
+    after another, which costs no mask. Of the others no more is stored than asked for.
     """
     lanes = literal(VL)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, source_row, rows, target, target_row, columns = args[2:]
+        source, source_row, rows, target, target_row, columns, whole = args[2:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         there, vectors = emit.below(rows, 0), []
         for i in range(lanes):
@@ -457,11 +458,15 @@ def turn_tile(
             more = builder.icmp_signed("<", emit.const(i + 1), rows)
             source = builder.select(more, emit.add(source, source_row), source)
         for i, vector in enumerate(emit.transposed(vectors)):
-            with builder.if_then(builder.icmp_signed("<", emit.const(i), columns)):
-                emit.store_masked(vector, emit.add(target, builder.mul(target_row, emit.const(i))), there)
+            place = emit.add(target, builder.mul(target_row, emit.const(i)))
+            with builder.if_else(builder.icmp_signed("<", emit.const(i), whole)) as (as_vector, in_part):
+                with as_vector:
+                    emit.store(vector, place)
+                with in_part, builder.if_then(builder.icmp_signed("<", emit.const(i), columns)):
+                    emit.store_masked(vector, place, there)
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, *[types.intp] * 6), codegen
+    return types.void(REAL, VL, *[types.intp] * 7), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -142,6 +142,9 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
             buffer_rows[m] = own + p.buffer + m * NR * ITEM
         lowest = REAL(0) if call.relu != 0 else REAL(-np.inf)
         depth = min(MR, p.channels - d)
+        # What a whole vector writes of the next pixel, that writes anew, if it comes later in the same task.
+        adjoin = depth == p.channels and p.target_c == depth * ITEM
+        rows_adjoin = adjoin and p.target_r == columns * p.target_c
         for r in range(rows):
             line = own + p.strip + r * p.row_step * p.column_step * p.strip_columns * ITEM
             for left in range(0, columns, NR):
@@ -164,10 +167,17 @@ def multiply(dtype: str, tile: Tile) -> CFunc:
                 if in_place:
                     continue
                 if TURNS and p.target_d == ITEM:
+                    follows = column + width < columns or (rows_adjoin and r + 1 < rows)
                     for c in range(0, width, SIDE):
+                        count = min(SIDE, width - c)
+                        whole = 0
+                        if depth == SIDE or (adjoin and (follows or c + count < width)):
+                            whole = count
+                        elif adjoin:
+                            whole = count - 1
                         turn_tile(
                             REAL, SIDE, own + p.buffer + c * ITEM, NR * ITEM, depth,
-                            here + c * p.target_c, p.target_c, min(SIDE, width - c),
+                            here + c * p.target_c, p.target_c, count, whole,
                         )  # fmt: skip
                     continue
                 tile_values = array_at(own + p.buffer, (MR, NR), REAL)

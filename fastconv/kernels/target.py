@@ -305,8 +305,8 @@ def pixel_tile(dtype: str, channels: int, columns: int, beyond: bool = False) ->
     for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    rows = 1 if channels == 1 else 4 if channels <= 4 or registers() == 16 else 6 if channels <= 6 else 8
-    widest = 2 if rows == 8 or (rows == 4 and registers() == 16) else 4
+    rows = 1 if channels == 1 else 4 if channels <= 4 else 6 if channels <= 6 else 4 if registers() == 16 else 8
+    widest = 2 if rows == 8 or (rows > 1 and registers() == 16) else 4
     room = columns + (lanes - 1 if beyond else 0)
     widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= room] or [1]
     return Tile(VL=lanes, MR=rows, NV=min(widths, key=lambda NV: -(-columns // (NV * lanes)) * NV))

@@ -117,6 +117,8 @@ class DepthwisePass(BoundPass):
             loads += (model.BROADCAST_SLOTS if alone else model.PERMUTE_SLOTS) * sources * shape.G
         costs = model.costs()
         share = model.GROUP_SHARE if alone else costs.depthwise_share
+        if alone and self.problem.groups == 1:
+            share *= costs.one_group_share
         ends = costs.group_tile if shape.G * shape.T > 1 else costs.depthwise_tile
         slots = taps / share + (costs.channel_load * loads + ends) / shape.MR
         if shape.masked:

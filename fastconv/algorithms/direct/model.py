@@ -200,6 +200,8 @@ class Costs(NamedTuple):
     """Lost at the beginning and end of such a tile."""
     group_tile: float
     """The same of one of groups of several channels."""
+    one_group_share: float
+    """Speed of one whose lanes a single group fills, beside one of several groups."""
     asks_planes: bool
     """Whether planes that strips are read of are asked for as they lie, also those that other caches keep."""
     hides_loads: bool
@@ -257,7 +259,8 @@ _WHOLE = Costs(
     stencil_conflict_share=0.64, rolling_share=0.97, spilled_share=0.8, pixel_rolling_share=1.0,
     rolling_dot_share=1.0, line_share=1.0, line_dot_share=1.0, rolling_strip=300, rolling_plane=100,
     pixel_store=2.0, pair_store=2.0,
-    depthwise_share=0.74, channel_load=1.0, depthwise_tile=68, group_tile=68, asks_planes=False, hides_loads=False,
+    depthwise_share=0.74, channel_load=1.0, depthwise_tile=68, group_tile=68, one_group_share=1.0,
+    asks_planes=False, hides_loads=False,
     channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
     apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9,
@@ -270,7 +273,8 @@ _HALVED = Costs(
     stencil_conflict_share=0.85, rolling_share=0.97, spilled_share=0.8, pixel_rolling_share=1.0,
     rolling_dot_share=1.0, line_share=1.0, line_dot_share=1.0, rolling_strip=90, rolling_plane=36,
     pixel_store=1.5, pair_store=1.0,
-    depthwise_share=0.97, channel_load=0.75, depthwise_tile=25, group_tile=45, asks_planes=False, hides_loads=True,
+    depthwise_share=0.97, channel_load=0.75, depthwise_tile=25, group_tile=45, one_group_share=1.0,
+    asks_planes=False, hides_loads=True,
     channel_dot_share=0.93, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
     apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85,
@@ -282,7 +286,7 @@ _HALVED = Costs(
 _NARROW = _WHOLE._replace(
     stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
     line_share=0.85, line_dot_share=1.6, plane_dot_share=0.42, plane_dot_load=9.5,
-    plane_share=0.93, turn_seconds=0.35e-9, asks_planes=True,
+    plane_share=0.93, turn_seconds=0.35e-9, asks_planes=True, one_group_share=0.65,
 )  # fmt: skip
 """Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 
