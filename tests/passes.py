@@ -23,6 +23,10 @@ from .cases import DIRECTIONS, LAYOUTS, Case, data
 KINDS = {kind.__name__: kind for kind in (*direct.PIXEL_KINDS, *direct.TOGETHER, *direct.WEIGHT_KINDS)}
 
 
+_MARGIN = 32
+"""Values before and after a result, which must stay as they are."""
+
+
 def directions_of(name: str) -> tuple[str, ...]:
     """The directions that a kind of pass can do."""
     return ("grad_weight",) if KINDS[name] in direct.WEIGHT_KINDS else ("forward", "grad_input")
@@ -54,7 +58,8 @@ def compare_pass(
     second = given.x if direction == "grad_weight" else given.w
     expected = given.expected[direction]
     # Pixels between the phases of an input gradient are nobody's: their caller writes zeros there.
-    result = np.full_like(expected, 0 if direction == "grad_input" else np.nan, dtype)
+    around = np.full(expected.size + 2 * _MARGIN, 0 if direction == "grad_input" else np.nan, dtype)
+    result = around[_MARGIN:-_MARGIN].reshape(expected.shape)
     epilogue = PLAIN
     if direction == "forward":
         bias = (np.arange(case.oc) % 5 - 2).astype(dtype)
@@ -65,7 +70,10 @@ def compare_pass(
     for step in planned:
         assert step is not None
         step.run(np.ascontiguousarray(first), np.ascontiguousarray(second), result, epilogue)
-    np.testing.assert_array_equal(result, expected, err_msg=f"{name} {case.name} {direction} {layout} {dtype}")
+    message = f"{name} {case.name} {direction} {layout} {dtype}"
+    np.testing.assert_array_equal(result, expected, err_msg=message)
+    beside = np.concatenate([around[:_MARGIN], around[-_MARGIN:]])
+    np.testing.assert_array_equal(beside, np.full_like(beside, 0 if direction == "grad_input" else np.nan), message)
     return True
 
 

@@ -15,7 +15,7 @@ from fastconv.problem import CHANNELS_LAST, problem_from
 
 from .cases import CASES, Case, data
 from .extent import cross_section
-from .passes import KINDS, compare_all, compare_pass, directions_of
+from .passes import KINDS, compare_all, compare_pass, directions_of, halve
 
 _EVERY = 15
 """Of the cases, whose other kinds and tails the other tests and the mutation check meet."""
@@ -143,6 +143,15 @@ def test_passes_that_ask_for_what_comes_from_memory(monkeypatch):
     ):
         assert compare_all(f"plan_{name}", enumerate(ROLLING)) == done
     assert compare_all("plan_gather", [(0, expanding)]) > 2
+
+
+@pytest.mark.parametrize("channels", range(2, 9))
+def test_strips_of_few_target_channels(channels):
+    """Pixels that adjoin are stored as whole vectors, those of a block's last pixel lane by lane."""
+    for image in [(5, 3), (7, 17), (9, 28), (3, 600)]:
+        for dtype, activation in (("float32", None), ("float32", "relu"), ("float64", halve)):
+            case = Case(f"{channels} channels", 2, channels, image, (3, 3), padding=1, n=3)
+            assert compare_pass("plan_strips", case, "forward", "NHWC", dtype, activation)
 
 
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])
