@@ -44,6 +44,16 @@ def floor_of(call, REAL):
     return REAL(0) if call.relu != 0 else REAL(np.nan)
 
 
+@jit.inline
+def whole_vectors(p, VL):
+    """The lanes of a pixel's vectors, and up to which output column these are more than its own.
+
+    The vector of few lanes then reads and writes those of the next pixels, which are written anew after it.
+    """
+    lanes = max(p.lanes, VL)
+    return lanes, p.ow - (lanes - 1) // p.lanes
+
+
 @functools.cache
 def forward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool) -> CFunc:
     """The pooled image of several lanes; a task is one output row of one image."""
@@ -57,13 +67,15 @@ def forward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool)
         p = record_at(call.plan, POOL)
         floor, pixel = floor_of(call, REAL), p.lanes * ITEM
         row = p.iw * pixel
+        lanes, safe = whole_vectors(p, VL)
         for task in range(begin, end):
             image, i = task // p.oh, task % p.oh
             source, place = call.source + (image * p.ih + i * SH) * row, call.target + task * p.ow * pixel
             for j in range(p.ow):
                 pool_window(
-                    REAL, VL, KH, KW, LARGEST, floor, source + j * SW * pixel, row, pixel, p.lanes, place + j * pixel
-                )
+                    REAL, VL, KH, KW, LARGEST, floor, source + j * SW * pixel, row, pixel,
+                    lanes if j < safe else p.lanes, place + j * pixel,
+                )  # fmt: skip
 
     return jit.kernel(pool_lanes)
 
@@ -128,6 +140,9 @@ def backward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool
         floor, pixel = floor_of(call, REAL), p.lanes * ITEM
         row = p.iw * pixel
         covered = CLOSE and p.ih == p.oh * KH and p.iw == p.ow * KW
+        lanes, safe = whole_vectors(p, VL)
+        if not CLOSE:  # what lies between windows, or in several, is not written anew
+            safe = 0
         for task in range(begin, end):
             image, top, bottom, first, last = own_rows(p, task, SH)
             if not covered:
@@ -138,8 +153,8 @@ def backward_lanes(dtype: str, kh: int, kw: int, sh: int, sw: int, largest: bool
                 for j in range(p.ow):
                     here = window + j * SW * pixel
                     return_window(
-                        REAL, VL, KH, KW, LARGEST, ADD, floor, call.source + here, row, pixel, p.lanes,
-                        gradient + j * pixel, call.target + here,
+                        REAL, VL, KH, KW, LARGEST, ADD, floor, call.source + here, row, pixel,
+                        lanes if j < safe else p.lanes, gradient + j * pixel, call.target + here,
                     )  # fmt: skip
 
     return jit.kernel(return_lanes)

@@ -24,6 +24,7 @@ class Runs(Emitter):
     def __init__(self, builder: Any, scalar: ir.Type, lanes: int, count: Any) -> None:
         super().__init__(builder, scalar, lanes)
         self.bytes = lanes * self.item
+        self.count = count
         self.whole = builder.sdiv(count, self.const(lanes))
         self._rest = builder.srem(count, self.const(lanes))
         lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
@@ -68,6 +69,18 @@ class Runs(Emitter):
             self.whole, lambda k, values: whole(builder.mul(k, self.const(self.bytes)), values), carried
         )
         return self.last(rest, carried)
+
+    def each_anew(self, whole: Any, rest: Any) -> None:
+        """The same of what may be done twice: the last vector overlaps the one before, and none masks a longer run."""
+        builder = self.builder
+        offset = builder.sub(builder.mul(self.count, self.const(self.item)), self.const(self.bytes))
+        self.loop(self.whole, lambda k, values: whole(builder.mul(k, self.const(self.bytes)), values), [])
+        with builder.if_then(builder.icmp_signed(">", self._rest, self.const(0))):
+            with builder.if_else(builder.icmp_signed(">", self.whole, self.const(0))) as (longer, short):
+                with longer:
+                    whole(offset, [])
+                with short:
+                    rest(self.const(0), [])
 
     def sum_lanes(self, value: Any) -> Any:
         """The sum of a vector's lanes, by halves."""

@@ -75,7 +75,7 @@ def pool_window(
 
             return vector
 
-        emit.each(pool(emit.load, emit.store), pool(emit.load_rest, emit.store_rest), [])
+        emit.each_anew(pool(emit.load, emit.store), pool(emit.load_rest, emit.store_rest))
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KH, KW, LARGEST, real, *[types.intp] * 5), codegen
@@ -128,7 +128,11 @@ def return_window(
 
             return vector
 
-        emit.each(give(emit.load, emit.store), give(emit.load_rest, emit.store_rest), [])
+        whole, rest = give(emit.load, emit.store), give(emit.load_rest, emit.store_rest)
+        if add:
+            emit.each(whole, rest, [])
+        else:
+            emit.each_anew(whole, rest)
         return context.get_dummy_value()
 
     return types.void(REAL, VL, KH, KW, LARGEST, ADD, real, *[types.intp] * 6), codegen
