@@ -75,12 +75,13 @@ class Runs(Emitter):
         builder = self.builder
         offset = builder.sub(builder.mul(self.count, self.const(self.item)), self.const(self.bytes))
         self.loop(self.whole, lambda k, values: whole(builder.mul(k, self.const(self.bytes)), values), [])
-        with builder.if_then(builder.icmp_signed(">", self._rest, self.const(0))):
-            with builder.if_else(builder.icmp_signed(">", self.whole, self.const(0))) as (longer, short):
-                with longer:
-                    whole(offset, [])
-                with short:
-                    rest(self.const(0), [])
+        some = builder.icmp_signed(">", self._rest, self.const(0))
+        longer = builder.icmp_signed(">", self.whole, self.const(0))
+        with builder.if_then(some), builder.if_else(longer) as (overlapping, alone):
+            with overlapping:
+                whole(offset, [])
+            with alone:
+                rest(self.const(0), [])
 
     def sum_lanes(self, value: Any) -> Any:
         """The sum of a vector's lanes, by halves."""
