@@ -8,7 +8,16 @@ import pytest
 import fastconv
 from fastconv import cost
 from fastconv.algorithms import direct
-from fastconv.algorithms.direct import copies, correlate, depthwise, gather, rolling_dots, rolling_pixels, window_dots
+from fastconv.algorithms.direct import (
+    copies,
+    correlate,
+    depthwise,
+    gather,
+    rolling,
+    rolling_dots,
+    rolling_pixels,
+    window_dots,
+)
 from fastconv.algorithms.direct.grids import sub_problems
 from fastconv.kernels.target import vector_bytes
 from fastconv.problem import CHANNELS_LAST, problem_from
@@ -154,6 +163,20 @@ def test_strips_of_few_target_channels(channels):
             assert compare_pass("plan_strips", case, "forward", "NHWC", dtype, activation)
 
 
+masked_loads = pytest.mark.skipif(vector_bytes() == 16, reason="vectors of 16 bytes have no masked loads")
+
+
+@masked_loads
+def test_rolling_sums_reach_over_the_ends_of_rows(monkeypatch):
+    """Planes of one strip and of several, narrower than a vector or a little wider, in one block of rows and in two."""
+    for least in (64, 2):
+        monkeypatch.setattr(rolling, "_LEAST_ROWS", least)
+        for columns in (1, 2, 3, 5, 7, 9, 14, 17, 33, 41):
+            case = Case(f"{columns} columns", 3, 3, (11, columns), (3, 3), padding=1, groups=3, n=2)
+            for activation in (None, halve):
+                assert compare_pass("plan_rolling", case, "forward", "NCHW", "float32", activation)
+
+
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])
 def test_windows_of_copied_channels(strip, monkeypatch):
     """Weight gradients of depthwise layers, whose tasks copy some channels of blocks of rows."""
@@ -198,9 +221,6 @@ WIDE = [
     Case("wide-strided", 3, 3, (13, 150), (3, 3), stride=2, padding=1, groups=3),
     Case("wide-dilated", 2, 2, (14, 90), (3, 2), padding=(2, 3), dilation=(2, 3), groups=2, n=2),
 ]
-
-
-masked_loads = pytest.mark.skipif(vector_bytes() == 16, reason="vectors of 16 bytes have no masked loads")
 
 
 @masked_loads

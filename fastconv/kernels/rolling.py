@@ -38,13 +38,14 @@ from fastconv.kernels.rolling_rows import (
 )
 from fastconv.kernels.simd import call_part, prefetch, record_at
 from fastconv.kernels.spans import end_inside, first_inside, steps_in
-from fastconv.kernels.target import PairTile, RollingTile
+from fastconv.kernels.target import PairTile, RollingTile, masks_have_registers
 
 ROLLING = record("""
     source_d source_r source_rows source_columns target_d target_r rows columns
     first_row first_column row_step tap_rows tap_columns line_step source_step
     weight_offset weight_r weight_c weight_d item multiplier channels images row_block row_blocks
     entry entry_narrow entry_inside wide_strips strips vector_columns width whole column_step reach reach_rows fetches
+    last_first
 """)
 """Strides are in bytes; `multiplier` of the target's planes read one source plane. Kernel rows lie `tap_rows` source
 rows apart, kernel columns `tap_columns`. Target rows are summed `line_step` apart, source rows lie `source_step` apart.
@@ -52,7 +53,8 @@ Rows are cut into `strips`, the first `wide_strips` of which have `width` vector
 less: `entry` and `entry_narrow` are the addresses of their parts, `entry_inside`, if it is not 0, that for wide strips
 whose `reach` columns from their first tap's on all lie inside. Targets lie `column_step` source columns apart, and read
 `reach_rows` source rows. Where it `fetches`, rows are asked for as they lie. `whole` says that all tasks' planes are
-done by one call of a part: none is cut."""
+done by one call of a part: none is cut. Where strips are done `last_first`, the last one's vectors may reach over the
+ends of rows: what they write of the next rows is written anew."""
 
 
 @intrinsic(prefer_literal=True)
@@ -60,15 +62,17 @@ def rolling_strip(
     typingctx: Any, REAL: Any, VL: Any, KH: Any, KW: Any, AT: Any, S: Any, NV: Any, INNER: Any,
     lines: Any, begin: Any, end: Any, columns: Any, first: Any, spread: Any, size: Any,
     source: Any, source_line: Any, row: Any, rows_apart: Any, step: Any, source_rows: Any,
-    weights: Any, weight_r: Any, weight_c: Any, start: Any, floor: Any, target: Any, target_line: Any,
+    weights: Any, weight_r: Any, weight_c: Any, start: Any, floor: Any, target: Any, target_line: Any, whole_lines: Any,
 ) -> Any:  # fmt: skip
     """Sums of `lines` target rows of NV vectors: ``target[i] = max(start + sum weight[a, b] source[i + a], floor)``.
 
     Of the KH kernel rows every AT-th meets a source row by the target row at hand, and the ones AT on by those before.
     Source row `row` + `step` i + `rows_apart` q lies `source_line` for each from `source`, if it is one of
     `source_rows`; from row `begin` to `end` all are. Lanes meet the source's columns S apart from `first` on, of
-    `size`, and `spread` more with each of the KW columns of the kernel. Of the target there are `columns`. Where INNER
-    is 1, only the first and the last vector meet columns outside; where it is 2 none does, and all lanes are targets.
+    `size`, and `spread` more with each of the KW columns of the kernel. Of the target there are `columns`; the
+    first `whole_lines` rows are stored in whole vectors where masks have no registers, and cost a dozen cycles. Where
+    INNER is 1, only the first and the last vector meet columns outside; where it is 2 none does, and all lanes are
+    targets.
     """
     lanes, height, taps, apart, column_step, width = (literal(value) for value in (VL, KH, KW, AT, S, NV))
     inner = literal(INNER)
@@ -77,7 +81,7 @@ def rolling_strip(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lines, begin, end, columns, first, spread, size = args[8:15]
         source, source_line, row, rows_apart, step, source_rows = args[15:21]
-        weights, weight_r, weight_c, start, floor, target, target_line = args[21:]
+        weights, weight_r, weight_c, start, floor, target, target_line, whole_lines = args[21:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         vectors = range(width)
@@ -92,12 +96,18 @@ def rolling_strip(
             else [(v, b) for b in range(taps) for v in vectors]
         )
 
-        def store(v: int, value: Any, there: Any) -> None:
+        def store(v: int, value: Any, there: Any, line: Any) -> None:
             place = add(there, const(v * emit.vector_bytes))
-            if v == width - 1 and inner < 2:
+            if v < width - 1 or inner == 2:
+                emit.store(value, place)
+            elif masks_have_registers():
                 emit.store_masked(value, place, last)
             else:
-                emit.store(value, place)
+                with builder.if_else(builder.icmp_signed("<", line, whole_lines)) as (whole, in_part):
+                    with whole:
+                        emit.store(value, place)
+                    with in_part:
+                        emit.store_masked(value, place, last)
 
         rows = Rows(lines, begin, end, row, rows_apart, step, source, source_line, source_rows, target, target_line)
 
@@ -129,7 +139,7 @@ def rolling_strip(
         return context.get_dummy_value()
 
     integers = [types.intp] * 17
-    return types.void(REAL, VL, KH, KW, AT, S, NV, INNER, *integers, real, types.intp, types.intp), codegen
+    return types.void(REAL, VL, KH, KW, AT, S, NV, INNER, *integers, real, *[types.intp] * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -223,6 +233,9 @@ def strip(dtype: str, tile: RollingTile) -> CFunc:
         all_lines = lines + (KH + AT - 1) // AT - 1
         begin = min(all_lines, first_inside(row, p.source_step))
         end = max(begin, end_inside(lowest_row, p.source_step, p.source_rows, all_lines))
+        whole_lines = 0
+        if p.last_first != 0 and left + columns == p.columns:
+            whole_lines = lines - (NV * VL - columns + p.columns - 1) // p.columns
         for k in range(plane, plane + planes):
             source, weights, start, target = operands_of(call, p, k)
             here = target + top * p.target_r + left * ITEM
@@ -230,7 +243,7 @@ def strip(dtype: str, tile: RollingTile) -> CFunc:
                 REAL, VL, KH, KW, AT, S, NV, INNER, lines, begin, end, columns,
                 left * S + p.first_column, p.tap_columns, p.source_columns,
                 source, p.source_r, row, p.tap_rows, p.source_step, p.source_rows,
-                weights, p.weight_r, p.weight_c, start, lowest, here, p.line_step * p.target_r,
+                weights, p.weight_r, p.weight_c, start, lowest, here, p.line_step * p.target_r, whole_lines,
             )  # fmt: skip
             if call.activation != 0:
                 for i in range(lines):
@@ -281,8 +294,9 @@ def rolling() -> CFunc:
                 lower = min(p.source_rows, p.first_row + (last - 1) * p.row_step + p.reach_rows)
                 for line in range(upper * p.source_r, lower * p.source_r, LINE):
                     prefetch(source + line)
-            left = 0
-            for number in range(p.strips):
+            for count in range(p.strips):
+                number = count if p.last_first == 0 else p.strips - 1 - count
+                left = (number * (p.width - 1) + min(number, p.wide_strips)) * p.vector_columns
                 width = p.width if number < p.wide_strips else p.width - 1
                 entry = p.entry if number < p.wide_strips else p.entry_narrow
                 columns = min(width * p.vector_columns, p.columns - left)
@@ -293,6 +307,5 @@ def rolling() -> CFunc:
                 for phase in range(min(p.line_step, last - first)):
                     lines = steps_in(last - first - phase, p.line_step)
                     call_part(entry, (address, call.plan, plane, planes, first + phase, lines, left, columns))
-                left += columns
 
     return jit.kernel(rolling_planes)

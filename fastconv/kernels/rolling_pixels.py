@@ -83,7 +83,7 @@ def rolling_columns(
         places = [emit.limited(emit.const(v), again, emit.const(width - 1)) for v in range(width)]
         offsets = [emit.opaque(builder.mul(target_c, place)) for place in places]
 
-        def store(v: int, value: Any, there: Any) -> None:
+        def store(v: int, value: Any, there: Any, _: Any) -> None:
             emit.store(value, emit.add(there, offsets[v]))
 
         kernel = kernel_weights(emit, (height, taps), emit.load, weights, weight_r, weight_c)

@@ -51,13 +51,13 @@ class Rows:
 
 def roll_rows(
     emit: Emitter, rows: Rows, kernel: list[list[Any]], apart: int, width: int, begins: Any, floor: Any,
-    products: Callable[[Any, Any], Iterable[Product]], store: Callable[[int, Any, Any], None],
+    products: Callable[[Any, Any], Iterable[Product]], store: Callable[[int, Any, Any, Any], None],
 ) -> None:  # fmt: skip
     """Sum and store all target rows, of `width` vectors: no less than `floor`, from what each `begins` with.
 
     Every `apart`-th of the kernel's rows meets a source row by the target row at hand, and the ones `apart` on by those
     before. `products` are those of the source row at an address, which are zero where it does not exist; `store` puts
-    a vector, by its number, into the target row at an address.
+    a vector, by its number, into the target row at an address, and is told the row's number.
     """
     builder, const, add, multiply = emit.builder, emit.const, emit.add, emit.builder.mul
     height = len(kernel)
@@ -81,7 +81,7 @@ def roll_rows(
                 there = add(rows.target, multiply(done, rows.target_line))
                 for v, total in enumerate(sums[(depth - 1) * width :]):
                     # An ordered "<" is false for NaN, which therefore passes.
-                    store(v, builder.select(builder.fcmp_ordered("<", total, floor), floor, total), there)
+                    store(v, builder.select(builder.fcmp_ordered("<", total, floor), floor, total), there, done)
             return sums[: (depth - 1) * width]
 
         return emit.loop(builder.sub(high, low), line, carried)

@@ -177,6 +177,8 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
     whole_ones = columns.count // (width * lanes)
     if masks_have_registers() or not any(begin >= 0 and begin + reach <= size for begin in begins[:whole_ones]):
         reach = 0
+    adjoin = line_step == 1 and part.target[1] == columns.count * item
+    last_first = adjoin and columns.count % lanes != 0 and not masks_have_registers()
     planes = problem.n * problem.groups * part.channels
     row_block = _row_block(planes, rows.count, 1, threads)
     blocks = -(-rows.count // row_block)
@@ -192,7 +194,7 @@ def plan_rolling(problem: ConvProblem, direction: str, rows: Axis, columns: Axis
         weight_d=part.weights[3] if part.channels > 1 else part.weight_group,
         item=item, multiplier=part.channels, channels=problem.groups * part.channels, images=problem.n,
         row_block=row_block, row_blocks=blocks, entry=0, entry_narrow=0, entry_inside=0,
-        wide_strips=wide_strips, strips=strips, vector_columns=lanes, width=width,
+        wide_strips=wide_strips, strips=strips, vector_columns=lanes, width=width, last_first=last_first,
         whole=int(strips * blocks * line_step == 1), column_step=columns.step, reach=reach,
         reach_rows=(len(rows.taps) - 1) * tap_rows + 1, fetches=strips > 1 and model.costs().asks_planes,
     )  # fmt: skip
@@ -235,7 +237,7 @@ def plan_pairs(problem: ConvProblem, threads: int) -> RollingPass | None:
         item=item, multiplier=1, channels=problem.groups, images=problem.n, row_block=row_block, row_blocks=blocks,
         entry=0, entry_narrow=0, entry_inside=0, wide_strips=vectors - strips * (width - 1), strips=strips,
         vector_columns=2 * lanes, width=width, whole=int(strips * blocks == 1), column_step=1, reach=0,
-        reach_rows=0, fetches=0,
+        reach_rows=0, fetches=0, last_first=0,
     )  # fmt: skip
 
     launch = _launch(kernels.pair_strip, shape, problem, plan, planes * blocks, threads)
