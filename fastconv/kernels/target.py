@@ -305,7 +305,8 @@ def pixel_tile(dtype: str, channels: int, columns: int, beyond: bool = False) ->
     for nothing.
     """
     lanes = vector_bytes() // np.dtype(dtype).itemsize
-    rows = 1 if channels == 1 else 4 if channels <= 4 else 6 if channels <= 6 else 4 if registers() == 16 else 8
+    six = channels <= 6 and (lanes > 4 or registers() == 32)  # vectors of four lanes turn four rows at most
+    rows = 1 if channels == 1 else 4 if channels <= 4 else 6 if six else 4 if registers() == 16 else 8
     widest = 2 if rows == 8 or (rows > 1 and registers() == 16) else 4
     room = columns + (lanes - 1 if beyond else 0)
     widths = [NV for NV in (4, 2, 1) if widest >= NV and NV * lanes <= room] or [1]
