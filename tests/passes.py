@@ -58,7 +58,8 @@ def compare_pass(
     second = given.x if direction == "grad_weight" else given.w
     expected = given.expected[direction]
     # Pixels between the phases of an input gradient are nobody's: their caller writes zeros there.
-    around = np.full(expected.size + 2 * _MARGIN, 0 if direction == "grad_input" else np.nan, dtype)
+    before = 0 if direction == "grad_input" else np.nan
+    around = np.full(expected.size + 2 * _MARGIN, before, dtype)
     result = around[_MARGIN:-_MARGIN].reshape(expected.shape)
     epilogue = PLAIN
     if direction == "forward":
@@ -73,7 +74,7 @@ def compare_pass(
     message = f"{name} {case.name} {direction} {layout} {dtype}"
     np.testing.assert_array_equal(result, expected, err_msg=message)
     beside = np.concatenate([around[:_MARGIN], around[-_MARGIN:]])
-    np.testing.assert_array_equal(beside, np.full_like(beside, 0 if direction == "grad_input" else np.nan), message)
+    np.testing.assert_array_equal(beside, np.full_like(beside, before), err_msg=message)
     return True
 
 

@@ -16,6 +16,7 @@ from numba.core.ccallback import CFunc
 from fastconv.kernels import jit, target
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import array_at, record_at
+from fastconv.kernels.spans import steps_in
 from fastconv.kernels.windows import pool_window, return_window
 
 POOL = record("ih iw oh ow lanes block workspace_bytes")
@@ -51,7 +52,7 @@ def whole_vectors(p, VL):
     The vector of few lanes then reads and writes those of the next pixels, which are written anew after it.
     """
     lanes = max(p.lanes, VL)
-    return lanes, p.ow - (lanes - 1) // p.lanes
+    return lanes, p.ow - steps_in(lanes - p.lanes, p.lanes)
 
 
 @functools.cache

@@ -235,7 +235,7 @@ def strip(dtype: str, tile: RollingTile) -> CFunc:
         end = max(begin, end_inside(lowest_row, p.source_step, p.source_rows, all_lines))
         whole_lines = 0
         if p.last_first != 0 and left + columns == p.columns:
-            whole_lines = lines - (NV * VL - columns + p.columns - 1) // p.columns
+            whole_lines = lines - steps_in(NV * VL - columns, p.columns)
         for k in range(plane, plane + planes):
             source, weights, start, target = operands_of(call, p, k)
             here = target + top * p.target_r + left * ITEM

@@ -24,7 +24,6 @@ class Runs(Emitter):
     def __init__(self, builder: Any, scalar: ir.Type, lanes: int, count: Any) -> None:
         super().__init__(builder, scalar, lanes)
         self.bytes = lanes * self.item
-        self.count = count
         self.whole = builder.sdiv(count, self.const(lanes))
         self._rest = builder.srem(count, self.const(lanes))
         lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
@@ -73,15 +72,17 @@ class Runs(Emitter):
     def each_anew(self, whole: Any, rest: Any) -> None:
         """The same of what may be done twice: the last vector overlaps the one before, and none masks a longer run."""
         builder = self.builder
-        offset = builder.sub(builder.mul(self.count, self.const(self.item)), self.const(self.bytes))
-        self.loop(self.whole, lambda k, values: whole(builder.mul(k, self.const(self.bytes)), values), [])
-        some = builder.icmp_signed(">", self._rest, self.const(0))
-        longer = builder.icmp_signed(">", self.whole, self.const(0))
-        with builder.if_then(some), builder.if_else(longer) as (overlapping, alone):
-            with overlapping:
-                whole(offset, [])
-            with alone:
-                rest(self.const(0), [])
+
+        def last(offset: Any, _: list[Any]) -> list[Any]:
+            before = builder.sub(builder.mul(self._rest, self.const(self.item)), self.const(self.bytes))
+            with builder.if_else(builder.icmp_signed(">", self.whole, self.const(0))) as (overlapping, alone):
+                with overlapping:
+                    whole(self.add(offset, before), [])
+                with alone:
+                    rest(offset, [])
+            return []
+
+        self.each(whole, last, [])
 
     def sum_lanes(self, value: Any) -> Any:
         """The sum of a vector's lanes, by halves."""
