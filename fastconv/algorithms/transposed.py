@@ -205,7 +205,7 @@ class TransposedGradient(MovingOperation):
         images += [part.y for block, part in self._blocks if block.other_y]
         weights, cut = math.prod(self.problem.w_shape), self._cut
         turns = len(cut.inputs) * len(cut.outputs)
-        turned = turns * turning.LAUNCH_SECONDS + weights * turning.VALUE_SECONDS / self._threads
+        turned = turns * turning.LAUNCH_SECONDS + weights * turning.value_seconds() / self._threads
         added = weights * (len(cut.bands) - 1) * _ADD_SECONDS
         return (
             sum(each.seconds(self._threads) for each in images)

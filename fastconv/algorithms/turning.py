@@ -10,11 +10,11 @@ from fastconv.cost import far_bytes
 from fastconv.kernels import transpose as kernels
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import fill
+from fastconv.kernels.target import of_this_cpu
 from fastconv.problem import ConvProblem
 
 LAUNCH_SECONDS = 3e-6
-VALUE_SECONDS = 0.2e-9
-"""Transposing one value, and fetching it from the cache of the thread that did."""
+_VALUE_SECONDS, _NARROW_VALUE_SECONDS = 0.2e-9, 0.36e-9
 _SHARED_SECONDS = 0.08e-9
 """More of that for a value which several threads fetch."""
 _WAIT_SECONDS = 0.05e-9
@@ -54,9 +54,14 @@ def transposition(
     )
 
 
+def value_seconds() -> float:
+    """Predicted time of transposing one value, and fetching it from the cache of the thread that did."""
+    return of_this_cpu(_VALUE_SECONDS, _VALUE_SECONDS, _NARROW_VALUE_SECONDS)
+
+
 def turning_seconds(values: int, threads: int) -> float:
     """Predicted time of a launch that turns so many values."""
-    return LAUNCH_SECONDS + values * VALUE_SECONDS / threads
+    return LAUNCH_SECONDS + values * value_seconds() / threads
 
 
 def waiting_seconds(problem: ConvProblem, threads: int) -> float:

@@ -10,6 +10,7 @@ the last pixel of the last panel is computed with, but not stored.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ taps are kept `panel_bytes` after the panel's beginning."""
 
 MOST_LANES = 64
 """Pixels of a panel at most: the bits of a mask."""
+TOGETHER = 16
+"""Channels of which a tap's values are packed one after another: what they read stays in the first cache level."""
 MOST_STEPS = 4
 """Columns between windows up to which values are picked from vectors."""
 
@@ -54,65 +57,75 @@ def _every(emit: Emitter, step: int, vectors: list[Any]) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def copy_taps(
+def copy_rows(
     typingctx: Any, REAL: Any, VL: Any, NV: Any, STEP: Any,
-    source: Any, offsets: Any, taps: Any, masks: Any, target: Any, pitch: Any, count: Any,
+    source: Any, source_pitch: Any, masks: Any, target: Any, target_pitch: Any, count: Any, rows: Any,
 ) -> Any:  # fmt: skip
-    """Copy what each tap of a kernel row reads: every STEP-th value, the first `count` of NV vectors of VL.
+    """Copy of each of `rows` rows every STEP-th value, the first `count` of NV vectors of VL.
 
-    `offsets` is the address of how many values after `source` each begins; their targets are `pitch` bytes apart.
-    `masks` is that of STEP int64 for each, with a bit for each value of the source, also for those stepped over: zeros
-    are written where it is not set. 0 says that all are; NV vectors are copied then.
+    `masks` is the address of STEP int64 with a bit for each value of the source, also for those stepped over: zeros
+    are written where it is not set. 0 says that all are; NV vectors are copied then. Pitches are in bytes.
     """
     lanes, vectors, step = literal(VL), literal(NV), literal(STEP)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, offsets, taps, masks, target, pitch, count = args[4:]
+        source, source_pitch, masks, target, target_pitch, count, rows = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
+        const, add, multiply = emit.const, emit.add, builder.mul
         bits, size = ir.IntType(lanes), emit.vector_bytes
 
-        def mask(words: Any, part: int) -> Any:
-            word, shift = divmod(part * lanes, 64)
+        def mask(part: Any) -> Any:
+            first = multiply(part, const(lanes))
             if lanes % 8 == 0:
-                place = emit.add(words, emit.const(part * lanes // 8))
+                place = add(masks, builder.lshr(first, const(3)))
                 own = builder.load(builder.inttoptr(place, bits.as_pointer()), align=1)
                 return emit.chosen(builder.zext(own, I64))
-            return emit.chosen(builder.lshr(emit.load_int(emit.add(words, emit.const(8 * word))), emit.const(shift)))
+            word = emit.load_int(add(masks, multiply(builder.lshr(first, const(6)), const(8))))
+            return emit.chosen(builder.lshr(word, builder.and_(first, const(63))))
 
-        def copy(masked: bool, whole: bool) -> None:
-            def tap(b: Any, _: list[Any]) -> list[Any]:
-                offset = emit.load_int(emit.add(offsets, builder.mul(b, emit.const(8))))
-                begin = emit.add(source, builder.mul(offset, emit.const(emit.item)))
-                words = emit.add(masks, builder.mul(b, emit.const(8 * step)))
-                there = emit.add(target, builder.mul(b, pitch))
-
-                def load(part: int) -> Any:
-                    place = emit.add(begin, emit.const(part * size))
-                    return emit.load_masked(place, mask(words, part)) if masked else emit.load(place)
-
-                for v in range(vectors):
-                    place = emit.add(there, emit.const(v * size))
-                    if whole:
-                        emit.store(_every(emit, step, [load(step * v + i) for i in range(step)]), place)
-                        continue
-                    with builder.if_then(builder.icmp_signed("<", emit.const(v * lanes), count)):
-                        value = _every(emit, step, [load(step * v + i) for i in range(step)])
-                        emit.store_masked(value, place, emit.below(count, v * lanes))
+        def each_row(store: Callable[[Any, Any], None]) -> None:
+            def row(r: Any, _: list[Any]) -> list[Any]:
+                store(add(source, multiply(r, source_pitch)), add(target, multiply(r, target_pitch)))
                 return []
 
-            emit.loop(taps, tap, [])
+            emit.loop(rows, row, [])
 
-        with builder.if_else(builder.icmp_signed("==", masks, emit.const(0))) as (everything, something):
+        def whole_rows(masked: bool) -> None:
+            known = [mask(const(part)) for part in range(vectors * step)] if masked else []
+
+            def store(here: Any, there: Any) -> None:
+                places = [add(here, const(part * size)) for part in range(vectors * step)]
+                loaded = list(map(emit.load_masked, places, known)) if masked else list(map(emit.load, places))
+                for v in range(vectors):
+                    emit.store(_every(emit, step, loaded[v * step : (v + 1) * step]), add(there, const(v * size)))
+
+            each_row(store)
+
+        def first_vectors(v: Any, _: list[Any]) -> list[Any]:
+            parts = [add(multiply(v, const(step)), const(i)) for i in range(step)]
+            known = list(map(mask, parts))
+            named = emit.below(builder.sub(count, multiply(v, const(lanes))), 0)
+
+            def store(here: Any, there: Any) -> None:
+                places = [add(here, multiply(part, const(size))) for part in parts]
+                value = _every(emit, step, list(map(emit.load_masked, places, known)))
+                emit.store_masked(value, add(there, multiply(v, const(size))), named)
+
+            each_row(store)
+            return []
+
+        with builder.if_else(builder.icmp_signed("==", masks, const(0))) as (everything, something):
             with everything:
-                copy(masked=False, whole=True)
+                whole_rows(masked=False)
             with something:
-                whole = builder.icmp_signed("==", count, emit.const(vectors * lanes))
+                whole = builder.icmp_signed("==", count, const(vectors * lanes))
                 with builder.if_else(whole) as (all_vectors, some_vectors):
                     with all_vectors:
-                        copy(masked=True, whole=True)
+                        whole_rows(masked=True)
                     with some_vectors:
-                        copy(masked=True, whole=False)
+                        begun = builder.sdiv(add(count, const(lanes - 1)), const(lanes))
+                        emit.loop(begun, first_vectors, [])
         return context.get_dummy_value()
 
     return types.void(REAL, VL, NV, STEP, *[types.intp] * 7), codegen
@@ -175,31 +188,30 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
                         along = min(there - count, q.columns)
                         mark_inside(q, STEP, masks, i, 0, count, along)
                         i, count = i + 1, count + along
-            for k in range(q.reduction):
-                for byte in range(0, NR * ITEM, LINE):
-                    prefetch(source + (k + ahead) * q.source_k + line * q.source_r + column * ITEM + byte)
-                first = source + k * q.source_k + column * q.column_step * ITEM
-                here = target + k * q.channel_row * NR * ITEM + place * ITEM
-                for a in range(q.taps_r):
-                    at = line + row_offsets[a]
-                    start, there_at = first + at * q.source_r, here + a * q.taps_c * q.tap_row * NR * ITEM
+            for k in range(0, q.reduction, TOGETHER):
+                channels, first = min(TOGETHER, q.reduction - k), source + k * q.source_k
+                for c in range(channels):
+                    for byte in range(0, NR * ITEM, LINE):
+                        prefetch(first + (c + ahead) * q.source_k + line * q.source_r + column * ITEM + byte)
+                here = target + (k * q.channel_row * NR + place) * ITEM
+                for tap in range(taps):
+                    a, b = tap // q.taps_c, tap % q.taps_c
+                    at, left = line + row_offsets[a], column * q.column_step + column_offsets[b]
+                    start, there_at = first + at * q.source_r + left * ITEM, here + tap * q.tap_row * NR * ITEM
+                    pitch = q.channel_row * NR * ITEM
                     if STEP > 0:
-                        own = known + a * q.taps_c * STEPS * 8 if known != 0 else 0
-                        copy_taps(
-                            REAL, VL, NV, STEPS, start, q.column_offsets, q.taps_c, own, there_at,
-                            q.tap_row * NR * ITEM, count,
-                        )  # fmt: skip
+                        own = known + tap * STEPS * 8 if known != 0 else 0
+                        copy_rows(REAL, VL, NV, STEPS, start, q.source_k, own, there_at, pitch, count, channels)
                         continue
                     inside = 0 <= at < q.source_rows
-                    for b in range(q.taps_c):
-                        left = column_offsets[b]
-                        copied = array_at(there_at + b * q.tap_row * NR * ITEM, count, REAL)
-                        for c in range(count):
-                            there_c = left + c * q.column_step
-                            if inside and 0 <= column * q.column_step + there_c < q.source_columns:
-                                copied[c] = array_at(start + there_c * ITEM, 1, REAL)[0]
+                    for c in range(channels):
+                        copied = array_at(there_at + c * pitch, count, REAL)
+                        for i in range(count):
+                            if inside and 0 <= left + i * q.column_step < q.source_columns:
+                                value = array_at(start + c * q.source_k + i * q.column_step * ITEM, 1, REAL)[0]
+                                copied[i] = value
                             else:
-                                copied[c] = REAL(0)
+                                copied[i] = REAL(0)
             place, row, column = place + count, row + 1, 0
 
     return jit.part(pack_panel)

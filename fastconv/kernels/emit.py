@@ -39,12 +39,16 @@ def _fma(builder: Any, scalar: ir.Type, lanes: int) -> tuple[ir.Type, Any]:
     return vector, function
 
 
-def ask(builder: Any, address: Any) -> None:
+FIRST_LEVEL, SECOND_LEVEL = 3, 2
+"""Caches that a line is asked into: all levels, or all but the first."""
+
+
+def ask(builder: Any, address: Any, level: int = FIRST_LEVEL) -> None:
     """Ask for the cache line at an address, which need not be one that may be read."""
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    flags = [ir.Constant(word, flag) for flag in (0, 3, 1)]  # read, keep in all cache levels, data
+    flags = [ir.Constant(word, flag) for flag in (0, level, 1)]  # read, into which caches, data
     builder.call(function, [builder.inttoptr(address, byte), *flags])
 
 

@@ -44,7 +44,7 @@ from fastconv.kernels.simd import (
     turn_tile,
 )
 from fastconv.kernels.target import Tile, vector_bytes
-from fastconv.kernels.tiles import CHANNEL_START, ROW_START, RUN_FIELDS, multiply_tile, pitched_tile
+from fastconv.kernels.tiles import CHANNEL_START, ROW_START, RUN_FIELDS, UNROLLED, multiply_tile, pitched_tile
 
 GATHER = record("""
     source_n source_r source_c source_k
@@ -55,6 +55,7 @@ GATHER = record("""
     reduction channels
     in_place weight_tap weight_step weight_panel weight_group packed_group packing keeps start_group
     zeros touching inside inside_runs most_runs padding scatter chunk tiles_ahead asks_targets
+    asked_lines asked_columns asked_row asked_column
     tiles blocks panel_parts
     tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
     workspace_bytes
@@ -69,7 +70,9 @@ weights are read `in_place`, `weight_*` say how they lie; `packing` is the addre
 where tasks pack them, else 0, and `keeps` says that a thread keeps all panels of a group that it has packed; `padding`
 that of the `PAD` record where tasks copy the rows that they read, with zeros around them, and `source_*` describes such
 a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target; what a tile reads is
-asked for `tiles_ahead`, if that is not 0, and what the next one writes if `asks_targets` is not. A panel's taps are
+asked for `tiles_ahead`, if that is not 0, and what the next one writes if `asks_targets` is not. Where pixels are in
+the lanes, `asked_lines` lines of each row of the next panel are asked for, if that is not 0; `asked_*` say where a
+pixel lies. A panel's taps are
 used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
 `tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
 and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
@@ -335,6 +338,11 @@ def multiply(dtype: str, tile: Tile, unroll: int, listed: bool, start_kind: int,
         in_place = p.target_d == ITEM
         more = not in_place or (last and call.activation != 0)
         floor = REAL(0) if call.relu != 0 and last else REAL(-np.inf)
+        following = call.start
+        if START == ROW_START and p.asked_lines != 0:
+            row = (before + NR) // p.asked_columns
+            following = call.other + group * p.weight_group + row * p.asked_row
+            following += (before + NR - row * p.asked_columns) * p.asked_column
         for t in range(tiles):
             targets, table, runs = (
                 own + p.targets + t * 8 * MR,
@@ -343,7 +351,11 @@ def multiply(dtype: str, tile: Tile, unroll: int, listed: bool, start_kind: int,
             )
             kept = t % SCATTERED * MR * p.row_bytes
             here = start
+            asked, ask_step = call.start, 0
             if START == ROW_START:
+                if t < p.asked_lines * UNROLLED:
+                    ask_step = p.weight_step
+                    asked = following + t // UNROLLED * LINE + t % UNROLLED * (p.reduction // UNROLLED) * ask_step
                 here += (first + t) * MR * ITEM
                 # The rows are planes, whose pages the CPU does not foresee: those of the next tile are asked for.
                 for m in range(0 if t == 0 else MR, MR if t == tiles - 1 else 2 * MR):
@@ -358,7 +370,7 @@ def multiply(dtype: str, tile: Tile, unroll: int, listed: bool, start_kind: int,
                     REAL, VL, MR, NV, START, UNROLL, LISTED, MASKED, p.inside_runs, p.inside, table,
                     p.column_step * p.source_c, weights, weight_step, weight_tap, here, floor,
                     integer_at(targets) + shift if in_place else own + p.buffer + kept,
-                    p.target_c if in_place else p.row_bytes, stored,
+                    p.target_c if in_place else p.row_bytes, stored, asked, ask_step,
                 )  # fmt: skip
             else:
                 starts, place = own + p.starts if START == CHANNEL_START else call.start, here - call.start

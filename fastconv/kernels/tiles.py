@@ -12,7 +12,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.kernels.emit import I64, Emitter, literal, scalar_ir
+from fastconv.kernels.emit import I64, SECOND_LEVEL, Emitter, ask, literal, scalar_ir
 from fastconv.kernels.target import IN_FLIGHT
 
 UNROLLED = 4
@@ -40,7 +40,15 @@ class TileSums:
     """
 
     def __init__(
-        self, emit: Emitter, rows: int, width: int, vector_step: Any, unroll: int, sets: int = 1, mask: Any = None
+        self,
+        emit: Emitter,
+        rows: int,
+        width: int,
+        vector_step: Any,
+        unroll: int,
+        sets: int = 1,
+        mask: Any = None,
+        asks: tuple[Any, Any] | None = None,
     ) -> None:
         self.emit = emit
         self.rows = rows
@@ -49,6 +57,7 @@ class TileSums:
         self._vector_step = vector_step
         self._unroll = unroll
         self._mask = mask
+        self._asks = asks
 
     def _vectors(self, row: Any) -> list[Any]:
         """The vectors of a step."""
@@ -131,6 +140,9 @@ class TileSums:
 
         def steps(count: int, first: Any) -> Any:
             def several(k: Any, sums: list[Any]) -> list[Any]:
+                if self._asks is not None and count == unroll:
+                    begin, step = self._asks
+                    ask(emit.builder, add(begin, multiply(k, step)), SECOND_LEVEL)
                 k = add(first, multiply(k, const(count)))
                 places, row = along(k), add(vector, multiply(k, self._vector_step))
                 for u in range(count):
@@ -254,7 +266,7 @@ def _pitched_run(
 def pitched_tile(
     typingctx: Any, REAL: Any, VL: Any, MR: Any, NV: Any, START: Any, UNROLL: Any, LISTED: Any, MASKED: Any,
     runs: Any, table: Any, scalars: Any, pitch: Any, vectors: Any, vector_step: Any, tap_step: Any,
-    start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any,
+    start: Any, floor: Any, target: Any, target_pitch: Any, lanes: Any, asked: Any, ask_step: Any,
 ) -> Any:  # fmt: skip
     """The tile of `multiply_tile` where all rows follow each other at one pitch, so that nobody has to list them.
 
@@ -268,11 +280,12 @@ def pitched_tile(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         runs, table, scalars, pitch, vectors, vector_step, tap_step = args[8:15]
-        start, floor, target, target_pitch, lanes = args[15:]
+        start, floor, target, target_pitch, lanes, asked, ask_step = args[15:]
         emit = Emitter(builder, scalar_ir(real), vector_lanes)
         const, add = emit.const, emit.add
         mask = emit.below(lanes, (width - 1) * vector_lanes) if literal(MASKED) else None
-        tile = TileSums(emit, rows, width, vector_step, unroll, mask=mask)
+        asks = (asked, ask_step) if start_kind == ROW_START else None
+        tile = TileSums(emit, rows, width, vector_step, unroll, mask=mask, asks=asks)
 
         first = tile.start(start_kind, lambda m: start, start)
         if literal(LISTED):
@@ -284,7 +297,7 @@ def pitched_tile(
         return context.get_dummy_value()
 
     integers = [types.intp] * 8
-    return types.void(REAL, VL, MR, NV, START, UNROLL, LISTED, MASKED, *integers, real, *[types.intp] * 3), codegen
+    return types.void(REAL, VL, MR, NV, START, UNROLL, LISTED, MASKED, *integers, real, *[types.intp] * 5), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -141,7 +141,7 @@ class Turn:
             threads, by_rows=True,
         )  # fmt: skip
         self._unused = np.zeros(1, problem.dtype)
-        self.seconds = ic * taps * oc * (model.SCATTER_SECONDS if joined else model.TRANSPOSE_SECONDS)
+        self.seconds = ic * taps * oc * (model.SCATTER_SECONDS if joined else model.costs().transpose_seconds)
         """Of one thread."""
 
     def __call__(self, gradient: np.ndarray, result: np.ndarray) -> None:
@@ -181,7 +181,7 @@ class ExchangedPass(Pass):
         seconds = self.other.seconds(rate)
         if self.turn is None:
             return seconds
-        turning = math.prod(self.problem.w_shape) * model.TRANSPOSE_SECONDS / self.turn.threads
+        turning = math.prod(self.problem.w_shape) * model.costs().transpose_seconds / self.turn.threads
         turning += model.again_seconds(self.turn.threads)
         return seconds / _EXCHANGED_SHARE + far_bytes(self.problem) * _WAIT_SECONDS + turning
 

@@ -53,7 +53,7 @@ class Frame:
     def seconds_per_row(self) -> float:
         """Time of copying one."""
         few = self.record["channels"][0] <= _INTERLEAVED and self.record["column_step"][0] == 1
-        value = model.TRANSPOSE_SECONDS if self.turns and not few else model.COPY_SECONDS
+        value = model.costs().transpose_seconds if self.turns and not few else model.COPY_SECONDS
         return self.row_bytes / self.part.source[3] * value
 
 

@@ -337,7 +337,7 @@ def _plan(
         start_group=panels * lanes * item,
         zeros=address(zeros), touching=touching, inside=address(inside), inside_runs=len(inside),
         most_runs=most_runs, padding=0 if frame is None else frame.record.ctypes.data, scatter=0, chunk=chunk,
-        tiles_ahead=ahead, asks_targets=expands,
+        tiles_ahead=ahead, asks_targets=expands, asked_lines=0, asked_columns=1, asked_row=0, asked_column=0,
         tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
         multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=0,

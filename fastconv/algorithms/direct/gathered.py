@@ -89,7 +89,7 @@ class GatherPass(BoundPass):
         p, (_, _, taps, reduction, _) = self.pack.plan[0], self.packed_shape
         apart = p["source_d"] != self.problem.itemsize
         read = int(p["lines"] * p["line"]) if apart else 0
-        least = model.PACK_TAPS_TIMES if apart and taps > 1 else 1.0
+        least = 1.0 if not apart else model.PACK_TAPS_TIMES if taps > 1 else model.costs().pack_turned_times
         return math.prod(self.packed_shape) * max(least, read / (taps * reduction))
 
     def _packing_seconds(self) -> float:
@@ -131,6 +131,8 @@ class GatherPass(BoundPass):
             return model.costs().apart_conflict_share
         if p["column_step"] * p["source_c"] >= LINE // 2:
             return model.costs().apart_lines_share
+        if int(p["reduction"]) * LINE >= model.FIRST_CACHE_BYTES and int(p["taps_r"] * p["taps_c"]) == 1:
+            return model.costs().apart_gone_share
         lines = int(p["reduction"]) * min(self.tile.MR, self.tile.MR * int(p["column_step"] * p["source_c"]) / LINE + 1)
         meet = int(p["taps_r"] * p["taps_c"]) > 1 and lines / sets_of(int(p["source_k"])) > model.APART_LINES
         return model.costs().apart_far_share if meet else model.costs().apart_share

@@ -35,6 +35,8 @@ LINE_TILE_SLOTS = 60
 """The same for one whose pixels lie in lines."""
 STRIP_RUN_SLOTS = 20
 """The same for a tile with pixels in the lanes, whose runs hold fewer addresses."""
+FIRST_CACHE_BYTES = 32 << 10
+"""The first cache level of most CPUs."""
 APART_LINES = 8
 """Lines of a set of the first cache level that the scalars of a tile may take before they are lost."""
 SPREAD_BYTES = 2 << 20
@@ -60,7 +62,7 @@ FETCH_MANY_SECONDS = 0.2e-9
 """The same of more than threads keep each for themselves."""
 COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
-COLUMN_RUN_SECONDS = 1.5e-9
+COLUMN_RUN_SECONDS = 0.9e-9
 """Beginning a row of such values that lie side by side."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
@@ -107,8 +109,6 @@ TURN_SECONDS = 0.1e-9
 """Moving one value of such a tile to a pixel whose channels lie side by side, in squares that registers turn."""
 TILE_TURN_SECONDS = 0.17e-9
 """Moving one value of a tile with channels in the lanes to a plane, in which the tile has a few pixels."""
-TRANSPOSE_SECONDS = 0.15e-9
-"""Moving one value between planes and pixels whose channels lie side by side."""
 SCATTER_SECONDS = 0.56e-9
 """Moving one value to or from a place of its own."""
 NEAR_SCATTER_BYTES = 1 << 20
@@ -230,8 +230,12 @@ class Costs(NamedTuple):
     """The same where more than `APART_LINES` lines share a set of the first cache level."""
     apart_lines_share: float
     """The same where each of them lies in a line of its own, or nearly so."""
+    apart_gone_share: float
+    """The same of pointwise layers, of whose lines the first are lost before the next tile reads them."""
     plane_share: float
     """Speed of a tile of weights by pixels of a plane, beside one of pixels by channels."""
+    in_place_share: float
+    """The same where the panels of pixels are read in place."""
     row_apart_share: float
     """Speed of a tile of weights whose rows lie apart so."""
     sum_share: float
@@ -248,6 +252,10 @@ class Costs(NamedTuple):
     """Adding up the lanes of one such product."""
     far_scatter_seconds: float
     """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
+    transpose_seconds: float
+    """Moving one value between planes and pixels whose channels lie side by side, to a copy of a few rows."""
+    pack_turned_times: float
+    """How much longer packing a pointwise layer's weight takes that does not lie beside the next target channel's."""
     turn_seconds: float
     """Turning one value of a band of images, near the core that reads it next."""
     dot_far_seconds: float
@@ -263,10 +271,10 @@ _WHOLE = Costs(
     asks_planes=False, hides_loads=False,
     channel_dot_share=0.74, channel_dot_load=1.0,
     pixel_dot_load=2.1, window_load=2.1, window_line=100, plane_dot_share=0.7, plane_dot_slots=6, plane_dot_load=3.0,
-    apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9,
-    plane_share=1.0, row_apart_share=0.9, sum_share=0.66,
+    apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9, apart_gone_share=0.9,
+    plane_share=1.0, in_place_share=1.0, row_apart_share=0.9, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
-    turn_seconds=0.1e-9, dot_far_seconds=0.0,
+    transpose_seconds=0.15e-9, pack_turned_times=1.0, turn_seconds=0.1e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
@@ -277,16 +285,17 @@ _HALVED = Costs(
     asks_planes=False, hides_loads=True,
     channel_dot_share=0.93, channel_dot_load=1.7,
     pixel_dot_load=1.4, window_load=0.8, window_line=35, plane_dot_share=1.0, plane_dot_slots=3, plane_dot_load=2.0,
-    apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85,
-    plane_share=1.03, row_apart_share=1.0, sum_share=0.9,
+    apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85, apart_gone_share=1.0,
+    plane_share=1.03, in_place_share=1.0, row_apart_share=1.0, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,
-    turn_seconds=0.1e-9, dot_far_seconds=0.04e-9,
+    transpose_seconds=0.15e-9, pack_turned_times=1.0, turn_seconds=0.1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 _NARROW = _WHOLE._replace(
     stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
     line_share=0.85, line_dot_share=1.6, plane_dot_share=0.42, plane_dot_load=9.5,
-    plane_share=0.93, turn_seconds=0.35e-9, asks_planes=True, one_group_share=0.65,
+    apart_share=0.8, apart_gone_share=0.6, plane_share=0.93, in_place_share=0.87, transpose_seconds=0.35e-9,
+    pack_turned_times=2.2, turn_seconds=0.35e-9, asks_planes=True, one_group_share=0.65,
 )  # fmt: skip
 """Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 

@@ -57,9 +57,8 @@ _READ_SECONDS = 0.02e-9
 """What each block of tiles takes to read a value of a panel that lies in no near cache."""
 _TASK_SECONDS = 0.2e-6
 """What a task takes besides packing and multiplying."""
-_MANY_TILES, _FIRST_CACHE_BYTES = 60, 24 << 10
-"""Tiles for which packing pays where a panel's rows fill the first cache level as they lie, each in a line more than it
-needs, and what they may take there."""
+_FEW_NARROW_TILES = 10
+"""The same where vectors have 32 bytes: in place every other one of them lies in two cache lines."""
 _PANEL_BYTES = 1 << 20
 """Largest panel that is packed: it stays in the second cache level."""
 
@@ -101,6 +100,7 @@ class PlanePass(Pass):
         else:
             step = int(p["weight_step"])
             multiply /= model.SPREAD_SHARE if reduction * step > model.SPREAD_BYTES else 1.0
+            multiply /= model.costs().in_place_share
             multiply /= model.MEETING_SHARE if reduction // sets_of(step) > _MOST_SHARING else 1.0
         if p["source_k"] % CONFLICT_BYTES == 0:
             multiply /= model.costs().row_apart_share
@@ -132,9 +132,8 @@ def _stays_in_place(step: int, reduction: int, tiles: int, shape: Tile, panel_by
 
     A packed panel costs a copy, and saves what rows take that meet in few lines of a cache.
     """
-    fills = panel_bytes + reduction * LINE > _FIRST_CACHE_BYTES
-    if vector_bytes() == 32 and tiles >= _MANY_TILES and fills:  # measured with low tiles only
-        return False
+    if vector_bytes() == 32:
+        return tiles < _FEW_NARROW_TILES
     hidden = halves_vectors() and shape.MR * shape.NV * shape.slots >= _HIDING_SLOTS
     hidden = hidden and panel_bytes <= _HIDDEN_BYTES
     return step <= _NEAR_BYTES or tiles <= _FEW_TILES or reduction // sets_of(step) <= _MOST_SHARING or hidden
@@ -210,6 +209,9 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     in_place = pointwise and masks_or_fills(shape, pixels)
     in_place = in_place and _stays_in_place(source[3], reduction, tiles, shape, panel_bytes)
     entry_bytes = (shape.MR + RUN_FIELDS) * 8
+    if pointwise:  # a panel may begin in one row and end in another: to its pixels they are one
+        part = part._replace(source_size=(1, pixels))
+        rows, columns = replace(rows, count=1), replace(columns, count=pixels)
     windows = windows_of(part, rows, columns, problem.dtype, shape.NR, channel_row, tap_row)
     tasks = tasks_wanted(problem, threads)
     reading = pixels * _READ_SECONDS if in_place else windows.seconds_per_row
@@ -219,6 +221,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         *[listed] * 3, shape.MR * shape.NR * item, 0 if in_place else panel_bytes + windows.mask_bytes,
     )  # fmt: skip
+    lines = -(-shape.NR * columns.step * item // LINE) + 1
     zero = np.zeros(1, np.int64)
     inside = np.array([(0, weights_step, 0, reduction)], np.int64)
     template = fill(
@@ -235,7 +238,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         weight_group=part.reduction * source[3], packed_group=0, packing=windows.record.ctypes.data, keeps=0,
         start_group=tiles * shape.MR * item,
         zeros=0, touching=0, inside=address(inside), inside_runs=1, most_runs=1, padding=0, scatter=0, chunk=1,
-        tiles_ahead=0, asks_targets=0,
+        tiles_ahead=0, asks_targets=0, asked_lines=lines if taps == 1 else 0, asked_columns=columns.count,
+        asked_row=rows.step * source[1], asked_column=columns.step * source[2],
         tiles=tiles, blocks=-(-tiles // count), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
         multiply=0, multiply_last=0, finish=0, list_bytes=listed,

@@ -56,7 +56,7 @@ class StripPass(BoundPass):
         )
         # Of many channels each tile writes a small part of every cache line.
         turned = strips.turns(shape) and p["target_d"] == item and tiles <= _FEW_TILES
-        each = model.TURN_SECONDS if turned else model.TRANSPOSE_SECONDS
+        each = model.TURN_SECONDS if turned else model.costs().transpose_seconds
         scatter = 0.0 if p["target_c"] == item else pixels * int(p["channels"]) * each
         trace = blocks * tiles * runs * (shape.MR + RUN_FIELDS) * model.TRACE_SECONDS
         if reduction * int(p["taps_r"]) * shape.NR * item > model.NEAR_BYTES:
