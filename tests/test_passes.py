@@ -13,6 +13,7 @@ from fastconv.algorithms.direct import (
     correlate,
     depthwise,
     gather,
+    planes,
     rolling,
     rolling_dots,
     rolling_pixels,
@@ -175,6 +176,27 @@ def test_rolling_sums_reach_over_the_ends_of_rows(monkeypatch):
             case = Case(f"{columns} columns", 3, 3, (11, columns), (3, 3), padding=1, groups=3, n=2)
             for activation in (None, halve):
                 assert compare_pass("plan_rolling", case, "forward", "NCHW", "float32", activation)
+
+
+@masked_loads
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_last_pixels_behind_whole_vectors(dtype, monkeypatch):
+    """Planes of one pixel more than vectors hold, under few and many rows of weights that fill vectors or do not."""
+    planned = []
+
+    def plan(*arguments):
+        step = planes.plan_planes(*arguments)
+        planned.append(step is not None and step.alone_last)
+        return step
+
+    monkeypatch.setitem(KINDS, "plan_planes", plan)
+    lanes = vector_bytes() // np.dtype(dtype).itemsize
+    for columns, ic, oc, groups in ((1, 5, 3, 1), (2, 32, 37, 1), (3, 67, 130, 1), (7, 14, 18, 2), (3, 1, 1, 1)):
+        for activation in (None, "relu", halve):
+            case = Case("last pixels", ic, oc, (1, columns * lanes + 1), (1, 1), groups=groups, n=2)
+            for direction in ("forward", "grad_input") if activation is None else ("forward",):
+                assert compare_pass("plan_planes", case, direction, "NCHW", dtype, activation)
+    assert sum(planned) >= 15
 
 
 @pytest.mark.parametrize("strip", [1 << 9, 1 << 14])

@@ -57,10 +57,10 @@ GATHER = record("""
     zeros touching inside inside_runs most_runs padding scatter chunk tiles_ahead asks_targets
     asked_lines asked_columns asked_row asked_column
     tiles blocks panel_parts
-    tile_pixels tile_channels row_bytes item trace multiply multiply_last finish list_bytes
+    tile_pixels tile_channels row_bytes item trace multiply multiply_last finish last_pixel list_bytes
     workspace_bytes
     table counts tables runs targets numbers row_parts column_parts spare starts buffer_rows buffer copies packed strip
-    results
+    results column
 """)
 """Strides and `*_group` are in bytes; `groups` are those of the source and of what sums begin with, and targets and
 weights may have more; `source_k` and `target_d` are those of channels. `touching` says that the taps of a kernel row
@@ -72,13 +72,13 @@ that of the `PAD` record where tasks copy the rows that they read, with zeros ar
 a copy; `scatter` that of the compiled `scatter`, where a pixel's channels lie apart in the target; what a tile reads is
 asked for `tiles_ahead`, if that is not 0, and what the next one writes if `asks_targets` is not. Where pixels are in
 the lanes, `asked_lines` lines of each row of the next panel are asked for, if that is not 0; `asked_*` say where a
-pixel lies. A panel's taps are
-used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would leave the second cache level;
-`tables` and `runs` are the addresses and numbers of each tile's runs that are used now. Rows of `tile_channels` weights
-and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`, `multiply` and `finish` are the
-addresses of these compiled parts, `multiply_last` that for the last panel, which may be narrower. The last two lines'
-fields are offsets into each thread's workspace; `results` is 0 where tasks write to the target at once, else the place
-of a task's results, which go past the caches then: its pixels follow each other in the target without gaps."""
+pixel lies. A panel's taps are used `chunk` at a time for all tiles of a task: fewer than all where a whole panel would
+leave the second cache level; `tables` and `runs` are the addresses and numbers of each tile's runs that are used now.
+Rows of `tile_channels` weights and of a tile's results are `row_bytes` long, lists of its pixels `list_bytes`; `trace`,
+`multiply` and `finish` are the addresses of these compiled parts, `multiply_last` that for the last panel, which may be
+narrower, and `last_pixel` that for a pixel behind it, or 0. The last two lines' fields are offsets into each thread's
+workspace; `results` is 0 where tasks write to the target at once, else the place of a task's results, which go past the
+caches then: its pixels follow each other in the target without gaps. `column` is that of the last pixel's channels."""
 
 ALIGNED = 16
 """Bytes that are stored past the caches at once, at a multiple of as many."""
@@ -481,6 +481,8 @@ def gather() -> CFunc:
                     p.multiply_last if panel == panels - 1 else p.multiply,
                     (address, own, group, first, tiles, panel, tap, weights, weight_step, weight_tap),
                 )
+            if p.last_pixel != 0 and last_panel == panels:
+                call_part(p.last_pixel, (address, own, group, first, tiles))
             if past_caches:
                 count = min((first + tiles) * p.tile_pixels, pixels) * p.target_c - done
                 write_past_caches(own + p.results, written + done, count)

@@ -340,11 +340,11 @@ def _plan(
         tiles_ahead=ahead, asks_targets=expands, asked_lines=0, asked_columns=1, asked_row=0, asked_column=0,
         tiles=tiles, blocks=blocks, panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=lanes, row_bytes=lanes * item, item=item, trace=0, multiply=0,
-        multiply_last=0, finish=0, list_bytes=listed, workspace_bytes=0,
+        multiply_last=0, finish=0, last_pixel=0, list_bytes=listed, workspace_bytes=0,
         table=table, counts=counts, tables=tables, runs=counts if chunk == taps else chunk_runs, targets=targets,
         numbers=numbers, row_parts=row_parts, column_parts=column_parts, spare=spare, starts=starts,
         buffer_rows=buffer_rows, buffer=buffer, copies=copies, packed=packed, strip=strip,
-        results=results if past_caches else 0,
+        results=results if past_caches else 0, column=0,
     )  # fmt: skip
     arrays = (row_offsets, column_offsets, zeros, inside, *([] if frame is None else [frame.record, frame.slots]))
     tasks = groups * blocks * parts

@@ -92,6 +92,8 @@ SUM_LOAD_SHARE = 0.66
 """Loads in a slot of a tile whose lanes are added up: most straddle two cache lines."""
 REDUCE_FAR_SECONDS = 0.03e-9
 """Waiting for a byte of images from beyond the caches in such a tile."""
+LAST_PIXEL_LOADS = 1.5
+"""Slots of a vector of weights by a plane's last pixel: a load, mostly from beyond the first cache level."""
 SUM_SLOTS = 6
 """Slots that adding up the lanes of one sum takes."""
 COPY_SECONDS = 0.1e-9

@@ -26,6 +26,7 @@ from fastconv.cost import far_bytes
 from fastconv.kernels import columns as kernels
 from fastconv.kernels import gather
 from fastconv.kernels.addresses import ADDRESS_BYTES, list_bytes
+from fastconv.kernels.last_pixel import last_pixel
 from fastconv.kernels.launch import Launch
 from fastconv.kernels.params import LINE, Buffer, address, fill
 from fastconv.kernels.target import (
@@ -75,6 +76,8 @@ class PlanePass(Pass):
     """How panels are packed that are not read in place."""
     turn: Launch | None
     """Lays each target channel's weights side by side; None where they lie so, or well enough."""
+    alone_last: bool
+    """Whether the last pixel is computed apart from the panels of the others."""
 
     @property
     def workspace_bytes(self) -> int:
@@ -95,6 +98,9 @@ class PlanePass(Pass):
         slots = panel_slots(shape, pixels, model.GATHER_SHARE) * reduction
         slots += panels * model.PLANE_TILE_SLOTS
         pack, multiply = 0.0, tiles * slots / rate / model.costs().plane_share
+        if self.alone_last:
+            dots = matrices * int(p["columns"])
+            multiply += dots * (model.LAST_PIXEL_LOADS * reduction / shape.VL + model.SUM_SLOTS) / rate
         if not p["in_place"]:
             pack = matrices * int(p["blocks"]) * reduction * self.windows.seconds_per_row
         else:
@@ -182,6 +188,8 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     reduction, pixels = part.reduction * taps, rows.count * columns.count
     alone = taps == 1 and rows.offsets == columns.offsets == (0,) and rows.step == columns.step == 1
     pointwise = alone and (rows.count, columns.count) == size
+    lanes = vector_bytes() // item
+    alone_last = pointwise and pixels > lanes and pixels % lanes == 1 and vector_bytes() > 16
     in_order = weights[2] == taps * item and direction == "forward"
     wanted = not in_order
     if taps == 1:
@@ -189,7 +197,7 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     # Tiles of half vectors read the weights once more; those of an input gradient lie too far apart for that.
     row_bytes = reduction * item if in_order or wanted else weights[3]
     highest = rows_meeting(row_bytes, SET_BYTES, _MEETING_ROWS)
-    shape = panel_tile(problem.dtype, channels, pixels, halves=direction == "forward", highest=highest)
+    shape = panel_tile(problem.dtype, channels, pixels - alone_last, halves=direction == "forward", highest=highest)
     shape = replace(shape, NV=min(shape.NV, kernels.MOST_LANES // shape.VL))
     panel_bytes = reduction * shape.NR * item
     if not pointwise and (vector_bytes() == 16 or panel_bytes > _PANEL_BYTES):
@@ -203,6 +211,9 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         weights_row, weights_step = reduction * item, item
     elif taps > 1 and not in_order:
         return None
+    # Where planes have one pixel more than vectors hold, that one is a product of the weights' rows.
+    alone_last = alone_last and weights_step == item
+    pixels -= alone_last
     channel_row, tap_row = (taps, 1) if turn is None else (1, part.reduction)
     tiles = -(-channels // shape.MR)
     matrices = problem.n * problem.groups
@@ -217,9 +228,12 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
     reading = pixels * _READ_SECONDS if in_place else windows.seconds_per_row
     count, parts = _blocks_of_tiles(tiles, pixels, matrices, reduction, shape, reading, threads, tasks)
     listed = list_bytes(shape.MR)
-    table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, total = workspace_offsets(
+    (
+        table, counts, tables, targets, numbers, row_parts, column_parts, spare, buffer, packed, column, total,
+    ) = workspace_offsets(
         count * entry_bytes + ADDRESS_BYTES, *[count * 8] * 2, count * shape.MR * 8 + ADDRESS_BYTES, 3 * listed,
         *[listed] * 3, shape.MR * shape.NR * item, 0 if in_place else panel_bytes + windows.mask_bytes,
+        reduction * item if alone_last else 0,
     )  # fmt: skip
     lines = -(-shape.NR * columns.step * item // LINE) + 1
     zero = np.zeros(1, np.int64)
@@ -242,11 +256,11 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         asked_row=rows.step * source[1], asked_column=columns.step * source[2],
         tiles=tiles, blocks=-(-tiles // count), panel_parts=parts,
         tile_pixels=shape.MR, tile_channels=shape.NR, row_bytes=shape.NR * item, item=item, trace=0,
-        multiply=0, multiply_last=0, finish=0, list_bytes=listed,
+        multiply=0, multiply_last=0, finish=0, last_pixel=0, list_bytes=listed,
         workspace_bytes=total,
         table=table, counts=counts, tables=tables, runs=counts, targets=targets, numbers=numbers, row_parts=row_parts,
         column_parts=column_parts, spare=spare, starts=spare, buffer_rows=spare, buffer=buffer, copies=buffer,
-        packed=packed, strip=buffer, results=0,
+        packed=packed, strip=buffer, results=0, column=column,
     )  # fmt: skip
     unroll = UNROLLED if weights_step == item else ANYWHERE
 
@@ -258,8 +272,10 @@ def plan_planes(problem: ConvProblem, direction: str, rows: Axis, columns: Axis,
         for name, compiled_part in parts.items():
             template[name] = compiled_part.address
         template["finish"] = gather.finish().address
+        if alone_last:
+            template["last_pixel"] = last_pixel(problem.dtype).address
         return gather.gather()
 
     launch = Launch(compiled, problem.dtype, template, matrices * -(-tiles // count) * parts, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
-    return PlanePass(problem, threads, shape, launch, zeros, (zero, inside), windows, turn)
+    return PlanePass(problem, threads, shape, launch, zeros, (zero, inside), windows, turn, alone_last)
