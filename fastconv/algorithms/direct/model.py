@@ -296,8 +296,8 @@ _HALVED = Costs(
 _NARROW = _WHOLE._replace(
     stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
     line_share=0.85, line_dot_share=1.6, plane_dot_share=0.42, plane_dot_load=9.5,
-    apart_share=0.8, apart_gone_share=0.6, plane_share=0.93, in_place_share=0.87, transpose_seconds=0.35e-9,
-    pack_turned_times=2.2, turn_seconds=0.35e-9, asks_planes=True, one_group_share=0.65,
+    apart_share=0.7, apart_gone_share=0.6, plane_share=0.93, in_place_share=0.87, transpose_seconds=0.35e-9,
+    pack_turned_times=2.2, turn_seconds=0.42e-9, asks_planes=True, one_group_share=0.65,
 )  # fmt: skip
 """Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 
