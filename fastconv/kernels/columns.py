@@ -10,7 +10,6 @@ the last pixel of the last panel is computed with, but not stored.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,78 +56,83 @@ def _every(emit: Emitter, step: int, vectors: list[Any]) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def copy_rows(
+def copy_taps(
     typingctx: Any, REAL: Any, VL: Any, NV: Any, STEP: Any,
-    source: Any, source_pitch: Any, masks: Any, target: Any, target_pitch: Any, count: Any, rows: Any,
+    source: Any, offsets: Any, taps: Any, masks: Any, target: Any, pitch: Any, count: Any,
+    rows: Any, source_row: Any, target_row: Any,
 ) -> Any:  # fmt: skip
-    """Copy of each of `rows` rows every STEP-th value, the first `count` of NV vectors of VL.
+    """Copy what each tap of a kernel row reads of `rows` rows: every STEP-th value, the first `count` of NV vectors.
 
-    `masks` is the address of STEP int64 with a bit for each value of the source, also for those stepped over: zeros
-    are written where it is not set. 0 says that all are; NV vectors are copied then. Pitches are in bytes.
+    `offsets` is the address of how many values after `source` each tap's begin; their targets are `pitch` bytes apart.
+    Rows are `source_row` and `target_row` bytes apart. `masks` is the address of STEP int64 for each tap, with a bit
+    for each value of the source, also for those stepped over: zeros are written where it is not set. 0 says that all
+    are; NV vectors of VL are copied then.
     """
     lanes, vectors, step = literal(VL), literal(NV), literal(STEP)
     real = REAL.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, source_pitch, masks, target, target_pitch, count, rows = args[4:]
+        source, offsets, taps, masks, target, pitch, count, rows, source_row, target_row = args[4:]
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         bits, size = ir.IntType(lanes), emit.vector_bytes
 
-        def mask(part: Any) -> Any:
+        def mask(words: Any, part: Any) -> Any:
             first = multiply(part, const(lanes))
             if lanes % 8 == 0:
-                place = add(masks, builder.lshr(first, const(3)))
+                place = add(words, builder.lshr(first, const(3)))
                 own = builder.load(builder.inttoptr(place, bits.as_pointer()), align=1)
                 return emit.chosen(builder.zext(own, I64))
-            word = emit.load_int(add(masks, multiply(builder.lshr(first, const(6)), const(8))))
+            word = emit.load_int(add(words, multiply(builder.lshr(first, const(6)), const(8))))
             return emit.chosen(builder.lshr(word, builder.and_(first, const(63))))
 
-        def each_row(store: Callable[[Any, Any], None]) -> None:
-            def row(r: Any, _: list[Any]) -> list[Any]:
-                store(add(source, multiply(r, source_pitch)), add(target, multiply(r, target_pitch)))
+        def each_tap(parts: list[Any], masked: bool, named: Any = None) -> None:
+            """Copy the vectors that so many parts of each row make up, `step` each; `named` lanes of a single one."""
+
+            def tap(b: Any, _: list[Any]) -> list[Any]:
+                offset = emit.load_int(add(offsets, multiply(b, const(8))))
+                begin = add(source, multiply(offset, const(emit.item)))
+                words, there = add(masks, multiply(b, const(8 * step))), add(target, multiply(b, pitch))
+                known = [mask(words, part) for part in parts] if masked else []
+
+                def row(r: Any, _: list[Any]) -> list[Any]:
+                    here, to = add(begin, multiply(r, source_row)), add(there, multiply(r, target_row))
+                    places = [add(here, multiply(part, const(size))) for part in parts]
+                    loaded = list(map(emit.load_masked, places, known)) if masked else list(map(emit.load, places))
+                    for v in range(len(parts) // step):
+                        value = _every(emit, step, loaded[v * step : (v + 1) * step])
+                        place = add(to, multiply(builder.sdiv(parts[v * step], const(step)), const(size)))
+                        if named is None:
+                            emit.store(value, place)
+                        else:
+                            emit.store_masked(value, place, named)
+                    return []
+
+                emit.loop(rows, row, [])
                 return []
 
-            emit.loop(rows, row, [])
-
-        def whole_rows(masked: bool) -> None:
-            known = [mask(const(part)) for part in range(vectors * step)] if masked else []
-
-            def store(here: Any, there: Any) -> None:
-                places = [add(here, const(part * size)) for part in range(vectors * step)]
-                loaded = list(map(emit.load_masked, places, known)) if masked else list(map(emit.load, places))
-                for v in range(vectors):
-                    emit.store(_every(emit, step, loaded[v * step : (v + 1) * step]), add(there, const(v * size)))
-
-            each_row(store)
+            emit.loop(taps, tap, [])
 
         def first_vectors(v: Any, _: list[Any]) -> list[Any]:
             parts = [add(multiply(v, const(step)), const(i)) for i in range(step)]
-            known = list(map(mask, parts))
-            named = emit.below(builder.sub(count, multiply(v, const(lanes))), 0)
-
-            def store(here: Any, there: Any) -> None:
-                places = [add(here, multiply(part, const(size))) for part in parts]
-                value = _every(emit, step, list(map(emit.load_masked, places, known)))
-                emit.store_masked(value, add(there, multiply(v, const(size))), named)
-
-            each_row(store)
+            each_tap(parts, masked=True, named=emit.below(builder.sub(count, multiply(v, const(lanes))), 0))
             return []
 
+        every = [const(part) for part in range(vectors * step)]
         with builder.if_else(builder.icmp_signed("==", masks, const(0))) as (everything, something):
             with everything:
-                whole_rows(masked=False)
+                each_tap(every, masked=False)
             with something:
                 whole = builder.icmp_signed("==", count, const(vectors * lanes))
                 with builder.if_else(whole) as (all_vectors, some_vectors):
                     with all_vectors:
-                        whole_rows(masked=True)
+                        each_tap(every, masked=True)
                     with some_vectors:
                         begun = builder.sdiv(add(count, const(lanes - 1)), const(lanes))
                         emit.loop(begun, first_vectors, [])
         return context.get_dummy_value()
 
-    return types.void(REAL, VL, NV, STEP, *[types.intp] * 7), codegen
+    return types.void(REAL, VL, NV, STEP, *[types.intp] * 10), codegen
 
 
 @jit.inline
@@ -173,6 +177,7 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
         there = min(NR, q.rows * q.columns - pixel)
         row, column = pixel // q.columns, pixel % q.columns
         ahead, place = max(1, AHEAD // taps), 0
+        pitch, tap_pitch = q.channel_row * NR * ITEM, q.tap_row * NR * ITEM
         while place < there:
             count, known, line = min(there - place, q.columns - column), at_masks, row * q.row_step
             if STEP > 0:
@@ -194,24 +199,26 @@ def pack_columns(dtype: str, vectors: int, lanes: int, step: int) -> CFunc:
                     for byte in range(0, NR * ITEM, LINE):
                         prefetch(first + (c + ahead) * q.source_k + line * q.source_r + column * ITEM + byte)
                 here = target + (k * q.channel_row * NR + place) * ITEM
-                for tap in range(taps):
-                    a, b = tap // q.taps_c, tap % q.taps_c
-                    at, left = line + row_offsets[a], column * q.column_step + column_offsets[b]
-                    start, there_at = first + at * q.source_r + left * ITEM, here + tap * q.tap_row * NR * ITEM
-                    pitch = q.channel_row * NR * ITEM
+                for a in range(q.taps_r):
+                    at, there_at = line + row_offsets[a], here + a * q.taps_c * tap_pitch
+                    start = first + at * q.source_r + column * q.column_step * ITEM
                     if STEP > 0:
-                        own = known + tap * STEPS * 8 if known != 0 else 0
-                        copy_rows(REAL, VL, NV, STEPS, start, q.source_k, own, there_at, pitch, count, channels)
+                        own = known + a * q.taps_c * STEPS * 8 if known != 0 else 0
+                        copy_taps(
+                            REAL, VL, NV, STEPS, start, q.column_offsets, q.taps_c, own, there_at, tap_pitch, count,
+                            channels, q.source_k, pitch,
+                        )  # fmt: skip
                         continue
                     inside = 0 <= at < q.source_rows
-                    for c in range(channels):
-                        copied = array_at(there_at + c * pitch, count, REAL)
-                        for i in range(count):
-                            if inside and 0 <= left + i * q.column_step < q.source_columns:
-                                value = array_at(start + c * q.source_k + i * q.column_step * ITEM, 1, REAL)[0]
-                                copied[i] = value
-                            else:
-                                copied[i] = REAL(0)
+                    for b in range(q.taps_c):
+                        for c in range(channels):
+                            copied = array_at(there_at + b * tap_pitch + c * pitch, count, REAL)
+                            for i in range(count):
+                                along = column_offsets[b] + i * q.column_step
+                                if inside and 0 <= column * q.column_step + along < q.source_columns:
+                                    copied[i] = array_at(start + c * q.source_k + along * ITEM, 1, REAL)[0]
+                                else:
+                                    copied[i] = REAL(0)
             place, row, column = place + count, row + 1, 0
 
     return jit.part(pack_panel)

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from fastconv.kernels import jit
 from fastconv.kernels.activation import activate
-from fastconv.kernels.columns import bits_between, copy_rows
+from fastconv.kernels.columns import bits_between, copy_taps
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import array_at, call_part, copy_run, record_at
@@ -30,14 +30,14 @@ LINES = record("""
     source_n source_r source_k source_group source_rows source_columns
     target_n target_r target_d target_group
     weight_d weight_group start_group
-    n rows columns row_step first_row first_column planes channels steps offsets
+    n rows columns row_step first_row first_column planes channels steps offsets phases
     row_block row_blocks parts tile_rows panels line_columns line_bytes plane_rows item
     phase_count fill multiply workspace_bytes strip masks
 """)
 """Strides and `*_group` are in bytes. `offsets` is the address of two int64 for each of the `steps`: how far from a
 pixel's place its vectors lie, and from a channel's first weight its scalar. A strip has `planes` of `plane_rows` rows,
-of a line for each of `phase_count` phases, with `line_columns` columns, `line_bytes` apart. `fill` and
-`multiply` are the addresses of compiled parts."""
+of a line for each of `phase_count` phases, with `line_columns` columns, `line_bytes` apart. `phases` is the address of
+their numbers from 0 on. `fill` and `multiply` are the addresses of compiled parts."""
 
 
 @intrinsic(prefer_literal=True)
@@ -115,12 +115,11 @@ def fill(dtype: str, lanes: int, vectors: int, step: int) -> CFunc:
                 column, count = chunk * NR, min(NR, p.line_columns - chunk * NR)
                 left, right = p.first_column + column * STEP, p.first_column + (column + NR) * STEP + STEP
                 inside = count == NR and left >= 0 and right <= p.source_columns
-                for phase in range(STEP):
-                    known = 0 if inside else own + p.masks + (chunk * STEP + phase) * STEP * 8
-                    copy_rows(
-                        REAL, VL, NV, STEP, first + (column * STEP + phase) * ITEM, p.source_r, known,
-                        strip + begin * pitch + phase * p.line_bytes + column * ITEM, pitch, count, end - begin,
-                    )  # fmt: skip
+                copy_taps(
+                    REAL, VL, NV, STEP, first + column * STEP * ITEM, p.phases, STEP,
+                    0 if inside else own + p.masks + chunk * STEP * STEP * 8, strip + begin * pitch + column * ITEM,
+                    p.line_bytes, count, end - begin, p.source_r, pitch,
+                )  # fmt: skip
 
     return jit.part(fill_lines)
 

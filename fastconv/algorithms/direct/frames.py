@@ -133,5 +133,7 @@ def windows_of(
     )  # fmt: skip
     panels = -(-pixels // lanes)
     runs = panels if flat else panels + rows.count
-    seconds = pixels * model.COLUMN_SECONDS[step] + runs * model.COLUMN_RUN_SECONDS
+    tap = model.COLUMN_TAP_SECONDS + (0.0 if flat else model.costs().masked_tap_seconds)
+    each = model.COLUMN_RUN_SECONDS + tap / min(part.reduction, kernels.TOGETHER)
+    seconds = pixels * model.COLUMN_SECONDS[step] + runs * each
     return Windows(record, step, panel_bytes, taps * max(1, step) * 8, seconds, (row_offsets, column_offsets))

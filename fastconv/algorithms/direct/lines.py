@@ -99,6 +99,7 @@ def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, 
             zip(rows.taps, rows.offsets, strict=True), zip(columns.taps, columns.offsets, strict=True)
         )
     ], np.int64)  # fmt: skip
+    phases = np.arange(step, dtype=np.int64)
     chunks = -(-line_columns // (_CHUNK_VECTORS * shape.VL))
     strip, masks, total = workspace_offsets(
         planes * plane_rows * step * line_bytes + shape.NR * item, chunks * step * step * 8
@@ -111,7 +112,7 @@ def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, 
         weight_d=w_d, weight_group=weight_group, start_group=tiles * shape.MR * item,
         n=problem.n, rows=rows.count, columns=columns.count, row_step=rows.step, first_row=first_row,
         first_column=first_column, planes=planes, channels=channels, steps=len(offsets), offsets=address(offsets),
-        row_block=row_block, row_blocks=row_blocks, parts=parts, tile_rows=shape.MR,
+        phases=address(phases), row_block=row_block, row_blocks=row_blocks, parts=parts, tile_rows=shape.MR,
         panels=panels, line_columns=line_columns, line_bytes=line_bytes, plane_rows=plane_rows, item=item,
         phase_count=step, fill=0, multiply=0, workspace_bytes=total, strip=strip, masks=masks,
     )  # fmt: skip
@@ -124,4 +125,4 @@ def plan_lines(problem: ConvProblem, direction: str, rows: Axis, columns: Axis, 
 
     launch = Launch(compiled, problem.dtype, template, blocks * row_blocks * parts, threads, total)
     zeros = np.zeros(problem.groups * tiles * shape.MR, problem.dtype)
-    return LinePass(problem, threads, shape, launch, zeros, (offsets,))
+    return LinePass(problem, threads, shape, launch, zeros, (offsets, phases))

@@ -64,6 +64,8 @@ COLUMN_SECONDS = {1: 0.04e-9, 2: 0.06e-9, 3: 0.09e-9, 4: 0.13e-9, 0: 0.5e-9}
 """Packing one value that a window of a plane reads, by the columns between windows; 0 stands for more of them."""
 COLUMN_RUN_SECONDS = 0.9e-9
 """Beginning a row of such values that lie side by side."""
+COLUMN_TAP_SECONDS = 4e-9
+"""Beginning a tap's rows, one for each channel: its masks are made anew."""
 ADD_SECONDS = 0.3e-9
 """Adding one value of a finished tile to the weight gradient."""
 CORRELATE_COPY_SECONDS = 0.065e-9
@@ -254,6 +256,8 @@ class Costs(NamedTuple):
     """Adding up the lanes of one such product."""
     far_scatter_seconds: float
     """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
+    masked_tap_seconds: float
+    """More of that where its rows end inside vectors, which are stored by masks then."""
     transpose_seconds: float
     """Moving one value between planes and pixels whose channels lie side by side, to a copy of a few rows."""
     pack_turned_times: float
@@ -276,7 +280,8 @@ _WHOLE = Costs(
     apart_share=0.9, apart_conflict_share=0.75, apart_far_share=0.6, apart_lines_share=0.9, apart_gone_share=0.9,
     plane_share=1.0, in_place_share=1.0, row_apart_share=0.9, sum_share=0.66,
     gather_run=34, gather_tile=86, pixel_dot_share=0.9, patch_far_share=1.0, dot=2.8, far_scatter_seconds=8e-9,
-    transpose_seconds=0.15e-9, pack_turned_times=1.0, turn_seconds=0.1e-9, dot_far_seconds=0.0,
+    masked_tap_seconds=0.0, transpose_seconds=0.15e-9, pack_turned_times=1.0,
+    turn_seconds=0.1e-9, dot_far_seconds=0.0,
 )  # fmt: skip
 _HALVED = Costs(
     stencil_load=1.6, stencil_tap=4, stencil_tile=35, stencil_planes_share=0.95, stencil_more_planes=64,
@@ -290,14 +295,15 @@ _HALVED = Costs(
     apart_share=1.0, apart_conflict_share=0.96, apart_far_share=1.0, apart_lines_share=0.85, apart_gone_share=1.0,
     plane_share=1.03, in_place_share=1.0, row_apart_share=1.0, sum_share=0.9,
     gather_run=22, gather_tile=50, pixel_dot_share=0.93, patch_far_share=0.82, dot=1.4, far_scatter_seconds=1e-9,
-    transpose_seconds=0.15e-9, pack_turned_times=1.0, turn_seconds=0.1e-9, dot_far_seconds=0.04e-9,
+    masked_tap_seconds=0.0, transpose_seconds=0.15e-9, pack_turned_times=1.0,
+    turn_seconds=0.1e-9, dot_far_seconds=0.04e-9,
 )  # fmt: skip
 """A slot is twice as long here, but not a load, nor what begins and ends a tile, which it hides."""
 _NARROW = _WHOLE._replace(
     stencil_tile=90, rolling_share=0.45, spilled_share=0.4, pixel_rolling_share=0.8, rolling_dot_share=0.55,
     line_share=0.85, line_dot_share=1.6, plane_dot_share=0.42, plane_dot_load=9.5,
     apart_share=0.7, apart_gone_share=0.6, plane_share=0.93, in_place_share=0.87, transpose_seconds=0.35e-9,
-    pack_turned_times=2.2, turn_seconds=0.42e-9, asks_planes=True, one_group_share=0.65,
+    masked_tap_seconds=4e-9, pack_turned_times=2.2, turn_seconds=0.42e-9, asks_planes=True, one_group_share=0.65,
 )  # fmt: skip
 """Of 16 registers of 32 bytes, which hold masks as well (Zen 3): rolling sums and their weights leave no room."""
 
