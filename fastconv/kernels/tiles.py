@@ -36,7 +36,8 @@ class TileSums:
     """The accumulators of a tile of `rows` by `width` vectors, and the loops that add to them.
 
     There may be several `sets` of them, which the steps of a run take in turn: few sums wait for their own results.
-    Of a step's last vector only the lanes in `mask` are read, if there is one.
+    Of a step's last vector only the lanes in `mask` are read, if there is one. Rounds of unrolled steps ask for lines:
+    `asks` are the first one's address and how far on the next one's is.
     """
 
     def __init__(
@@ -273,7 +274,8 @@ def pitched_tile(
     Run r is 1 + RUN_FIELDS integers of `table`: the offset of the first row's first scalar from `scalars`, then as
     there; the next row's scalars lie `pitch` bytes on. Where LISTED is 1, `runs` counts steps, `table` has the offset
     of each, and their vectors follow each other. All rows begin with the vectors at `start`, or each with its own
-    scalar there; the first row goes to `target`, the next `target_pitch` on.
+    scalar there; the first row goes to `target`, the next `target_pitch` on. Where rows begin with scalars, each round
+    of UNROLL steps asks for a line: the first for that at `asked`, the next for one `ask_step` bytes on.
     """
     width, rows, start_kind, unroll = literal(NV), literal(MR), literal(START), literal(UNROLL)
     real, vector_lanes = REAL.dtype, literal(VL)

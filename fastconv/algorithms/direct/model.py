@@ -257,7 +257,7 @@ class Costs(NamedTuple):
     far_scatter_seconds: float
     """Moving one value to or from a place of its own, of places spread over more than `NEAR_SCATTER_BYTES`."""
     masked_tap_seconds: float
-    """More of that where its rows end inside vectors, which are stored by masks then."""
+    """What `COLUMN_TAP_SECONDS` is more where rows end inside vectors, which are stored by masks then."""
     transpose_seconds: float
     """Moving one value between planes and pixels whose channels lie side by side, to a copy of a few rows."""
     pack_turned_times: float
