@@ -86,8 +86,9 @@ def copy_taps(
             word = emit.load_int(add(words, multiply(builder.lshr(first, const(6)), const(8))))
             return emit.chosen(builder.lshr(word, builder.and_(first, const(63))))
 
-        def each_tap(parts: list[Any], masked: bool, named: Any = None) -> None:
-            """Copy the vectors that so many parts of each row make up, `step` each; `named` lanes of a single one."""
+        def each_tap(numbers: list[Any], masked: bool, named: Any = None) -> None:
+            """Copy the vectors of these numbers of each row, or the `named` lanes of one."""
+            parts = [add(multiply(v, const(step)), const(i)) for v in numbers for i in range(step)]
 
             def tap(b: Any, _: list[Any]) -> list[Any]:
                 offset = emit.load_int(add(offsets, multiply(b, const(8))))
@@ -99,9 +100,9 @@ def copy_taps(
                     here, to = add(begin, multiply(r, source_row)), add(there, multiply(r, target_row))
                     places = [add(here, multiply(part, const(size))) for part in parts]
                     loaded = list(map(emit.load_masked, places, known)) if masked else list(map(emit.load, places))
-                    for v in range(len(parts) // step):
-                        value = _every(emit, step, loaded[v * step : (v + 1) * step])
-                        place = add(to, multiply(builder.sdiv(parts[v * step], const(step)), const(size)))
+                    for i, v in enumerate(numbers):
+                        value = _every(emit, step, loaded[i * step : (i + 1) * step])
+                        place = add(to, multiply(v, const(size)))
                         if named is None:
                             emit.store(value, place)
                         else:
@@ -114,11 +115,10 @@ def copy_taps(
             emit.loop(taps, tap, [])
 
         def first_vectors(v: Any, _: list[Any]) -> list[Any]:
-            parts = [add(multiply(v, const(step)), const(i)) for i in range(step)]
-            each_tap(parts, masked=True, named=emit.below(builder.sub(count, multiply(v, const(lanes))), 0))
+            each_tap([v], masked=True, named=emit.below(builder.sub(count, multiply(v, const(lanes))), 0))
             return []
 
-        every = [const(part) for part in range(vectors * step)]
+        every = list(map(const, range(vectors)))
         with builder.if_else(builder.icmp_signed("==", masks, const(0))) as (everything, something):
             with everything:
                 each_tap(every, masked=False)

@@ -7,6 +7,7 @@ products of the weights' rows, as they lie, with the channels of that pixel, whi
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,22 +41,21 @@ def row_dots(
         emit = Emitter(builder, scalar_ir(real), lanes)
         const, add, multiply = emit.const, emit.add, builder.mul
         last = builder.sub(rows, const(1))
-        numbers = [builder.select(builder.icmp_signed("<", const(m), last), const(m), last) for m in range(most)]
-        begins = [add(first, multiply(number, pitch)) for number in numbers]
+        begins = [add(first, multiply(emit.limited(const(m), const(0), last), pitch)) for m in range(most)]
 
-        def step(k: Any, totals: list[Any]) -> list[Any]:
-            along = multiply(k, const(emit.vector_bytes))
-            x = emit.load(add(vector, along))
-            pairs = zip(begins, totals, strict=True)
-            return [emit.fma(emit.load(add(begin, along)), x, total) for begin, total in pairs]
+        def added(along: Any, load: Callable[[Any], Any], totals: list[Any]) -> list[Any]:
+            x = load(add(vector, along))
+            return [emit.fma(load(add(begin, along)), x, total) for begin, total in zip(begins, totals, strict=True)]
 
         rounds = builder.sdiv(length, const(lanes))
-        totals = emit.loop(rounds, step, [emit.constant(0.0)] * most)
+        totals = emit.loop(
+            rounds,
+            lambda k, totals: added(multiply(k, const(emit.vector_bytes)), emit.load, totals),
+            [emit.constant(0.0)] * most,
+        )
         rest = emit.below(builder.srem(length, const(lanes)), 0)
-        along = multiply(rounds, const(emit.vector_bytes))
-        x = emit.load_masked(add(vector, along), rest)
-        pairs = zip(begins, totals, strict=True)
-        totals = [emit.fma(emit.load_masked(add(begin, along), rest), x, total) for begin, total in pairs]
+        behind = multiply(rounds, const(emit.vector_bytes))
+        totals = added(behind, lambda place: emit.load_masked(place, rest), totals)
         emit.store(emit.sums_of_lanes(totals), sums)
         return context.get_dummy_value()
 

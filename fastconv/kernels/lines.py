@@ -23,6 +23,7 @@ from fastconv.kernels.columns import bits_between, copy_taps
 from fastconv.kernels.emit import Emitter, literal, scalar_ir
 from fastconv.kernels.params import CALL, record
 from fastconv.kernels.simd import array_at, call_part, copy_run, record_at
+from fastconv.kernels.spans import end_inside, first_inside
 from fastconv.kernels.target import Tile
 from fastconv.kernels.tiles import ROW_START, UNROLLED, TileSums
 
@@ -60,7 +61,7 @@ def offset_tile(
         const, add = emit.const, emit.add
         tile = TileSums(emit, height, width, const(0), 1)
         last = builder.sub(rows, const(1))
-        numbers = [builder.select(builder.icmp_signed("<", const(m), last), const(m), last) for m in range(height)]
+        numbers = [emit.limited(const(m), const(0), last) for m in range(height)]
         places = [add(scalars, builder.mul(number, pitch)) for number in numbers]
 
         def one(k: Any, sums: list[Any]) -> list[Any]:
@@ -102,7 +103,7 @@ def fill(dtype: str, lanes: int, vectors: int, step: int) -> CFunc:
                     masks[chunk, phase, word] = bits_between(
                         max(0, -left) - 64 * word, min(count * STEP, p.source_columns - left) - 64 * word
                     )
-        begin, end = min(max(0, -row), rows), max(min(rows, p.source_rows - row), 0)
+        begin, end = min(first_inside(row, 1), rows), end_inside(row, 1, p.source_rows, rows)
         pitch = STEP * p.line_bytes
         for k in range(p.planes):
             strip = own + p.strip + k * p.plane_rows * pitch
